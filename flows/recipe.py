@@ -1,0 +1,184 @@
+"""Recipe: the typed configuration of a run, one section a stage."""
+
+import difflib
+from pathlib import Path
+from typing import Any, Self, get_args
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from model.config import Config, ModelConfig, TrainConfig
+from tasks.clean import CleanConfig
+from tasks.decontaminate import DecontaminateConfig
+from tasks.errors import InputError
+from tasks.evaluate_model import EvaluateModelConfig
+from tasks.export_model import ExportModelConfig
+from tasks.ingest import IngestConfig
+from tasks.machine import Machine
+from tasks.minhash import MinhashConfig
+from tasks.split import SplitConfig
+from tasks.train_model import TrainModelConfig
+from tasks.train_tokenizer import TrainTokenizerConfig
+
+
+class DeduplicateSection(Config):
+    """Nothing to choose: the signatures say what is near, and split what always stays."""
+
+
+class IndexBenchmarksSection(Config):
+    """How benchmark items become n-grams; tasks and data are those of evaluate_model."""
+
+    n_gram: int = Field(
+        13, ge=2, le=50, description="Length of an n-gram, in words (GPT-3's 13, arXiv 2005.14165, appendix C)."
+    )
+    min_words: int = Field(8, ge=2, description="Items with fewer words cannot be checked; up to n_gram they match as a whole.")
+    max_items: int = Field(10, ge=1, description="An n-gram in more items than this is a template, and is left out.")
+
+
+class TokenizeSection(Config):
+    """Nothing to choose: the tokenizer says it all."""
+
+
+class Recipe(Config):
+    """What becomes of which text: one section for each stage, and the machine apart."""
+
+    name: str = Field("run", pattern=r"^[A-Za-z0-9_.-]+$", description="Name of the recipe; runs of one name are compared.")
+    ingest: IngestConfig = Field(description="Where the text comes from.")
+    clean: CleanConfig = Field(CleanConfig(), description="What is mended and what is dropped.")
+    minhash: MinhashConfig = Field(MinhashConfig(), description="Signatures for finding near-duplicates.")
+    deduplicate: DeduplicateSection = Field(DeduplicateSection(), description="Near-duplicates.")
+    index_benchmarks: IndexBenchmarksSection = Field(IndexBenchmarksSection(), description="N-grams of benchmark items.")
+    decontaminate: DecontaminateConfig = Field(DecontaminateConfig(), description="Text that contains benchmark items.")
+    split: SplitConfig = Field(SplitConfig(), description="What is held out.")
+    train_tokenizer: TrainTokenizerConfig = Field(TrainTokenizerConfig(), description="The tokenizer.")
+    tokenize: TokenizeSection = Field(TokenizeSection(), description="Token shards.")
+    model: ModelConfig = Field(ModelConfig(), description="Shape of the Transformer.")
+    train_model: TrainConfig = Field(TrainConfig(), description="How it is trained.")
+    export_model: ExportModelConfig = Field(ExportModelConfig(), description="The Hugging Face folder.")
+    evaluate_model: EvaluateModelConfig = Field(EvaluateModelConfig(), description="Benchmarks.")
+    machine: Machine = Field(Machine(), description="Where and how fast; changes no result and enters no key.")
+
+    @model_validator(mode="after")
+    def _sections_fit(self) -> Self:
+        TrainModelConfig(model=self.model, train=self.train_model)
+        names = [source.name for source in self.ingest.sources]
+        if self.split.validation_source is not None:
+            if self.split.validation_source not in names:
+                near = difflib.get_close_matches(self.split.validation_source, names, 1)
+                hint = f"did you mean {near[0]!r}?" if near else f"sources are {', '.join(names)}"
+                raise ValueError(f"split.validation_source {self.split.validation_source!r} is no source of ingest: {hint}")
+            if len(names) == 1:
+                raise ValueError("split.validation_source holds out the only source: add another to train on")
+        for identifier in self.split.validation_ids:
+            if identifier.split("/")[0] not in names:
+                raise ValueError(
+                    f"split.validation_ids: {identifier!r} begins with no source of ingest ({', '.join(names)}); "
+                    "an id is SOURCE/FILE or SOURCE/NAME"
+                )
+        return self
+
+
+def _section(kind: Any) -> type[BaseModel] | None:
+    options = [kind, *get_args(kind)]
+    return next((option for option in options if isinstance(option, type) and issubclass(option, BaseModel)), None)
+
+
+def _fields_at(location: tuple[int | str, ...]) -> list[str]:
+    """Names of the fields of the section that a location in a recipe lies in."""
+    section: type[BaseModel] | None = Recipe
+    for part in location[:-1]:
+        if section is None:
+            return []
+        if isinstance(part, str) and part in section.model_fields:
+            section = _section(section.model_fields[part].annotation)
+    return list(section.model_fields) if section else []
+
+
+def _sentence(error: Any, origin: str) -> str:
+    location, kind = tuple(error["loc"]), error["type"]
+    field = ".".join(str(part) for part in location)
+    if kind == "extra_forbidden":
+        near = difflib.get_close_matches(str(location[-1]), _fields_at(location), 1)
+        known = ", ".join(_fields_at(location)) or "none"
+        return f"{origin}: unknown field {field}: " + (f"did you mean {near[0]!r}?" if near else f"known here are {known}")
+    if kind == "missing":
+        return f"{origin}: the field {field} is missing: add it"
+    message = error["msg"].removeprefix("Value error, ")
+    if kind == "value_error":
+        return f"{origin}: {field + ': ' if field else ''}{message}"
+    return f"{origin}: {field} is {error['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def explain(error: ValidationError, origin: str) -> str:
+    """The faults of a recipe as sentences with field, value and mend."""
+    return "\n".join(_sentence(one, origin) for one in error.errors())
+
+
+def _set(values: dict[str, Any], assignment: str) -> None:
+    name, separator, text = assignment.partition("=")
+    if not separator or not name.strip():
+        raise InputError(f"--set {assignment!r} is not of the form SECTION.FIELD=VALUE")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"--set {assignment!r}: the value is not YAML: {error}") from error
+    if isinstance(value, str) and value.replace("_", "").isdigit():
+        value = int(value)
+    *path, last = name.strip().split(".")
+    target: Any = values
+    for part in path:
+        if isinstance(target, list) and part.isdigit() and int(part) < len(target):
+            target = target[int(part)]
+            continue
+        if not isinstance(target, dict):
+            raise InputError(f"--set {assignment!r}: {part} is not a section")
+        target = target.setdefault(part, {})
+    if isinstance(target, list) and last.isdigit() and int(last) < len(target):
+        target[int(last)] = value
+    elif isinstance(target, dict):
+        target[last] = value
+    else:
+        raise InputError(f"--set {assignment!r}: {name} is not a field")
+
+
+def read_yaml(path: Path, what: str) -> dict[str, Any]:
+    """A YAML mapping.
+
+    Raises:
+        InputError: if the file is missing, no YAML, or no mapping.
+    """
+    try:
+        values = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        folder = path.parent
+        near = difflib.get_close_matches(path.name, [p.name for p in folder.glob("*.yaml")] if folder.is_dir() else [], 1)
+        hint = f": did you mean {folder / near[0]}?" if near else ""
+        raise InputError(f"there is no {what} {path}{hint}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"the {what} {path} cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"the {what} {path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"the {what} {path} is not a mapping of sections to fields")
+    return values
+
+
+def load_recipe(path: Path, assignments: list[str] | None = None, machine: Path | None = None) -> Recipe:
+    """Read a recipe, apply --set assignments and a machine file, and check it as a whole.
+
+    Paths of sources that are relative are taken from the current folder.
+
+    Raises:
+        InputError: with one sentence for each fault.
+    """
+    values = read_yaml(path, "recipe")
+    values.setdefault("name", path.stem)
+    if machine:
+        values["machine"] = read_yaml(machine, "machine file")
+    for assignment in assignments or []:
+        _set(values, assignment)
+    try:
+        recipe = Recipe.model_validate(values)
+    except ValidationError as error:
+        raise InputError(explain(error, str(path))) from None
+    return recipe

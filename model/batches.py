@@ -1,0 +1,94 @@
+"""Which tokens are trained on at which step: a pure function of (seed, step).
+
+The shards are read as one stream, cut into windows; each epoch visits the windows in an
+order of its own. Nothing is remembered between steps, so the state of a resumed run is
+the number of its step, and the stream is the same on any number of ranks.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from model.tokens import Tokens
+
+_ROUNDS = 6
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    """Finaliser of SplitMix64 (Steele et al. 2014) on uint64."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def permute(indices: np.ndarray, n: int, seed: int, epoch: int) -> np.ndarray:
+    """Where a pseudo-random permutation of range(n) sends `indices`.
+
+    A balanced Feistel network over the next power of four, walked until the value falls
+    into range (Black and Rogaway 2002, "Ciphers with arbitrary finite domains").
+
+    Args:
+        indices: uint64 array of values below n.
+        n: size of the domain.
+        seed, epoch: choose the permutation.
+
+    Returns:
+        uint64 array of the same shape.
+    """
+    half_bits = np.uint64(max(1, ((max(n, 2) - 1).bit_length() + 1) // 2))
+    mask = np.uint64((1 << int(half_bits)) - 1)
+    with np.errstate(over="ignore"):
+        start = _mix(np.array([seed], np.uint64)) + np.array([epoch], np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        keys = _mix(start + np.arange(1, _ROUNDS + 1, dtype=np.uint64) * np.uint64(0xD1342543DE82EF95))
+        result = np.array(indices, dtype=np.uint64)
+        pending = np.ones(result.shape, dtype=bool)
+        while pending.any():
+            value = result[pending]
+            left, right = value >> half_bits, value & mask
+            for key in keys:
+                left, right = right, left ^ (_mix(right + key) & mask)
+            result[pending] = (left << half_bits) | right
+            pending = result >= np.uint64(n)
+    return result
+
+
+class Windows:
+    """The training windows of a list of token shards.
+
+    Window i is tokens i*T to (i+1)*T of the stream, both included: T inputs and the T
+    targets that follow them.
+    """
+
+    def __init__(self, shards: Sequence[Tokens], context_length: int) -> None:
+        self.context_length = context_length
+        self.shards = [shard.ids for shard in shards if len(shard.ids)]
+        self.ends = np.cumsum([len(ids) for ids in self.shards], dtype=np.int64)
+        self.n_tokens = int(self.ends[-1]) if self.shards else 0
+
+    def __len__(self) -> int:
+        return max(0, (self.n_tokens - 1) // self.context_length)
+
+    def read(self, indices: np.ndarray) -> np.ndarray:
+        """Windows (n,) -> token ids (n, T + 1), int64."""
+        length = self.context_length + 1
+        out = np.empty((len(indices), length), np.int64)
+        for row, index in enumerate(indices.tolist()):
+            position, filled = index * self.context_length, 0
+            shard = int(np.searchsorted(self.ends, position, side="right"))
+            while filled < length:
+                start = position + filled - (int(self.ends[shard - 1]) if shard else 0)
+                piece = self.shards[shard][start : start + length - filled]
+                out[row, filled : filled + len(piece)] = piece
+                filled += len(piece)
+                shard += 1
+        return out
+
+    def batch(self, step: int, windows_per_batch: int, seed: int, first: int, count: int) -> np.ndarray:
+        """Windows `first` to `first + count` of the batch of `step`: token ids (count, T + 1), int64."""
+        sample = step * windows_per_batch + first + np.arange(count, dtype=np.uint64)
+        epochs, within = np.divmod(sample, np.uint64(len(self)))
+        indices = np.empty(count, np.uint64)
+        for epoch in np.unique(epochs):
+            chosen = epochs == epoch
+            indices[chosen] = permute(within[chosen], len(self), seed, int(epoch))
+        return self.read(indices)

@@ -1,0 +1,116 @@
+"""Training checkpoints that are whole or do not exist.
+
+DeepSpeed writes into a hidden folder; rank 0 then records size and SHA-256 of every file
+and renames the folder. What a kill leaves behind is hidden, and what bit rot leaves behind
+does not match its record: neither is ever resumed from.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+MANIFEST = "checkpoint.json"
+
+
+class ResumeError(ValueError):
+    """A checkpoint exists, but not for this machine or this recipe."""
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _is_valid(folder: Path) -> bool:
+    try:
+        files = json.loads((folder / MANIFEST).read_text())["files"]
+        return all(
+            (folder / name).stat().st_size == size and _sha256(folder / name) == digest
+            for name, (size, digest) in files.items()
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The valid checkpoint with the most steps below `folder`, if there is one."""
+    found = sorted(folder.glob("step-*"), key=lambda path: path.name, reverse=True)
+    return next((path for path in found if _is_valid(path)), None)
+
+
+def save_checkpoint(engine: Any, folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
+    """Save the engine after `step` steps as `folder`/step-NNNNNNNN; every rank calls it.
+
+    Args:
+        engine: a DeepSpeed engine.
+        folder: where checkpoints live; readable by its owner only, since DeepSpeed's files are pickles.
+        step: number of finished steps.
+        state: JSON values to find again at resume.
+        keep: newest checkpoints that stay on disk.
+    """
+    final, building = folder / f"step-{step:08d}", folder / f".building-{step:08d}"
+    if dist.get_rank() == 0:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for stale in folder.glob(".building-*"):
+            shutil.rmtree(stale)
+    dist.barrier()
+    engine.save_checkpoint(str(folder), tag=building.name, client_state={}, save_latest=False)
+    dist.barrier()
+    if dist.get_rank() == 0:
+        files = {}
+        for path in sorted(path for path in building.rglob("*") if path.is_file()):
+            _fsync(path)
+            files[path.relative_to(building).as_posix()] = (path.stat().st_size, _sha256(path))
+        manifest = {"step": step, "state": state, "files": files}
+        (building / MANIFEST).write_text(json.dumps(manifest))
+        _fsync(building / MANIFEST)
+        if final.exists():
+            shutil.rmtree(final)
+        os.rename(building, final)
+        _fsync(folder)
+        for old in sorted(folder.glob("step-*"))[:-keep]:
+            shutil.rmtree(old)
+    dist.barrier()
+    return final
+
+
+def load_checkpoint(engine: Any, folder: Path, *, ranks: int, zero_stage: int) -> tuple[int, dict[str, Any]]:
+    """Load the newest valid checkpoint into the engine; every rank calls it.
+
+    Returns:
+        Number of finished steps and the saved state; (0, {}) if there is no checkpoint.
+
+    Raises:
+        ResumeError: if the checkpoint was written with another ZeRO stage, or with another
+            number of ranks at a stage other than 0.
+    """
+    found = [str(newest_checkpoint(folder) or "") if dist.get_rank() == 0 else ""]
+    dist.broadcast_object_list(found, src=0)
+    if not found[0]:
+        return 0, {}
+    checkpoint = Path(found[0])
+    manifest = json.loads((checkpoint / MANIFEST).read_text())
+    state = manifest["state"]
+    if state["zero_stage"] != zero_stage or (zero_stage and state["ranks"] != ranks):
+        raise ResumeError(
+            f"the checkpoint {checkpoint} was written at zero_stage {state['zero_stage']} with {state['ranks']} ranks and "
+            f"cannot go on at zero_stage {zero_stage} with {ranks}: set machine.zero_stage and machine.ranks back, "
+            f"or delete {folder} to train from the start"
+        )
+    path, _ = engine.load_checkpoint(str(folder), tag=checkpoint.name)
+    if path is None:
+        raise ResumeError(f"DeepSpeed could not read the checkpoint {checkpoint}: delete it to go on from an older one")
+    return manifest["step"], state

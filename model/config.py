@@ -1,0 +1,149 @@
+"""Configuration of the language model, of its training, and of the machine that trains it.
+
+`ModelConfig` and `TrainConfig` are the recipe: they decide what the model becomes.
+`TrainingMachine` decides only where and how fast it is computed.
+"""
+
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Config(BaseModel):
+    """A section of a recipe: immutable, and closed to fields that it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class ModelConfig(Config):
+    """Shape of the decoder-only Transformer.
+
+    Each combination that is accepted here exports to a class of stock `transformers`
+    (see `tasks.export_model`); the others are refused, so that no model is trained that
+    cannot leave the house.
+    """
+
+    n_layers: int = Field(4, ge=1, description="Number of Transformer blocks.")
+    d_model: int = Field(256, ge=8, description="Width of the residual stream, in features.")
+    n_heads: int = Field(4, ge=1, description="Number of query heads; divides d_model.")
+    n_kv_heads: int | None = Field(
+        None, ge=1, description="Number of key and value heads (grouped-query attention); n_heads if empty."
+    )
+    d_feedforward: int | None = Field(
+        None,
+        ge=8,
+        description="Width of the feed-forward layer, in features; if empty, 8/3 of d_model (rounded up to a "
+        "multiple of 64) for swiglu, 4 times d_model for gelu: the same number of parameters.",
+    )
+    context_length: int = Field(256, ge=8, description="Length of a training window, in tokens.")
+    norm: Literal["rmsnorm", "layernorm"] = Field("rmsnorm", description="Normalisation before each sub-layer.")
+    norm_epsilon: float = Field(1e-6, gt=0, description="Added to the variance in each norm.")
+    feed_forward: Literal["swiglu", "gelu"] = Field("swiglu", description="Feed-forward sub-layer.")
+    qk_norm: bool = Field(False, description="Normalise queries and keys per head before RoPE (rmsnorm and swiglu only).")
+    rope_theta: float = Field(10_000.0, gt=0, description="Base of the rotary position frequencies.")
+    tie_embeddings: bool = Field(False, description="Use the token embedding as the language-model head too.")
+
+    @model_validator(mode="after")
+    def _shapes_fit(self) -> Self:
+        if self.d_model % self.n_heads:
+            raise ValueError(
+                f"d_model ({self.d_model}) must be divisible by n_heads ({self.n_heads}): "
+                f"take d_model {self.d_model // self.n_heads * self.n_heads or self.n_heads} or another n_heads"
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"d_model / n_heads ({self.head_dim}) must be even for RoPE: change d_model or n_heads")
+        if self.n_heads % self.kv_heads:
+            raise ValueError(f"n_heads ({self.n_heads}) must be divisible by n_kv_heads ({self.kv_heads})")
+        if self.qk_norm and (self.norm, self.feed_forward) != ("rmsnorm", "swiglu"):
+            raise ValueError(
+                f"qk_norm with norm {self.norm} and feed_forward {self.feed_forward} exports to no stock transformers "
+                "class: set qk_norm to false, or norm to rmsnorm and feed_forward to swiglu"
+            )
+        return self
+
+    @property
+    def head_dim(self) -> int:
+        """Features of one head."""
+        return self.d_model // self.n_heads
+
+    @property
+    def kv_heads(self) -> int:
+        """Number of key and value heads, resolved."""
+        return self.n_kv_heads or self.n_heads
+
+    @property
+    def feedforward_dim(self) -> int:
+        """Width of the feed-forward layer, resolved."""
+        if self.d_feedforward:
+            return self.d_feedforward
+        return -(-self.d_model * 8 // 3 // 64) * 64 if self.feed_forward == "swiglu" else 4 * self.d_model
+
+
+class TrainConfig(Config):
+    """How the model is trained: everything that changes the weights it ends with."""
+
+    tokens: int = Field(2_000_000, ge=1, description="Tokens to train on, in tokens; rounded down to whole steps.")
+    tokens_per_batch: int = Field(
+        4096, ge=8, description="Tokens in one optimizer step, in tokens; a multiple of model.context_length."
+    )
+    optimizer: Literal["muon", "adamw"] = Field(
+        "muon", description="muon: Muon for the matrices of the blocks, AdamW for the rest; adamw: AdamW for all."
+    )
+    learning_rate: float = Field(3e-3, gt=0, description="Peak AdamW learning rate.")
+    muon_learning_rate: float = Field(0.01, gt=0, description="Peak Muon learning rate; used by muon only.")
+    beta1: float = Field(0.9, ge=0, lt=1, description="AdamW: decay of the first moment.")
+    beta2: float = Field(0.95, ge=0, lt=1, description="AdamW: decay of the second moment.")
+    adam_epsilon: float = Field(1e-10, gt=0, description="AdamW: added to the denominator.")
+    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay of matrices.")
+    gradient_clipping: float = Field(0.0, ge=0, description="Largest global gradient norm; 0 clips nothing.")
+    warmup_fraction: float = Field(0.02, ge=0, le=1, description="Share of the steps in which the rate rises linearly.")
+    decay_fraction: float = Field(0.98, ge=0, le=1, description="Share of the steps, at the end, in which it falls.")
+    decay: Literal["linear", "cosine"] = Field("linear", description="Shape of the fall.")
+    final_rate: float = Field(0.0, ge=0, le=1, description="Rate after the last step, as a share of the peak.")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="Compute type; bfloat16 keeps float32 master weights (torch.autocast)."
+    )
+    evaluations: int = Field(10, ge=0, description="Times that validation bits per byte is measured while it trains.")
+    evaluation_tokens: int = Field(
+        32_768, ge=1, description="Tokens of the validation set that each of these measurements reads, in tokens."
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="Seed of the initial weights and of the order of the windows.")
+
+    @model_validator(mode="after")
+    def _schedule_fits(self) -> Self:
+        if self.warmup_fraction + self.decay_fraction > 1 + 1e-9:
+            raise ValueError(
+                f"warmup_fraction ({self.warmup_fraction}) and decay_fraction ({self.decay_fraction}) "
+                "exceed 1 together: lower one of them"
+            )
+        if self.tokens < self.tokens_per_batch:
+            raise ValueError(
+                f"tokens ({self.tokens}) is less than one step of tokens_per_batch ({self.tokens_per_batch}): "
+                "raise tokens or lower tokens_per_batch"
+            )
+        return self
+
+    @property
+    def n_steps(self) -> int:
+        """Optimizer steps of the whole training."""
+        return self.tokens // self.tokens_per_batch
+
+
+class TrainingMachine(Config):
+    """Where the model is trained. None of it enters a key."""
+
+    ranks: int = Field(1, ge=1, description="Training processes, one for each accelerator.")
+    threads: int = Field(0, ge=0, description="CPU threads of each rank; 0 shares the cores among the ranks.")
+    device: Literal["cpu", "cuda"] = Field("cpu", description="Where tensors live.")
+    windows_per_micro_batch: int = Field(
+        0, ge=0, description="Windows in one forward pass of one rank; 0 takes the whole batch at once."
+    )
+    zero_stage: Literal[0, 1, 2, 3] = Field(0, description="DeepSpeed ZeRO stage; muon needs 0.")
+    activation_checkpointing: Literal["none", "full"] = Field(
+        "none", description="full: keep only the input of each block and compute the rest again in the backward pass."
+    )
+    compile: bool = Field(False, description="Compile each block with torch.compile.")
+    checkpoint_every_seconds: float = Field(
+        30.0, ge=0, description="Seconds between two training checkpoints; 0 saves after every step."
+    )
+    keep_checkpoints: int = Field(2, ge=1, description="Number of training checkpoints kept on disk.")

@@ -1,0 +1,141 @@
+"""Tokens on disk: one Arrow IPC file a shard, memory-mapped, with a checksum.
+
+`NAME.arrow` holds the ids of whole documents, each begun by the end-of-text id;
+`NAME.documents.arrow` names the documents and says where each ends.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+from pydantic import BaseModel, ConfigDict
+
+FORMAT_VERSION = 1
+_METADATA = b"scratchlm"
+
+
+class TokensHeader(BaseModel):
+    """What a token file says of itself, in the metadata of its Arrow schema."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format_version: int
+    tokenizer_sha256: str
+    vocabulary_size: int
+    end_of_text_id: int
+    n_tokens: int
+    n_documents: int
+    n_bytes: int
+    checksum: str
+
+
+class TokensError(ValueError):
+    """A token file is damaged, or belongs to another tokenizer."""
+
+
+def token_dtype(vocabulary_size: int) -> np.dtype:
+    """Smallest unsigned type that holds every id: uint16 up to 65,536 entries, else uint32."""
+    return np.dtype(np.uint16 if vocabulary_size <= 65_536 else np.uint32)
+
+
+def write_tokens(
+    path: Path,
+    documents: Sequence[np.ndarray],
+    ids: Sequence[str],
+    sources: Sequence[str],
+    byte_counts: Sequence[int],
+    *,
+    tokenizer_sha256: str,
+    vocabulary_size: int,
+    end_of_text_id: int,
+) -> TokensHeader:
+    """Write `path` (NAME.arrow) and NAME.documents.arrow.
+
+    Args:
+        path: file to write.
+        documents: for each document its token ids, without end-of-text, any integer dtype.
+        ids: id of each document.
+        sources: source of each document.
+        byte_counts: UTF-8 bytes of each document's text.
+        tokenizer_sha256: hash of the tokenizer file.
+        vocabulary_size: entries of the tokenizer.
+        end_of_text_id: id that is put before each document.
+    """
+    dtype = token_dtype(vocabulary_size)
+    lengths = np.fromiter((len(document) + 1 for document in documents), np.uint64, len(documents))
+    ends = np.cumsum(lengths, dtype=np.uint64)
+    tokens = np.empty(int(ends[-1]) if len(documents) else 0, dtype)
+    for document, end, length in zip(documents, ends.tolist(), lengths.tolist(), strict=True):
+        tokens[end - length] = end_of_text_id
+        tokens[end - length + 1 : end] = document
+    header = TokensHeader(
+        format_version=FORMAT_VERSION,
+        tokenizer_sha256=tokenizer_sha256,
+        vocabulary_size=vocabulary_size,
+        end_of_text_id=end_of_text_id,
+        n_tokens=len(tokens),
+        n_documents=len(documents),
+        n_bytes=sum(byte_counts),
+        checksum=xxhash.xxh3_128_hexdigest(tokens.tobytes()),
+    )
+    metadata = {_METADATA: header.model_dump_json().encode()}
+    _write(path, pa.table({"tokens": tokens}).replace_schema_metadata(metadata))
+    table = {
+        "end": pa.array(ends, pa.uint64()),
+        "id": pa.array(ids, pa.string()),
+        "source": pa.array(sources, pa.string()),
+        "bytes": pa.array(byte_counts, pa.uint64()),
+    }
+    _write(path.with_suffix(".documents.arrow"), pa.table(table))
+    return header
+
+
+def _write(path: Path, table: pa.Table) -> None:
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table.combine_chunks())
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """One token file, memory-mapped."""
+
+    path: Path
+    header: TokensHeader
+    ids: np.ndarray
+
+    @cached_property
+    def documents(self) -> pa.Table:
+        """Columns end (uint64, exclusive), id, source, bytes; a row for each document."""
+        with pa.memory_map(str(self.path.with_suffix(".documents.arrow"))) as source:
+            return pa.ipc.open_file(source).read_all()
+
+
+def open_tokens(path: Path, tokenizer_sha256: str | None = None) -> Tokens:
+    """Map a token file and check it.
+
+    Raises:
+        TokensError: if the file is no token file, its checksum is wrong, or it was made by
+            another tokenizer than the one whose hash is given.
+    """
+    try:
+        # The mapping must outlive this function: the arrays are views of it.
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        header = TokensHeader.model_validate_json(table.schema.metadata[_METADATA])
+    except (pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
+        raise TokensError(f"{path} is not a token file of scratchlm ({error}): build the stage tokenize again") from error
+    chunks = table.column("tokens").chunks
+    ids = chunks[0].to_numpy() if chunks else np.empty(0, token_dtype(header.vocabulary_size))
+    if header.format_version != FORMAT_VERSION:
+        raise TokensError(f"{path} has format {header.format_version}, this version reads {FORMAT_VERSION}: tokenize again")
+    if xxhash.xxh3_128_hexdigest(memoryview(ids)) != header.checksum or len(ids) != header.n_tokens:
+        raise TokensError(f"{path} is damaged: its checksum is wrong; delete its folder and run again")
+    if tokenizer_sha256 not in (None, header.tokenizer_sha256):
+        raise TokensError(
+            f"{path} was made by tokenizer {header.tokenizer_sha256[:12]}, not by {str(tokenizer_sha256)[:12]}: "
+            "tokens and tokenizer do not belong together"
+        )
+    return Tokens(path, header, ids)

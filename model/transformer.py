@@ -1,0 +1,223 @@
+"""The decoder-only Transformer: embedding, blocks of attention and feed-forward, head.
+
+Vaswani et al. 2017 (arXiv 1706.03762) in the pre-norm form of Llama (arXiv 2302.13971).
+Names of shapes: B windows, T tokens, D model features, H heads, K key/value heads,
+d features of a head, V vocabulary entries.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from model.config import ModelConfig
+
+
+class LayerNorm(nn.LayerNorm):
+    """LayerNorm with a weight and no bias."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__(dim, eps=eps, bias=False)
+
+
+def build_norm(config: ModelConfig, dim: int) -> nn.Module:
+    """The normalisation that `config` names, over the last dimension of size `dim`."""
+    if config.norm == "rmsnorm":
+        return nn.RMSNorm(dim, eps=config.norm_epsilon)
+    return LayerNorm(dim, eps=config.norm_epsilon)
+
+
+def rope_tables(n_positions: int, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of rotary position embedding (Su et al. 2021, arXiv 2104.09864, equation 15).
+
+    Returns two float32 tensors of shape (n_positions, head_dim), in the half-split layout
+    of Llama: feature i is rotated together with feature i + head_dim / 2.
+    """
+    frequencies = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+    angles = torch.outer(torch.arange(n_positions, dtype=torch.float32), frequencies)
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos(), angles.sin()
+
+
+def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate `x` (B, heads, T, d) by its positions; `cos` and `sin` are (T, d)."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos.to(x.dtype) + torch.cat((-second, first), dim=-1) * sin.to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Causal multi-head attention, with fewer key/value heads if the config says so (GQA, arXiv 2305.13245)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.n_heads, self.kv_heads, self.head_dim = config.n_heads, config.kv_heads, config.head_dim
+        self.q_proj = nn.Linear(config.d_model, self.n_heads * self.head_dim, bias=False)
+        self.k_proj = nn.Linear(config.d_model, self.kv_heads * self.head_dim, bias=False)
+        self.v_proj = nn.Linear(config.d_model, self.kv_heads * self.head_dim, bias=False)
+        self.o_proj = nn.Linear(self.n_heads * self.head_dim, config.d_model, bias=False)
+        self.q_norm = build_norm(config, self.head_dim) if config.qk_norm else nn.Identity()
+        self.k_norm = build_norm(config, self.head_dim) if config.qk_norm else nn.Identity()
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """x (B, T, D) -> (B, T, D)."""
+        batch, length, _ = x.shape
+        q = self.q_norm(self.q_proj(x).view(batch, length, self.n_heads, self.head_dim)).transpose(1, 2)
+        k = self.k_norm(self.k_proj(x).view(batch, length, self.kv_heads, self.head_dim)).transpose(1, 2)
+        v = self.v_proj(x).view(batch, length, self.kv_heads, self.head_dim).transpose(1, 2)
+        q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self.kv_heads != self.n_heads)
+        return self.o_proj(y.transpose(1, 2).reshape(batch, length, -1))
+
+
+class SwiGLU(nn.Module):
+    """Gated feed-forward: down(silu(gate(x)) * up(x)) (Shazeer 2020, arXiv 2002.05202)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.d_model, config.feedforward_dim, bias=False)
+        self.up_proj = nn.Linear(config.d_model, config.feedforward_dim, bias=False)
+        self.down_proj = nn.Linear(config.feedforward_dim, config.d_model, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, T, D) -> (B, T, D)."""
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class GELU(nn.Module):
+    """Plain feed-forward: down(gelu(up(x))), with the exact GELU (arXiv 1606.08415)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.up_proj = nn.Linear(config.d_model, config.feedforward_dim, bias=False)
+        self.down_proj = nn.Linear(config.feedforward_dim, config.d_model, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, T, D) -> (B, T, D)."""
+        return self.down_proj(F.gelu(self.up_proj(x)))
+
+
+class Block(nn.Module):
+    """Pre-norm attention and feed-forward, each added to the residual stream."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.attention_norm = build_norm(config, config.d_model)
+        self.attention = Attention(config)
+        self.feed_forward_norm = build_norm(config, config.d_model)
+        self.feed_forward = SwiGLU(config) if config.feed_forward == "swiglu" else GELU(config)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """x (B, T, D) -> (B, T, D)."""
+        x = x + self.attention(self.attention_norm(x), cos, sin)
+        return x + self.feed_forward(self.feed_forward_norm(x))
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Summed cross entropy of a linear head, `rows` positions at a time.
+
+    The logits (N, V) never exist as a whole: each chunk is turned into its loss and its
+    gradient at once, as in Cut Your Losses (arXiv 2411.09009) without the kernel.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, targets: Tensor, rows: int) -> Tensor:
+        grad_x, grad_weight = torch.empty_like(x), torch.zeros_like(weight)
+        loss = torch.zeros((), dtype=torch.float32, device=x.device)
+        for start in range(0, x.shape[0], rows):
+            chunk, target = x[start : start + rows], targets[start : start + rows, None]
+            log_probabilities = (chunk @ weight.T).log_softmax(dim=-1, dtype=torch.float32)
+            loss -= log_probabilities.gather(1, target).sum()
+            gradient = log_probabilities.exp_()
+            gradient.scatter_add_(1, target, gradient.new_full(target.shape, -1.0))
+            gradient = gradient.to(x.dtype)
+            torch.mm(gradient, weight, out=grad_x[start : start + rows])
+            grad_weight.addmm_(gradient.T, chunk)
+        ctx.save_for_backward(grad_x, grad_weight)
+        return loss
+
+    @staticmethod
+    def backward(ctx, *grad_outputs: Tensor):
+        grad_x, grad_weight = ctx.saved_tensors
+        return grad_x * grad_outputs[0], grad_weight * grad_outputs[0], None, None
+
+
+class Transformer(nn.Module):
+    """The language model: token ids in, logits (or the loss) out."""
+
+    def __init__(self, config: ModelConfig, vocabulary_size: int) -> None:
+        super().__init__()
+        self.config, self.vocabulary_size = config, vocabulary_size
+        self.activation_checkpointing = False
+        self.embedding = nn.Embedding(vocabulary_size, config.d_model)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.norm = build_norm(config, config.d_model)
+        self.lm_head = nn.Linear(config.d_model, vocabulary_size, bias=False)
+        if config.tie_embeddings:
+            self.lm_head.weight = self.embedding.weight
+        cos, sin = rope_tables(config.context_length, config.head_dim, config.rope_theta)
+        self.cos: Tensor
+        self.sin: Tensor
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+
+    @torch.no_grad()
+    def initialize(self, seed: int) -> None:
+        """Draw the initial weights from `seed`, the same on every machine.
+
+        Matrices N(0, 1/fan_in); the projections that write to the residual stream and the
+        head start at zero, so that the model begins as the identity and with uniform
+        logits (muP's zero-init, arXiv 2203.03466, appendix D.2). A tied head cannot be zero.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        for name, parameter in self.named_parameters():
+            if parameter.ndim < 2:
+                continue
+            if name.endswith(("o_proj.weight", "down_proj.weight", "lm_head.weight")):
+                parameter.zero_()
+            elif name == "embedding.weight":
+                parameter.normal_(0.0, 0.02 if self.config.tie_embeddings else 0.1, generator=generator)
+            else:
+                parameter.normal_(0.0, parameter.shape[1] ** -0.5, generator=generator)
+
+    def hidden_states(self, tokens: Tensor) -> Tensor:
+        """Token ids (B, T), T at most the context length -> normed states (B, T, D)."""
+        length = tokens.shape[1]
+        if length > self.config.context_length:
+            raise ValueError(f"{length} tokens do not fit into the context length {self.config.context_length}")
+        cos, sin = self.cos[:length], self.sin[:length]
+        x = self.embedding(tokens)
+        for block in self.blocks:
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, cos, sin, use_reentrant=False)
+            else:
+                x = block(x, cos, sin)
+        return self.norm(x)
+
+    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
+        """Logits (B, T, V), or with `targets` (B, T) the mean cross entropy in nats (a scalar)."""
+        states = self.hidden_states(tokens)
+        if targets is None:
+            return self.lm_head(states)
+        flat, weight = states.flatten(0, 1), self.lm_head.weight
+        if torch.is_autocast_enabled(flat.device.type):
+            weight, flat = weight.to(torch.bfloat16), flat.to(torch.bfloat16)
+        total = _LinearCrossEntropy.apply(flat, weight, targets.flatten(), 512)
+        return total / targets.numel()
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of trainable numbers; a tied head counts once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def flops_per_token(config: ModelConfig, vocabulary_size: int) -> int:
+    """Matrix FLOPs that training spends on one token, forward and backward, without recomputation.
+
+    6 for each matrix weight that multiplies (Kaplan et al. 2020, arXiv 2001.08361, section 2.1)
+    plus the causal half of the attention products: 6 x n_layers x d_model x context_length.
+    """
+    matrices = 3 if config.feed_forward == "swiglu" else 2
+    attention = config.d_model * config.head_dim * (2 * config.n_heads + 2 * config.kv_heads)
+    block = attention + matrices * config.d_model * config.feedforward_dim
+    weights = config.n_layers * block + vocabulary_size * config.d_model
+    return 6 * weights + 6 * config.n_layers * config.d_model * config.context_length

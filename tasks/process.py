@@ -1,0 +1,107 @@
+"""A child process that cannot outlive, hang or orphan its parent."""
+
+import asyncio
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+PARENT_VARIABLE = "SCRATCHLM_PARENT"
+GRACE_SECONDS = 25.0
+_PR_SET_PDEATHSIG = 1
+_RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+in_process = False
+"""Whether the stage runs in the process of a person's debugger, so that it should start no processes of its own."""
+
+
+def die_with_parent(parent: int) -> None:
+    """Ask the kernel to kill this process when its parent ends, and end at once if it has ended already.
+
+    Args:
+        parent: process id that the parent is expected to have.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment for a child: this one without the variables of ranks, and with no folder of its caller on the path."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in _RANK_VARIABLES and not name.startswith("TORCHELASTIC_")
+    }
+    return {**kept, "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1", PARENT_VARIABLE: str(os.getpid()), **(extra or {})}
+
+
+def adopt() -> None:
+    """Bind this process to the parent that `child_environment` named; the first thing that a child does."""
+    parent = os.environ.pop(PARENT_VARIABLE, None)
+    if parent is not None:
+        die_with_parent(int(parent))
+
+
+def exit_on_sigterm() -> None:
+    """Turn SIGTERM into SystemExit, so that `finally` blocks run and children are told."""
+
+    def leave(number: int, frame: object) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, leave)
+
+
+async def run_child(arguments: list[str], log: Path, poll: Callable[[], None], poll_seconds: float = 0.25) -> int:
+    """Run a child in a process group of its own until it ends.
+
+    Called in the main thread: the kernel kills the child when the thread that started it ends.
+
+    Args:
+        arguments: the program and its arguments.
+        log: file that takes what it prints.
+        poll: called about every `poll_seconds` while it runs.
+
+    Returns:
+        Its exit status; minus the signal that killed it.
+
+    Raises:
+        asyncio.CancelledError: if this call is cancelled; by then the whole group is gone. It
+            gets SIGTERM first, and SIGKILL after `GRACE_SECONDS`.
+    """
+    with log.open("ab") as output:
+        child = await asyncio.create_subprocess_exec(
+            *arguments,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env=child_environment(),
+            start_new_session=True,
+        )
+    waiting = asyncio.ensure_future(child.wait())
+    try:
+        while True:
+            done, _ = await asyncio.wait({waiting}, timeout=poll_seconds)
+            poll()
+            if done:
+                return waiting.result()
+    except BaseException:
+        _signal_group(child.pid, signal.SIGTERM)
+        try:
+            await asyncio.wait_for(asyncio.shield(waiting), GRACE_SECONDS)
+        except (TimeoutError, asyncio.CancelledError):
+            pass
+        raise
+    finally:
+        _signal_group(child.pid, signal.SIGKILL)
+
+
+def _signal_group(group: int, number: signal.Signals) -> None:
+    try:
+        os.killpg(group, number)
+    except ProcessLookupError:
+        pass

@@ -132,9 +132,9 @@ class TrainConfig(Config):
 class TrainingMachine(Config):
     """Where the model is trained. None of it enters a key."""
 
-    ranks: int = Field(1, ge=1, description="Training processes, one for each accelerator.")
+    ranks: int = Field(0, ge=0, description="Training processes; 0 takes one for each accelerator, or one on a CPU.")
     threads: int = Field(0, ge=0, description="CPU threads of each rank; 0 shares the cores among the ranks.")
-    device: Literal["cpu", "cuda"] = Field("cpu", description="Where tensors live.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where tensors live; auto takes cuda if there is one.")
     windows_per_micro_batch: int = Field(
         0, ge=0, description="Windows in one forward pass of one rank; 0 takes the whole batch at once."
     )

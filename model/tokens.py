@@ -131,7 +131,7 @@ def open_tokens(path: Path, tokenizer_sha256: str | None = None) -> Tokens:
     ids = chunks[0].to_numpy() if chunks else np.empty(0, token_dtype(header.vocabulary_size))
     if header.format_version != FORMAT_VERSION:
         raise TokensError(f"{path} has format {header.format_version}, this version reads {FORMAT_VERSION}: tokenize again")
-    if xxhash.xxh3_128_hexdigest(memoryview(ids)) != header.checksum or len(ids) != header.n_tokens:
+    if xxhash.xxh3_128_hexdigest(ids.data) != header.checksum or len(ids) != header.n_tokens:
         raise TokensError(f"{path} is damaged: its checksum is wrong; delete its folder and run again")
     if tokenizer_sha256 not in (None, header.tokenizer_sha256):
         raise TokensError(

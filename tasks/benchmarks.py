@@ -224,3 +224,14 @@ def load_tasks(benchmarks: Benchmarks, folder: Path) -> list["Task"]:
     (folder / "scratchlm.yaml").write_text(yaml.safe_dump({"group": "scratchlm_benchmarks", "task": entries}))
     manager = TaskManager(include_defaults=False, include_path=[*(str(root / path) for path in sorted(paths)), str(folder)])
     return list(manager.load(["scratchlm_benchmarks"])["tasks"].values())
+
+
+def item_texts(task: "Task") -> dict[int, list[tuple[str, str]]]:
+    """For each item the pairs of question and answer that lm-eval would ask for, zero-shot; the answer is empty where there is none."""
+    task.set_config(key="num_fewshot", value=0)
+    task.build_all_requests(limit=None, rank=0, world_size=1)
+    texts: dict[int, list[tuple[str, str]]] = {}
+    for instance in task.instances:
+        parts = [part for part in instance.args if isinstance(part, str)]
+        texts.setdefault(instance.doc_id, []).append((parts[0], parts[1] if len(parts) > 1 else ""))
+    return texts

@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from tasks.benchmarks import Benchmarks, fingerprint_benchmarks, load_tasks
+from tasks.benchmarks import Benchmarks, fingerprint_benchmarks, item_texts, load_tasks
 from tasks.documents.files import DOCUMENTS, SELECTION, Schema, read_table, write_table
 from tasks.errors import StageFailed
 from tasks.machine import Machine
@@ -14,7 +14,8 @@ from tasks.progress import progress
 from tasks.stage import Artifact, Metrics, stage
 from tasks.train_tokenizer import TOKEN_BYTES, end_of_text_id, load_tokenizer
 
-SCORES, ITEMS = "scores.json", "items.parquet"
+SCORES, ITEMS, SAMPLES = "scores.json", "items.parquet", "samples.json"
+_PROMPTS = ("", "The", "We must", "In the last year,")
 ITEMS_SCHEMA: Schema = {
     "task": "string", "item": "uint32", "correct": "double", "gold_nats": "double",
     "gold_bytes": "uint32", "chance": "double", "tied": "bool",
@@ -108,33 +109,65 @@ def _score(task: str, rows: list[dict[str, Any]], results: dict[str, Any]) -> di
     return score
 
 
-def _benchmarks(config: EvaluateModelConfig, model: Any, tokenizer: Any, machine: Machine) -> tuple[dict[str, Any], list[Any]]:
+def _lengths(task: Any, tokenizer: Any, context_length: int) -> tuple[int, int]:
+    """Tokens of the longest answer, and the number of items of which some request is longer than the context."""
+    longest, truncated = 0, 0
+    for pairs in item_texts(task).values():
+        encoded = tokenizer([question + answer for question, answer in pairs], add_special_tokens=False)["input_ids"]
+        answers = tokenizer([answer for _, answer in pairs], add_special_tokens=False)["input_ids"]
+        longest = max([longest, *(len(answer) + 1 for answer in answers)])
+        truncated += any(len(request) > context_length for request in encoded)
+    return longest, truncated
+
+
+def _benchmarks(
+    config: EvaluateModelConfig, model: Any, tokenizer: Any, batch: int, device: str
+) -> tuple[dict[str, Any], list[Any]]:
     import lm_eval
     from lm_eval.models.huggingface import HFLM
 
-    wrapped = HFLM(
-        pretrained=model, tokenizer=tokenizer, batch_size=machine.evaluation_batch, device=machine.device,
-        max_length=model.config.max_position_embeddings,
-    )  # fmt: skip
     scores: dict[str, Any] = {}
     items: list[dict[str, Any]] = []
+    context_length = model.config.max_position_embeddings
+    wrapped = HFLM(
+        pretrained=model, tokenizer=tokenizer, batch_size=batch, device=device,
+        max_length=context_length,
+    )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         tasks = load_tasks(config, Path(folder))
         for done, task in enumerate(tasks):
             progress(done, len(tasks), "benchmarks")
+            longest_answer, truncated = _lengths(task, tokenizer, context_length)
+            # lm-eval cuts the beginning of a question that does not fit, and refuses an answer that does not.
+            wrapped._max_length = max(context_length, longest_answer)
             # Without `use_cache`: lm-eval's cache does not know which model answered.
             results = lm_eval.simple_evaluate(
-                model=wrapped, tasks=[task], limit=config.limit, num_fewshot=0, bootstrap_iters=0, log_samples=True,
+                model=wrapped, tasks=[task], limit=config.limit, num_fewshot=0, bootstrap_iters=1000, log_samples=True,
             )  # fmt: skip
             assert results is not None
             for name, samples in results["samples"].items():
                 # Filters repeat the items of a task; the first filter's stand for it.
                 first = samples[0].get("filter") if samples else None
                 rows = [_item(name, sample) for sample in samples if sample.get("filter") == first]
-                scores[name] = _score(name, rows, results["results"][name])
+                scores[name] = _score(name, rows, results["results"][name]) | {"truncated_items": truncated}
                 items += rows
     progress(len(scores), len(scores), "benchmarks")
     return scores, items
+
+
+def _samples(model: Any, folder: Path, device: str) -> list[dict[str, str]]:
+    """What the model writes after some prompts, with a fixed seed."""
+    from model.generate import generate
+
+    tokenizer = load_tokenizer(folder)
+    written = []
+    for prompt in _PROMPTS:
+        pieces = generate(
+            lambda tokens: model(tokens.to(device)).logits, tokenizer, prompt, end_of_text=end_of_text_id(tokenizer),
+            context_length=model.config.max_position_embeddings, max_tokens=100,
+        )  # fmt: skip
+        written.append({"prompt": prompt, "text": "".join(pieces)})
+    return written
 
 
 @stage(
@@ -147,7 +180,7 @@ def _benchmarks(config: EvaluateModelConfig, model: Any, tokenizer: Any, machine
 def evaluate_model(
     config: EvaluateModelConfig, model: Artifact, documents: Artifact, selection: Artifact, out: Path, machine: Machine
 ) -> Metrics:
-    """Write scores.json and items.parquet (one row for each benchmark item).
+    """Write scores.json, items.parquet (one row for each benchmark item) and samples.json.
 
     Raises:
         StageFailed: if a likelihood is not finite.
@@ -155,11 +188,14 @@ def evaluate_model(
     import torch
     import transformers
 
+    device = machine.training().device
     torch.set_num_threads(machine.threads or torch.get_num_threads())
-    loaded = transformers.AutoModelForCausalLM.from_pretrained(model.path, dtype=torch.float32).eval().to(machine.device)
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(model.path, dtype=torch.float32).eval().to(device)
     tokenizer = transformers.AutoTokenizer.from_pretrained(model.path)
-    held_out = _held_out(loaded, model.path, _held_out_texts(documents, selection), machine.device)
-    scores, items = _benchmarks(config, loaded, tokenizer, machine)
+    held_out = _held_out(loaded, model.path, _held_out_texts(documents, selection), device)
+    scores, items = _benchmarks(config, loaded, tokenizer, machine.evaluation_batch, device)
+    samples = _samples(loaded, model.path, device)
+    (out / SAMPLES).write_text(json.dumps(samples, indent=1, ensure_ascii=False))
     (out / SCORES).write_text(json.dumps({"held_out": held_out, "benchmarks": scores}, indent=1, sort_keys=True))
     write_table(out / ITEMS, sorted(items, key=lambda row: (row["task"], row["item"])), ITEMS_SCHEMA)
     return {"held_out": held_out, "benchmarks": scores}

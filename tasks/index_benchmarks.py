@@ -3,16 +3,13 @@
 import tempfile
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import Field
 
-from tasks.benchmarks import Benchmarks, fingerprint_benchmarks, load_tasks
+from tasks.benchmarks import Benchmarks, fingerprint_benchmarks, item_texts, load_tasks
 from tasks.documents.files import Schema, write_table
 from tasks.stage import Metrics, stage
-
-if TYPE_CHECKING:
-    from lm_eval.api.task import Task
 
 INDEX = "index.parquet"
 INDEX_SCHEMA: Schema = {"n": "uint8", "hash": "uint64", "task": "string", "item": "uint32"}
@@ -26,17 +23,6 @@ class IndexBenchmarksConfig(Benchmarks):
     )
     min_words: int = Field(8, ge=2, description="Items with fewer words cannot be checked; up to n_gram they match as a whole.")
     max_items: int = Field(10, ge=1, description="An n-gram in more items than this is a template, and is left out.")
-
-
-def _item_texts(task: "Task") -> dict[int, list[tuple[str, str]]]:
-    """For each item the pairs of question and answer that lm-eval would ask for, zero-shot."""
-    task.set_config(key="num_fewshot", value=0)
-    task.build_all_requests(limit=None, rank=0, world_size=1)
-    texts: dict[int, list[tuple[str, str]]] = {}
-    for instance in task.instances:
-        parts = [part for part in instance.args if isinstance(part, str)]
-        texts.setdefault(instance.doc_id, []).append((parts[0], parts[1] if len(parts) > 1 else ""))
-    return texts
 
 
 def _common_ends(contexts: list[list[int]]) -> tuple[int, int]:
@@ -70,7 +56,7 @@ def index_benchmarks(config: IndexBenchmarksConfig, out: Path) -> Metrics:
         tasks = load_tasks(config, Path(folder))
         for task in tasks:
             name = str(task.config.task)
-            items = _item_texts(task)
+            items = item_texts(task)
             hashed = {item: [(hasher(question), hasher(answer)) for question, answer in pairs] for item, pairs in items.items()}
             start, end = _common_ends([question.tolist() for pairs in hashed.values() for question, _ in pairs])
             checkable = 0

@@ -2,7 +2,7 @@
 
 import os
 from functools import cache
-from typing import Any, Self
+from typing import Self
 
 from pydantic import Field, model_validator
 
@@ -25,8 +25,15 @@ class Machine(TrainingMachine):
         return self
 
     def training(self) -> TrainingMachine:
-        """The part that the training processes need."""
-        return TrainingMachine.model_validate({name: getattr(self, name) for name in TrainingMachine.model_fields})
+        """The part that the training processes need, with device and ranks resolved. Imports torch if they are not given."""
+        values = {name: getattr(self, name) for name in TrainingMachine.model_fields}
+        if self.device == "auto" or not self.ranks:
+            import torch
+
+            if self.device == "auto":
+                values["device"] = "cuda" if torch.cuda.is_available() else "cpu"
+            values["ranks"] = self.ranks or (torch.cuda.device_count() if values["device"] == "cuda" else 1)
+        return TrainingMachine.model_validate(values)
 
     @property
     def n_workers(self) -> int:
@@ -38,12 +45,3 @@ class Machine(TrainingMachine):
 def available_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def detect_device() -> dict[str, Any]:
-    """The fields of `Machine` that this computer suggests: device and ranks. Imports torch."""
-    import torch
-
-    if torch.cuda.is_available():
-        return {"device": "cuda", "ranks": torch.cuda.device_count()}
-    return {"device": "cpu", "ranks": 1}

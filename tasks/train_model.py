@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from pydantic import model_validator
 
-from model.config import Config, ModelConfig, TrainConfig
+from model.config import Config, ModelConfig, TrainConfig, TrainingMachine
 from tasks import process
 from tasks.errors import InputError, StageFailed
 from tasks.machine import Machine
@@ -38,14 +38,14 @@ class TrainModelConfig(Config):
         return self
 
 
-def check_machine(config: TrainModelConfig, machine: Machine) -> None:
+def check_machine(config: TrainModelConfig, machine: TrainingMachine) -> None:
     """Refuse a machine that cannot train this model.
 
     Raises:
         InputError: naming field, value and mend.
     """
     windows = config.train.tokens_per_batch // config.model.context_length
-    if windows % machine.ranks:
+    if machine.ranks and windows % machine.ranks:
         raise InputError(
             f"a batch of {windows} windows (train_model.tokens_per_batch {config.train.tokens_per_batch} / "
             f"model.context_length {config.model.context_length}) cannot be shared by machine.ranks {machine.ranks}: "
@@ -73,7 +73,7 @@ def _check_corpus(config: TrainModelConfig, tokens: Artifact, digest: str) -> No
         )
 
 
-def _run_ranks(spec_path: Path, work: Path, machine: Machine) -> None:
+def _run_ranks(spec_path: Path, work: Path, machine: TrainingMachine, hang_seconds: float) -> None:
     """Run torchrun until it ends.
 
     Raises:
@@ -95,9 +95,9 @@ def _run_ranks(spec_path: Path, work: Path, machine: Machine) -> None:
                 progress(*seen)
             if seen != last_seen:
                 last_change, last_seen = time.monotonic(), seen
-            if time.monotonic() - last_change > machine.hang_seconds:
+            if time.monotonic() - last_change > hang_seconds:
                 raise StageFailed(
-                    f"training made no step for {machine.hang_seconds:.0f} seconds (machine.hang_seconds) and was ended",
+                    f"training made no step for {hang_seconds:.0f} seconds (machine.hang_seconds) and was ended",
                     retryable=True,
                 )
     finally:
@@ -134,14 +134,15 @@ def train_model(
     from model import train as training
     from tasks import ranks
 
-    check_machine(config, machine)
+    resolved = machine.training()
+    check_machine(config, resolved)
     digest = tokenizer_sha256(tokenizer.path)
     _check_corpus(config, tokens, digest)
     train_shards, validation_shards = ([path / f"{side}.arrow" for path in tokens.shards] for side in SIDES)
     spec = training.TrainSpec(
         model=config.model,
         train=config.train,
-        machine=machine.training(),
+        machine=resolved,
         train_shards=train_shards,
         validation_shards=validation_shards,
         token_bytes=tokenizer.path / TOKEN_BYTES,
@@ -155,7 +156,7 @@ def train_model(
     else:
         spec_path = work / "spec.json"
         spec_path.write_text(spec.model_dump_json())
-        _run_ranks(spec_path, work, machine)
+        _run_ranks(spec_path, work, resolved, machine.hang_seconds)
         metrics = json.loads((work / ranks.RESULT).read_text())
     (out / "figures").mkdir(exist_ok=True)
     shutil.copyfile(work / training.METRICS, out / "figures" / training.METRICS)

@@ -1,0 +1,349 @@
+"""The `scratchlm` command."""
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from flows.recipe import Recipe
+    from flows.run import Place
+    from flows.runs import Run
+    from tasks.build import Outcome
+    from tasks.stage import Node
+
+INPUT_EXIT, FAILURE_EXIT, INTERRUPT_EXIT = 2, 1, 130
+
+app = typer.Typer(
+    help="Build a language model from scratch, on your own text, and know what you got.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RecipeFile = Annotated[Path, typer.Argument(help="A recipe, such as deployments/recipes/demo.yaml.", show_default=False)]
+Assignments = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="SECTION.FIELD=VALUE", help="Override a field, e.g. train_model.tokens=1_000_000. Repeatable."
+    ),
+]
+MachineFile = Annotated[Path | None, typer.Option("--machine", help="YAML file with the fields of the section machine.")]
+StoreFolder = Annotated[Path, typer.Option("--store", envvar="SCRATCHLM_STORE", help="Folder of all results and runs.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one line of JSON last, and everything else to standard error.")]
+Rehash = Annotated[bool, typer.Option("--rehash", help="Hash every source file again instead of trusting size and times.")]
+RunName = Annotated[str, typer.Argument(help="A run: latest, or the beginning or end of its name.", show_default=False)]
+DEFAULT_STORE = Path("store")
+
+
+def _console(as_json: bool = False) -> "Console":
+    from rich.console import Console
+
+    return Console(stderr=as_json, soft_wrap=True)
+
+
+@contextmanager
+def _exit_codes() -> Iterator[None]:
+    """Turn errors into one sentence and an exit code: 2 for input, 1 for a failed stage, 130 for Ctrl-C."""
+    from tasks.errors import InputError, StageFailed
+
+    try:
+        yield
+    except InputError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(INPUT_EXIT) from None
+    except StageFailed as error:
+        if error.log:
+            typer.echo(error.log, err=True)
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(FAILURE_EXIT) from None
+    except KeyboardInterrupt:
+        typer.echo("interrupted; the same command goes on from here", err=True)
+        raise typer.Exit(INTERRUPT_EXIT) from None
+
+
+def _open(
+    recipe_file: Path, assignments: list[str] | None, machine: Path | None, store: Path, rehash: bool
+) -> "tuple[Recipe, Place, list[Node]]":
+    from flows.pretrain import graph
+    from flows.recipe import load_recipe
+    from flows.run import Place
+    from tasks.store.sources import SourceDigests
+    from tasks.store.store import Store
+
+    recipe = load_recipe(recipe_file, assignments, machine)
+    opened = Store(store)
+    place = Place(opened, SourceDigests(opened.root / "sources.sqlite", rehash=rehash), recipe.machine)
+    return recipe, place, graph(recipe)
+
+
+def _prepare_prefect() -> None:
+    """Settings that must stand before Prefect is imported: no outside traffic, and time for its own server to start."""
+    defaults = {
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+        "PREFECT_CLI_PROMPT": "false",
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+
+
+@app.command()
+def run(
+    recipe_file: RecipeFile,
+    assignments: Assignments = None,
+    machine: MachineFile = None,
+    store: StoreFolder = DEFAULT_STORE,
+    rehash: Rehash = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run a recipe: raw text to a benchmarked model. What is still valid is not computed again."""
+    with _exit_codes():
+        recipe, place, nodes = _open(recipe_file, assignments, machine, store, rehash)
+        console = _console(as_json)
+        from flows.plan import plan as make_plan
+        from flows.run import cached_outcomes, display, run_async
+        from flows.runs import previous_ingredients, start_run
+        from flows.terminal import TerminalDisplay, stage_line
+
+        rows = make_plan(nodes, place.store, place.sources, previous_ingredients(place.store, recipe.name))
+        waiting = [row.stage for row in rows if row.state != "cached"]
+        outcomes = None
+        if not waiting and not os.environ.get("PREFECT_API_URL"):
+            outcomes = cached_outcomes(nodes, place)
+        if outcomes is not None:
+            made = start_run(place.store, recipe)
+            for stage, outcome in outcomes.items():
+                made.note(stage, outcome)
+                console.print(stage_line(stage, outcome), highlight=False)
+            made.end("completed")
+        else:
+            console.print(
+                f"[bold]{recipe.name}[/]: {len(rows) - len(waiting)} of {len(rows)} stages are cached", highlight=False
+            )
+            _prepare_prefect()
+            from flows.flow import pretrain_here
+
+            with TerminalDisplay(console) as shown:
+                token = display.set(shown)
+                try:
+                    made, outcomes = run_async(pretrain_here(recipe, place))
+                finally:
+                    display.reset(token)
+        _finish(made, outcomes, place, console, as_json)
+
+
+def _finish(made: "Run", outcomes: "dict[str, Outcome]", place: "Place", console: "Console", as_json: bool) -> None:
+    """Render the report, print scores and its path, and the line of JSON."""
+    from tasks.report import render_report
+
+    from flows.terminal import score_table
+
+    report = render_report(made.path, place.store)
+    evaluation = outcomes["evaluate_model"].stored.manifest.metrics
+    training = outcomes["train_model"].stored.manifest.metrics
+    console.print()
+    console.print(score_table(evaluation))
+    console.print(
+        f"\nheld-out bits per byte [bold]{evaluation['held_out']['bits_per_byte']:.4f}[/] "
+        f"({evaluation['held_out']['documents']} documents), {training['step_seconds']:.0f} seconds of training steps",
+        highlight=False,
+    )
+    console.print(f"run    {made.name}", highlight=False)
+    console.print(f"model  {outcomes['export_model'].stored.out}", highlight=False)
+    console.print(f"report {report}", highlight=False)
+    if as_json:
+        typer.echo(json.dumps(_summary(made, outcomes, report)))
+
+
+def _summary(made: "Run", outcomes: "dict[str, Outcome]", report: Path) -> dict[str, Any]:
+    artifacts = {
+        stage: {
+            "key": outcome.stored.manifest.key,
+            "digest": outcome.stored.manifest.digest,
+            "path": str(outcome.stored.out),
+            "cached": outcome.cached,
+            "shards": {"built": outcome.shards_built, "reused": outcome.shards_reused},
+        }
+        for stage, outcome in outcomes.items()
+    }
+    training = outcomes["train_model"].stored.manifest.metrics
+    evaluation = outcomes["evaluate_model"].stored.manifest.metrics
+    return {
+        "run": made.name,
+        "artifacts": artifacts,
+        "results": {
+            "bits_per_byte": evaluation["held_out"]["bits_per_byte"],
+            "step_seconds": training["step_seconds"],
+            "tokens": training["tokens"],
+            "parameters": training["parameters"],
+            "benchmarks": evaluation["benchmarks"],
+        },
+        "resumed_from_step": None if outcomes["train_model"].cached else training["resumed_from_step"],
+        "report": str(report),
+    }
+
+
+@app.command()
+def plan(
+    recipe_file: RecipeFile,
+    assignments: Assignments = None,
+    machine: MachineFile = None,
+    store: StoreFolder = DEFAULT_STORE,
+    rehash: Rehash = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say for each stage whether it is cached, would run and why, or depends on one that would. Builds nothing."""
+    with _exit_codes():
+        recipe, place, nodes = _open(recipe_file, assignments, machine, store, rehash)
+        from flows.plan import plan as make_plan
+        from flows.runs import previous_ingredients
+
+        rows = make_plan(nodes, place.store, place.sources, previous_ingredients(place.store, recipe.name))
+        if as_json:
+            typer.echo(json.dumps([row.as_json() for row in rows]))
+            return
+        from flows.terminal import plan_table
+
+        _console().print(plan_table(rows))
+
+
+@app.command()
+def task(
+    name: Annotated[str, typer.Argument(help="A stage, such as clean or train_model.", show_default=False)],
+    recipe_file: RecipeFile,
+    assignments: Assignments = None,
+    machine: MachineFile = None,
+    store: StoreFolder = DEFAULT_STORE,
+    pdb: Annotated[bool, typer.Option("--pdb", help="Stop in the debugger where the stage fails.")] = False,
+    sample: Annotated[
+        int | None, typer.Option("--sample", min=1, help="Build this many shards of a map stage and publish no whole.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Build it although its result is there.")] = False,
+) -> None:
+    """Run one stage in this process, on cached inputs, without any server: for debugging."""
+    with _exit_codes():
+        _, place, nodes = _open(recipe_file, assignments, machine, store, False)
+        from flows.run import run_task
+        from tasks.errors import InputError
+
+        try:
+            outcome = run_task(name, nodes, place, first_shards=sample, force=force)
+        except InputError:
+            raise
+        except Exception:
+            if pdb:
+                import pdb as debugger
+
+                traceback.print_exc()
+                debugger.post_mortem(sys.exc_info()[2])
+                raise typer.Exit(FAILURE_EXIT) from None
+            raise
+        if outcome is None:
+            typer.echo(f"{name}: {sample} shards at most were built; the whole was not published")
+        else:
+            from flows.terminal import stage_line
+
+            _console().print(stage_line(name, outcome), highlight=False)
+            typer.echo(json.dumps(outcome.stored.manifest.metrics, indent=1))
+            typer.echo(outcome.stored.out)
+
+
+@app.command()
+def why(
+    run_name: RunName,
+    document: Annotated[str, typer.Argument(help="Id of a document, or a part of it that no other has.", show_default=False)],
+    store: StoreFolder = DEFAULT_STORE,
+    as_json: AsJson = False,
+) -> None:
+    """Tell the fate of a document: which stage kept or dropped it, and why."""
+    with _exit_codes():
+        from flows.runs import find_run
+        from flows.why import why as find_out
+        from tasks.store.store import Store
+
+        opened = Store(store)
+        verdicts = find_out(find_run(opened, run_name), opened, document)
+        if as_json:
+            typer.echo(json.dumps([vars(verdict) for verdict in verdicts]))
+        for verdict in () if as_json else verdicts:
+            typer.echo(f"{verdict.stage:<14} {verdict.outcome:<10} {verdict.detail}")
+
+
+@app.command()
+def report(run_name: RunName = "latest", store: StoreFolder = DEFAULT_STORE) -> None:
+    """Render the report of a run again and print its path."""
+    with _exit_codes():
+        from tasks.report import render_report
+
+        from flows.runs import find_run
+        from tasks.store.store import Store
+
+        opened = Store(store)
+        typer.echo(render_report(find_run(opened, run_name).path, opened))
+
+
+@app.command()
+def generate(
+    run_name: RunName,
+    prompt: Annotated[str, typer.Argument(help="Text to go on from.")] = "",
+    store: StoreFolder = DEFAULT_STORE,
+    tokens: Annotated[int, typer.Option(min=1, help="Most tokens to write.")] = 100,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token each time.")] = 0.8,
+    top_k: Annotated[int, typer.Option(min=0, help="Choose among this many likeliest tokens; 0 among all.")] = 50,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the choice.")] = 0,
+) -> None:
+    """Let the model of a run go on from a prompt."""
+    with _exit_codes():
+        from flows.runs import find_run
+        from tasks.store.store import Store
+
+        opened = Store(store)
+        made = find_run(opened, run_name)
+        trained, vocabulary = made.stored(opened, "train_model"), made.stored(opened, "train_tokenizer")
+        from model.generate import generate as go_on
+        from model.train import load_model
+        from tasks.train_tokenizer import end_of_text_id, load_tokenizer
+
+        (model, _), tokenizer = load_model(trained.out), load_tokenizer(vocabulary.out)
+        pieces = go_on(
+            model, tokenizer, prompt, end_of_text=end_of_text_id(tokenizer), context_length=model.config.context_length,
+            max_tokens=tokens, temperature=temperature, top_k=top_k, seed=seed,
+        )  # fmt: skip
+        typer.echo(prompt, nl=False)
+        for piece in pieces:
+            typer.echo(piece, nl=False)
+        typer.echo()
+
+
+@app.command()
+def doctor(store: StoreFolder = DEFAULT_STORE) -> None:
+    """Check Python, packages, compiler, torch, DeepSpeed, disk, memory and the Prefect server, and say how to mend what is missing."""
+    with _exit_codes():
+        from flows.doctor import FAULT, OK, examine
+
+        marks = {OK: "[green]✓[/]", FAULT: "[red]✗[/]"}
+        console, faults = _console(), 0
+        for finding in examine(store):
+            faults += finding.state == FAULT
+            mend = f"\n    mend: {finding.mend}" if finding.mend else ""
+            console.print(f"{marks.get(finding.state, '[yellow]![/]')} {finding.what}: {finding.detail}{mend}", highlight=False)
+        if faults:
+            raise typer.Exit(FAILURE_EXIT)
+
+
+def main() -> None:
+    """Entry point of the command."""
+    app()

@@ -1,0 +1,137 @@
+"""plan: what a run would do and why, read from the graph and the store; builds nothing."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from tasks.stage import UNKNOWN, Known, Node, Resolved, resolve
+from tasks.store.keys import digest
+from tasks.store.sources import SourceDigests
+from tasks.store.store import BrokenArtifact, Store
+
+CACHED, RUN, DEPENDS = "cached", "run", "depends"
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What would happen to one stage."""
+
+    stage: str
+    state: str
+    reason: str
+    shards_ready: int | None = None
+    shards: int | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """The form of `plan --json`."""
+        row: dict[str, Any] = {"stage": self.stage, "state": self.state, "reason": self.reason}
+        if self.shards is not None:
+            row["shards"] = {"ready": self.shards_ready, "all": self.shards}
+        return row
+
+
+def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for name, item in value.items():
+            yield from _leaves(item, f"{path}.{name}")
+    elif isinstance(value, list) and value:
+        for i, item in enumerate(value):
+            yield from _leaves(item, f"{path}[{i}]")
+    else:
+        yield path, value
+
+
+def _changed(old: Any, new: Any, path: str) -> list[tuple[str, Any, Any]]:
+    before, after = dict(_leaves(old, path)), dict(_leaves(new, path))
+    names = sorted(before.keys() | after.keys())
+    return [(name, before.get(name), after.get(name)) for name in names if before.get(name) != after.get(name)]
+
+
+def explain_change(old: dict[str, Any] | None, new: dict[str, Any]) -> str:
+    """Why ingredients `new` have no result although `old` had: which config, code, library, source or input changed."""
+    if old is None:
+        return "no result yet"
+    reasons = []
+    for name, before, after in _changed(old["config"], new["config"], new["stage"])[:3]:
+        field = name.replace("train_model.train.", "train_model.").replace("train_model.model.", "model.")
+        reasons.append(f"config {field} from {before!r} to {after!r}")
+    modules = sorted(name for name, _, _ in _changed(old["code"], new["code"], ""))
+    if modules:
+        reasons.append(f"code of {', '.join(name.removeprefix('.') for name in modules[:3])}")
+    for name, before, after in _changed(old["libraries"], new["libraries"], ""):
+        reasons.append(f"library {name.removeprefix('.')} from {before} to {after}")
+    if old.get("source") != new.get("source"):
+        reasons.append(f"source: {_source_change(old.get('source'), new.get('source'))}")
+    for name, before, after in _changed(old["inputs"], new["inputs"], ""):
+        if before and after:
+            reasons.append(f"input {name.removeprefix('.')}")
+    return "; ".join(reasons) or "its result is not in the store any more"
+
+
+def _source_change(old: Any, new: Any) -> str:
+    """What changed among files, each [path, size, SHA-256]."""
+
+    def files(value: Any) -> dict[str, Any]:
+        if isinstance(value, list) and len(value) == 3 and isinstance(value[0], str):
+            return {value[0]: value[1:]}
+        children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        return {name: stamp for child in children for name, stamp in files(child).items()}
+
+    before, after = files(old), files(new)
+    counts = {
+        "added": len(after.keys() - before.keys()),
+        "removed": len(before.keys() - after.keys()),
+        "changed": sum(before[name] != after[name] for name in before.keys() & after.keys()),
+    }
+    return ", ".join(f"{count} files {what}" for what, count in counts.items() if count) or "it changed"
+
+
+def plan(nodes: list[Node], store: Store, sources: SourceDigests, previous: dict[str, Any]) -> list[Planned]:
+    """What a run of these nodes would do, stage by stage.
+
+    Args:
+        nodes: the graph, each node after its inputs.
+        previous: ingredients of each stage in the last run of the recipe, for the reasons.
+
+    Raises:
+        InputError: if a source is missing or a benchmark does not exist.
+    """
+    known: dict[Node, Known] = {}
+    rows: list[Planned] = []
+    for node in nodes:
+        name = node.stage.name
+        inputs = {input_name: known[upstream] for input_name, upstream in node.inputs.items()}
+        resolved = resolve(node.stage, node.config, inputs, sources)
+        digests = _shard_digests(name, resolved, store)
+        ready = sum(shard is not None for shard in digests or ()) if resolved.shard_keys is not None else None
+        total = len(resolved.shard_keys) if resolved.shard_keys is not None else None
+        if resolved.key is None:
+            waiting = sorted({upstream.stage.name for upstream in node.inputs.values() if known[upstream].digest is None})
+            reason = f"on {', '.join(waiting)}" + (f"; {ready} of {total} shards are ready" if ready else "")
+            known[node] = Known(None, digests)
+            rows.append(Planned(name, DEPENDS, reason, ready, total))
+            continue
+        try:
+            found, fault = store.find("artifacts", name, resolved.key), None
+        except BrokenArtifact as error:
+            found, fault = None, str(error)
+        if found:
+            known[node] = Known.of(found)
+            rows.append(Planned(name, CACHED, "", ready, total))
+            continue
+        reason = f"artifact broken: {fault}" if fault else explain_change(previous.get(name), resolved.ingredients)
+        if ready:
+            reason += f"; {ready} of {total} shards are ready"
+        known[node] = UNKNOWN
+        if digests is not None:
+            complete = [shard for shard in digests if shard is not None]
+            known[node] = Known(digest(complete) if len(complete) == len(digests) else None, digests)
+        rows.append(Planned(name, RUN, reason, ready, total))
+    return rows
+
+
+def _shard_digests(stage: str, resolved: Resolved, store: Store) -> tuple[str | None, ...] | None:
+    if resolved.shard_keys is None:
+        return None
+    found = (store.find_whole("shards", stage, key) if key else None for key in resolved.shard_keys)
+    return tuple(shard.manifest.digest if shard else None for shard in found)

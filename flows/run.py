@@ -1,0 +1,181 @@
+"""How the graph is run: independent branches together, each stage once its inputs are there."""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from tasks.build import Outcome, build, build_here, look_up
+from tasks.errors import InputError
+from tasks.machine import Machine
+from tasks.progress import Progress
+from tasks.stage import Node, topological
+from tasks.store.sources import SourceDigests
+from tasks.store.store import Store, Stored
+
+
+class Display(Protocol):
+    """What shows a person how a run goes."""
+
+    def started(self, stage: str) -> None:
+        """The stage begins."""
+
+    def progressed(self, stage: str, progress: Progress) -> None:
+        """The stage is so far."""
+
+    def finished(self, stage: str, outcome: Outcome) -> None:
+        """The stage has its result."""
+
+    def failed(self, stage: str, error: BaseException) -> None:
+        """The stage failed."""
+
+
+class Silence:
+    """Shows nothing."""
+
+    def started(self, stage: str) -> None:
+        """Nothing."""
+
+    def progressed(self, stage: str, progress: Progress) -> None:
+        """Nothing."""
+
+    def finished(self, stage: str, outcome: Outcome) -> None:
+        """Nothing."""
+
+    def failed(self, stage: str, error: BaseException) -> None:
+        """Nothing."""
+
+
+display: ContextVar[Display] = ContextVar("display", default=Silence())  # noqa: B039
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run reads and writes, and what it computes on."""
+
+    store: Store
+    sources: SourceDigests
+    machine: Machine
+
+
+BuildNode = Callable[[Node, dict[str, Stored]], Awaitable[Outcome]]
+
+
+async def run_nodes(nodes: list[Node], build_node: BuildNode, note: Callable[[str, Outcome], None]) -> dict[str, Outcome]:
+    """Build every node, each as soon as its inputs are there; the first failure ends the others.
+
+    Args:
+        nodes: the graph.
+        build_node: builds one node from finished inputs.
+        note: called with stage and outcome as each ends well.
+
+    Returns:
+        Outcomes by stage.
+    """
+    outcomes: dict[str, Outcome] = {}
+    pending: dict[Node, asyncio.Task[Outcome]] = {}
+
+    async def one(node: Node) -> Outcome:
+        inputs = {name: (await asyncio.shield(pending[upstream])).stored for name, upstream in node.inputs.items()}
+        outcome = await build_node(node, inputs)
+        outcomes[node.stage.name] = outcome
+        note(node.stage.name, outcome)
+        return outcome
+
+    for node in topological(nodes):
+        pending[node] = asyncio.create_task(one(node))
+    try:
+        done, _ = await asyncio.wait(pending.values(), return_when=asyncio.FIRST_EXCEPTION)
+        for task in done:
+            task.result()
+    finally:
+        for task in pending.values():
+            task.cancel()
+        await asyncio.gather(*pending.values(), return_exceptions=True)
+    return outcomes
+
+
+async def build_shown(node: Node, inputs: dict[str, Stored], place: Place, on_progress: Callable[[Progress], None]) -> Outcome:
+    """Build one node in its child process and show it."""
+    shown, name = display.get(), node.stage.name
+    shown.started(name)
+
+    def progressed(progress: Progress) -> None:
+        shown.progressed(name, progress)
+        on_progress(progress)
+
+    try:
+        outcome = await build(node.stage, node.config, inputs, place.store, place.machine, place.sources, progressed)
+    except BaseException as error:
+        shown.failed(name, error)
+        raise
+    shown.finished(name, outcome)
+    return outcome
+
+
+def cached_outcomes(nodes: list[Node], place: Place) -> dict[str, Outcome] | None:
+    """The outcomes of all nodes if everything is in the store; None if anything is missing."""
+    outcomes: dict[str, Outcome] = {}
+    done: dict[Node, Stored] = {}
+    for node in topological(nodes):
+        inputs = {name: done[upstream] for name, upstream in node.inputs.items()}
+        resolved, stored = look_up(node.stage, node.config, inputs, place.store, place.sources)
+        if stored is None:
+            return None
+        done[node] = stored
+        outcomes[node.stage.name] = Outcome(stored, resolved, True, 0, len(resolved.shard_keys or ()))
+    return outcomes
+
+
+def run_task(
+    name: str, nodes: list[Node], place: Place, *, first_shards: int | None = None, force: bool = False
+) -> Outcome | None:
+    """Build one stage in this process on finished inputs, for a debugger.
+
+    Args:
+        name: the stage.
+        nodes: the graph it is in.
+        first_shards: build only this many missing shards and publish no whole; returns None.
+        force: build it although it is there.
+
+    Raises:
+        InputError: if the stage does not exist, or an input is not built yet.
+    """
+    order = topological(nodes)
+    stages = {node.stage.name: node for node in order}
+    if name not in stages:
+        raise InputError(f"there is no stage {name!r}: stages are {', '.join(stages)}")
+    done: dict[Node, Stored] = {}
+    needed = topological([stages[name]])
+    for node in needed[:-1]:
+        inputs = {input_name: done[upstream] for input_name, upstream in node.inputs.items()}
+        _, stored = look_up(node.stage, node.config, inputs, place.store, place.sources)
+        if stored is None:
+            raise InputError(
+                f"{name} needs the result of {node.stage.name}, which is not built yet: run it first with `scratchlm task {node.stage.name} RECIPE`, or all with `scratchlm run RECIPE`"
+            )
+        done[node] = stored
+    node = needed[-1]
+    inputs = {input_name: done[upstream] for input_name, upstream in node.inputs.items()}
+    return build_here(
+        node.stage, node.config, inputs, place.store, place.machine, place.sources, first_shards=first_shards, force=force
+    )
+
+
+def run_async(coroutine: Any) -> Any:
+    """`asyncio.run`, with SIGTERM treated as Ctrl-C: the running stages are told, and end."""
+    import signal
+
+    async def main() -> Any:
+        current = asyncio.current_task()
+        assert current is not None
+        with contextlib.suppress(NotImplementedError):
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, current.cancel)
+        return await coroutine
+
+    try:
+        return asyncio.run(main())
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None

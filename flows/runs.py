@@ -1,0 +1,143 @@
+"""Runs: one folder a run, with the recipe, the machine, and the key of every stage."""
+
+import json
+import os
+import re
+import secrets
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from flows.recipe import Recipe
+from tasks.build import Outcome
+from tasks.errors import InputError
+from tasks.store.store import Store, Stored
+
+RUN, REPORT, LATEST = "run.json", "report.html", "latest"
+
+
+@dataclass
+class Run:
+    """One run, kept in `path`/run.json."""
+
+    path: Path
+    record: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Name of the run's folder."""
+        return self.path.name
+
+    def save(self) -> None:
+        """Write run.json, whole or not at all."""
+        building = self.path / f".{RUN}.{os.getpid()}"
+        building.write_text(json.dumps(self.record, indent=1) + "\n")
+        os.replace(building, self.path / RUN)
+
+    def note(self, stage: str, outcome: Outcome) -> None:
+        """Record how a stage ended."""
+        manifest = outcome.stored.manifest
+        self.record["stages"][stage] = {
+            "key": manifest.key,
+            "digest": manifest.digest,
+            "cached": outcome.cached,
+            "shards": {"built": outcome.shards_built, "reused": outcome.shards_reused},
+            "seconds": round(outcome.seconds, 3),
+            "ingredients": outcome.resolved.ingredients,
+        }
+        self.save()
+
+    def end(self, status: str, error: str | None = None) -> None:
+        """Record how the run ended."""
+        self.record |= {"status": status, "ended": _now(), "error": error}
+        self.save()
+
+    def stored(self, store: Store, stage: str) -> Stored:
+        """The result of a stage of this run.
+
+        Raises:
+            InputError: if the run did not come to the stage, or its result is gone or broken.
+        """
+        entry = self.record["stages"].get(stage)
+        if entry is None:
+            raise InputError(f"the run {self.name} has no result of {stage}: it ended as {self.record.get('status')!r}")
+        found = store.find_whole("artifacts", stage, entry["key"])
+        if found is None:
+            raise InputError(f"the result of {stage} of the run {self.name} is not in the store any more: run its recipe again")
+        return found
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def runs_folder(store: Store) -> Path:
+    """Where runs are kept."""
+    return store.root / "runs"
+
+
+def start_run(store: Store, recipe: Recipe) -> Run:
+    """A new run of a recipe; `latest` points at it from now on."""
+    folder = runs_folder(store)
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    run = Run(folder / f"{stamp}-{recipe.name}-{secrets.token_hex(2)}")
+    run.path.mkdir(parents=True)
+    values = recipe.model_dump(mode="json")
+    machine = values.pop("machine")
+    run.record = {"recipe": values, "machine": machine, "created": _now(), "status": "running", "stages": {}}
+    run.save()
+    link = folder / f".{LATEST}.{os.getpid()}"
+    link.unlink(missing_ok=True)
+    link.symlink_to(run.name)
+    os.replace(link, folder / LATEST)
+    return run
+
+
+def load_run(path: Path) -> Run:
+    """The run below `path`.
+
+    Raises:
+        InputError: if there is none.
+    """
+    try:
+        return Run(path.resolve(), json.loads((path / RUN).read_text()))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} holds no run: {RUN} cannot be read") from error
+
+
+def find_run(store: Store, name: str) -> Run:
+    """The run of this name, or whose name ends or begins with it; `latest` is the newest.
+
+    Raises:
+        InputError: if there is none, or more than one.
+    """
+    folder = runs_folder(store)
+    if (folder / name / RUN).is_file() and "/" not in name:
+        return load_run(folder / name)
+    names = sorted(path.parent.name for path in folder.glob(f"*/{RUN}") if not path.parent.is_symlink())
+    found = [known for known in names if known.startswith(name) or known.endswith(name)]
+    if len(found) == 1:
+        return load_run(folder / found[0])
+    if not names:
+        raise InputError(f"there is no run in {folder}: start one with `scratchlm run RECIPE`")
+    near = found or get_close_matches(name, names, 3) or names[-3:]
+    what = "names more than one run" if found else "names no run"
+    raise InputError(f"{name!r} {what}: take latest or one of {', '.join(near)}")
+
+
+def previous_ingredients(store: Store, recipe_name: str) -> dict[str, Any]:
+    """Ingredients of each stage in the newest run of the same recipe name that came to it."""
+    found: dict[str, Any] = {}
+    pattern = re.compile(rf"\d{{8}}-\d{{6}}-{re.escape(recipe_name)}-[0-9a-f]{{4}}")
+    folder = runs_folder(store)
+    names = sorted((p.name for p in folder.iterdir() if pattern.fullmatch(p.name)), reverse=True) if folder.is_dir() else []
+    for name in names[:20]:
+        try:
+            stages = json.loads((folder / name / RUN).read_text())["stages"]
+        except (OSError, ValueError, KeyError):
+            continue
+        for stage, entry in stages.items():
+            found.setdefault(stage, entry["ingredients"])
+    return found

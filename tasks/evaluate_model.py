@@ -134,7 +134,7 @@ def _benchmarks(
         max_length=context_length,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
-        tasks = load_tasks(config, Path(folder))
+        manager, tasks = load_tasks(config, Path(folder))
         for done, task in enumerate(tasks):
             progress(done, len(tasks), "benchmarks")
             longest_answer, truncated = _lengths(task, tokenizer, context_length)
@@ -142,7 +142,7 @@ def _benchmarks(
             wrapped._max_length = max(context_length, longest_answer)
             # Without `use_cache`: lm-eval's cache does not know which model answered.
             results = lm_eval.simple_evaluate(
-                model=wrapped, tasks=[task], limit=config.limit, num_fewshot=0, bootstrap_iters=1000, log_samples=True,
+                model=wrapped, tasks=[task], task_manager=manager, limit=config.limit, num_fewshot=0, bootstrap_iters=1000, log_samples=True,
             )  # fmt: skip
             assert results is not None
             for name, samples in results["samples"].items():

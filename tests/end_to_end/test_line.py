@@ -1,0 +1,154 @@
+"""The whole line on a small corpus: raw text to a benchmarked model, through the real command."""
+
+import json
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.end_to_end.conftest import Line
+
+pytestmark = pytest.mark.end_to_end
+
+STAGES = [
+    "ingest", "clean", "minhash", "deduplicate", "index_benchmarks", "decontaminate", "split",
+    "train_tokenizer", "tokenize", "train_model", "export_model", "evaluate_model",
+]  # fmt: skip
+MAP_STAGES = ["clean", "minhash", "decontaminate", "split", "tokenize"]
+
+
+def test_every_stage_has_a_result(line: Line):
+    first = line.first
+    assert sorted(first["artifacts"]) == sorted(STAGES)
+    assert all(not artifact["cached"] for artifact in first["artifacts"].values())
+    assert 0 < first["results"]["bits_per_byte"] < 8
+    assert first["results"]["step_seconds"] > 0
+    score = first["results"]["benchmarks"]["sciq"]
+    assert score["items"] == 10
+    assert score["chance"] == 0.25
+    assert {"acc", "acc_stderr", "answer_bits_per_byte"} <= set(score)
+    assert Path(first["report"]).read_text().startswith("<!doctype html>")
+
+
+def test_a_second_run_is_cached_and_shows_so_in_prefect(line: Line):
+    second = line.run()
+    assert all(artifact["cached"] for artifact in second["artifacts"].values())
+    assert second["resumed_from_step"] is None
+    assert second["results"] == line.first["results"]
+    runs = httpx.post(f"{line.server}/flow_runs/filter", json={"sort": "START_TIME_DESC", "limit": 1}).json()
+    tasks = httpx.post(f"{line.server}/task_runs/filter", json={"flow_runs": {"id": {"any_": [runs[0]["id"]]}}}).json()
+    assert {task["name"]: task["state"]["name"] for task in tasks} == dict.fromkeys(STAGES, "Cached")
+    assert runs[0]["name"] == "tiny"
+    assert runs[0]["state"]["type"] == "COMPLETED"
+
+
+def test_without_a_server_a_cached_run_takes_seconds(line: Line):
+    alone = Line(line.root, None)
+    alone.run()  # the first may still write byte code
+    started = time.monotonic()
+    alone.run()
+    assert time.monotonic() - started < 10
+
+
+@pytest.mark.parametrize(
+    ("document", "expected"),
+    [
+        ("text/junk.txt", [("ingest", "read"), ("clean", "dropped")]),
+        ("text/contaminated.txt", [("decontaminate", "dropped"), ("split", "dropped")]),
+    ],
+)
+def test_why_tells_the_fate_of_a_document(line: Line, document: str, expected: list):
+    verdicts = json.loads(line.call("why", "latest", document, "--json").stdout)
+    found = [(verdict["stage"], verdict["outcome"]) for verdict in verdicts]
+    assert [pair for pair in expected if pair in found] == expected
+
+
+def test_one_of_two_near_duplicates_stays(line: Line):
+    fates = {}
+    for document in ("text/near.txt", "text/speech-03.txt"):
+        verdicts = json.loads(line.call("why", "latest", document, "--json").stdout)
+        fates[document] = next(verdict for verdict in verdicts if verdict["stage"] == "deduplicate")
+    dropped = [document for document, verdict in fates.items() if verdict["outcome"] == "dropped"]
+    assert len(dropped) == 1
+    survivor = next(document for document in fates if document not in dropped)
+    assert survivor in fates[dropped[0]]["detail"]
+
+
+def test_what_cannot_be_read_is_counted_and_named(line: Line):
+    errors = (Path(line.first["artifacts"]["ingest"]["path"]) / "errors.jsonl").read_text()
+    assert json.loads(errors) == {"source": "text", "where": "latin.txt", "error": "not UTF-8 at byte 3"}
+
+
+def test_text_that_spells_a_special_token_stays_text(line: Line):
+    from model.tokens import open_tokens
+
+    store, manifest = line.store, Path(line.first["artifacts"]["tokenize"]["path"]).parent / "manifest.json"
+    n_documents = ends = 0
+    for shard in json.loads(manifest.read_text())["shards"]:
+        for side in ("train", "validation"):
+            tokens = open_tokens(store / "shards" / "tokenize" / shard["key"] / "out" / f"{side}.arrow")
+            n_documents += tokens.header.n_documents
+            ends += int((tokens.ids == tokens.header.end_of_text_id).sum())
+    assert n_documents == ends > 10
+
+
+def test_one_file_added_builds_the_shards_next_to_it_only(line: Line, tmp_path: Path, speeches: list[Path]):
+    grown = Line(tmp_path / "grown", line.server)
+    shutil.copytree(line.root, grown.root, symlinks=True)
+    (grown.corpus / "speech-06b.txt").write_text(speeches[101].read_text()[3_000:9_000])
+    rows = grown.plan()
+    assert rows["ingest"]["state"] == "run"
+    assert "1 files added" in rows["ingest"]["reason"]
+    assert rows["index_benchmarks"]["state"] == "cached"
+    # A fixed tokenizer, so that the token shards can be told apart by their text.
+    after = grown.run("--set", "train_model.tokens=1024")["artifacts"]
+    for stage in MAP_STAGES[:-1]:
+        assert 1 <= after[stage]["shards"]["built"] <= 3, stage
+        assert after[stage]["shards"]["reused"] >= 2, stage
+
+
+def test_plan_says_why(line: Line):
+    rows = line.plan("--set", "train_model.seed=3")
+    assert rows["train_model"] == {"stage": "train_model", "state": "run", "reason": "config train_model.seed from 0 to 3"}
+    assert rows["export_model"]["state"] == "depends"
+    assert rows["tokenize"]["state"] == "cached"
+    rows = line.plan("--set", "clean.steps=[{step: fix_unicode}]")
+    assert rows["clean"]["state"] == "run"
+    assert rows["minhash"]["state"] == "depends"
+    assert rows["minhash"]["reason"].startswith("on clean")
+
+
+def test_the_exported_model_loads_with_stock_transformers(line: Line):
+    import torch
+    import transformers
+
+    folder = line.first["artifacts"]["export_model"]["path"]
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.decode(tokenizer("The state of the Union.")["input_ids"]) == "The state of the Union."
+    out = model.generate(torch.tensor([[tokenizer.eos_token_id]]), max_new_tokens=5, do_sample=False)
+    assert out.shape == (1, 6)
+
+
+def test_generate_and_report_and_doctor(line: Line):
+    assert line.call("generate", "latest", "The people", "--tokens", "5").stdout.startswith("The people")
+    assert Path(line.call("report").stdout.strip()).is_file()
+    done = subprocess.run(line.command("doctor"), env=line.environment(), capture_output=True, text=True, timeout=120)
+    assert "Prefect server: " in done.stdout
+    assert "DeepSpeed" in done.stdout
+
+
+def test_task_runs_one_stage_here(line: Line):
+    done = line.call("task", "clean", "recipe.yaml", "--force")
+    assert "clean" in done.stdout
+    assert '"kept"' in done.stdout
+
+
+def test_task_trains_in_one_process_to_the_same_bytes(line: Line):
+    digest = line.first["artifacts"]["train_model"]["digest"]
+    done = line.call("task", "train_model", "recipe.yaml", "--force")
+    manifest = Path(done.stdout.splitlines()[-1]).parent / "manifest.json"
+    assert json.loads(manifest.read_text())["digest"] == digest

@@ -114,7 +114,7 @@ def run(
         recipe, place, nodes = _open(recipe_file, assignments, machine, store, rehash)
         console = _console(as_json)
         from flows.plan import plan as make_plan
-        from flows.run import cached_outcomes, display, run_async
+        from flows.run import cached_outcomes, display
         from flows.runs import previous_ingredients, start_run, unchanged_run
         from flows.terminal import TerminalDisplay, stage_line
 
@@ -142,7 +142,7 @@ def run(
             with TerminalDisplay(console) as shown:
                 token = display.set(shown)
                 try:
-                    made, outcomes = run_async(pretrain_here(recipe, place))
+                    made, outcomes = pretrain_here(recipe, place)
                 finally:
                     display.reset(token)
         _finish(made, outcomes, place, console, as_json)

@@ -7,6 +7,7 @@ from typing import Any
 from prefect import flow, task
 from prefect.artifacts import acreate_progress_artifact, aupdate_progress_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.exceptions import TerminationSignal
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 from prefect.states import Completed, State
@@ -151,7 +152,14 @@ async def pretrain(recipe: Recipe, store: str = "store", rehash: bool = False) -
 _finished: dict[str, tuple[Run, dict[str, Outcome]]] = {}
 
 
-async def pretrain_here(recipe: Recipe, place: Place) -> tuple[Run, dict[str, Outcome]]:
-    """Run the flow from this process; returns the run and the outcomes of its stages."""
-    name = await pretrain(recipe, str(place.store.root), place.sources.rehash)
+def pretrain_here(recipe: Recipe, place: Place) -> tuple[Run, dict[str, Outcome]]:
+    """Run the flow from this process; returns the run and the outcomes of its stages.
+
+    Raises:
+        KeyboardInterrupt: on Ctrl-C and on SIGTERM, once the running stages have ended.
+    """
+    try:
+        name = asyncio.run(pretrain(recipe, str(place.store.root), place.sources.rehash))
+    except (TerminationSignal, asyncio.CancelledError):
+        raise KeyboardInterrupt from None
     return _finished.pop(name)

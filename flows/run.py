@@ -1,11 +1,10 @@
 """How the graph is run: independent branches together, each stage once its inputs are there."""
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from tasks.build import Outcome, build, build_here, look_up
 from tasks.errors import InputError
@@ -162,20 +161,3 @@ def run_task(
     return build_here(
         node.stage, node.config, inputs, place.store, place.machine, place.sources, first_shards=first_shards, force=force
     )
-
-
-def run_async(coroutine: Any) -> Any:
-    """`asyncio.run`, with SIGTERM treated as Ctrl-C: the running stages are told, and end."""
-    import signal
-
-    async def main() -> Any:
-        current = asyncio.current_task()
-        assert current is not None
-        with contextlib.suppress(NotImplementedError):
-            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, current.cancel)
-        return await coroutine
-
-    try:
-        return asyncio.run(main())
-    except asyncio.CancelledError:
-        raise KeyboardInterrupt from None

@@ -1,10 +1,12 @@
 """A child process that cannot outlive, hang or orphan its parent."""
 
 import asyncio
+import contextlib
 import ctypes
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -91,10 +93,11 @@ async def run_child(arguments: list[str], log: Path, poll: Callable[[], None], p
                 return waiting.result()
     except BaseException:
         _signal_group(child.pid, signal.SIGTERM)
-        try:
-            await asyncio.wait_for(asyncio.shield(waiting), GRACE_SECONDS)
-        except (TimeoutError, asyncio.CancelledError):
-            pass
+        # A closing event loop cancels every task, `waiting` too, so the child's own state is asked.
+        deadline = time.monotonic() + GRACE_SECONDS
+        while child.returncode is None and time.monotonic() < deadline:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(0.05)
         raise
     finally:
         _signal_group(child.pid, signal.SIGKILL)

@@ -92,7 +92,7 @@ def training_charts(lines: list[dict[str, float]]) -> str:
     if held_out:
         other = left.twinx()
         other.grid(False)
-        other.spines["right"].set_visible(False)
+        other.spines[:].set_visible(False)
         other.plot(*zip(*held_out, strict=True), color=SECOND, marker="o", markersize=3, linewidth=1.2)
         other.tick_params(colors=SECOND, length=0)
         left.plot([], [], color=SECOND, marker="o", markersize=3, label="held-out bits a byte (right)")

@@ -1,0 +1,198 @@
+"""kill -9, SIGTERM and rot, through the real command: what was done stays, nothing is orphaned, the end is the same."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.end_to_end.conftest import RECIPE, Line
+from tests.store.test_laws import _processes_of
+
+pytestmark = pytest.mark.end_to_end
+
+TRAINING = {**RECIPE["train_model"], "tokens": 40_960, "evaluations": 1}
+N_STEPS = 80
+EVERY_STEP = {**RECIPE["machine"], "checkpoint_every_seconds": 0}
+
+
+def wait_for(condition: Callable[[], Any], process: subprocess.Popen | None = None, seconds: float = 120) -> Any:
+    """Wait until a condition holds; fails if the process ends before it does."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        found = condition()
+        if found:
+            return found
+        if process is not None and process.poll() is not None:
+            pytest.fail(f"the command ended early with {process.returncode}")
+        time.sleep(0.02)
+    pytest.fail("it never came to that")
+
+
+def assert_no_orphans(line: Line) -> None:
+    deadline = time.monotonic() + 10
+    while _processes_of(line.store) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert _processes_of(line.store) == []
+
+
+def checkpoints(line: Line) -> list[Path]:
+    return sorted((line.store / "work").glob("train_model-*/step-*"))
+
+
+@pytest.fixture
+def prepared(line: Line, tmp_path: Path) -> Iterator[Line]:
+    """A copy of the line in which all but training is done, for a longer training with a checkpoint after every step."""
+    copy = Line(tmp_path / "copy", line.server)
+    shutil.copytree(line.root, copy.root, symlinks=True)
+    copy.write_recipe(train_model=TRAINING, machine=EVERY_STEP)
+    yield copy
+    assert_no_orphans(copy)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(line: Line, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The longer training without any disturbance."""
+    copy = Line(tmp_path_factory.mktemp("undisturbed") / "copy", line.server)
+    shutil.copytree(line.root, copy.root, symlinks=True)
+    copy.write_recipe(train_model=TRAINING)
+    done = copy.run()
+    done["lines"] = metric_lines(done)
+    return done
+
+
+def metric_lines(done: dict[str, Any]) -> list[tuple[int, float]]:
+    path = Path(done["artifacts"]["train_model"]["path"]) / "figures" / "metrics.jsonl"
+    return [(line["step"], line["loss"]) for line in map(json.loads, path.read_text().splitlines())]
+
+
+def start(line: Line) -> subprocess.Popen:
+    return subprocess.Popen(
+        line.command("run", "recipe.yaml", "--json"),
+        cwd=line.root, env=line.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def assert_same_end(done: dict[str, Any], undisturbed: dict[str, Any]) -> None:
+    for stage in ("train_model", "export_model"):
+        assert done["artifacts"][stage]["digest"] == undisturbed["artifacts"][stage]["digest"]
+    assert metric_lines(done) == undisturbed["lines"]
+    assert [step for step, _ in undisturbed["lines"]] == list(range(N_STEPS))
+
+
+def test_kill_of_the_command_in_training_goes_on_to_the_same_bytes(prepared: Line, undisturbed: dict):
+    process = start(prepared)
+    wait_for(lambda: len(checkpoints(prepared)) == 2, process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert_no_orphans(prepared)
+    done = prepared.run()
+    assert done["resumed_from_step"] >= 2
+    assert_same_end(done, undisturbed)
+
+
+def test_kill_of_a_rank_is_retried_in_the_same_run(prepared: Line, undisturbed: dict):
+    process = start(prepared)
+    wait_for(lambda: len(checkpoints(prepared)) == 2, process)
+    ranks = [pid for pid in _processes_of(prepared.store) if b"rank" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")]
+    os.kill(max(ranks), signal.SIGKILL)
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    done = json.loads(out.splitlines()[-1])
+    assert done["resumed_from_step"] >= 1
+    assert_same_end(done, undisturbed)
+
+
+def test_sigterm_saves_and_leaves(prepared: Line, undisturbed: dict):
+    prepared.write_recipe(train_model=TRAINING, machine={**RECIPE["machine"], "checkpoint_every_seconds": 1000})
+    process = start(prepared)
+    progress = prepared.store / "work"
+    wait_for(lambda: list(progress.glob("train_model-*/progress.json")), process)
+    started = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "goes on from here" in err
+    assert time.monotonic() - started < 30
+    assert len(checkpoints(prepared)) == 1
+    assert_no_orphans(prepared)
+    done = prepared.run()
+    assert done["resumed_from_step"] >= 1
+    assert_same_end(done, undisturbed)
+
+
+def test_a_rotten_checkpoint_is_passed_over(prepared: Line, undisturbed: dict):
+    process = start(prepared)
+    wait_for(lambda: len(checkpoints(prepared)) == 2, process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert_no_orphans(prepared)
+    newest = checkpoints(prepared)[-1]
+    victim = max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    data = bytearray(victim.read_bytes())
+    data[len(data) // 2] ^= 1
+    victim.write_bytes(data)
+    done = prepared.run()
+    assert 1 <= done["resumed_from_step"] < int(newest.name.removeprefix("step-"))
+    assert_same_end(done, undisturbed)
+
+
+def test_other_ranks_go_on_at_stage_0_and_another_stage_is_refused(prepared: Line):
+    adamw = {**TRAINING, "optimizer": "adamw"}
+    prepared.write_recipe(train_model=adamw, machine=EVERY_STEP)
+    process = start(prepared)
+    wait_for(lambda: len(checkpoints(prepared)) == 2, process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert_no_orphans(prepared)
+    prepared.write_recipe(train_model=adamw, machine={**EVERY_STEP, "zero_stage": 1})
+    refused = prepared.call("run", "recipe.yaml", code=2)
+    assert "zero_stage 0" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    prepared.write_recipe(train_model=adamw, machine={**RECIPE["machine"], "ranks": 2})
+    done = prepared.run()
+    assert done["resumed_from_step"] >= 2
+
+
+def test_kill_in_the_middle_of_every_stage(line: Line, tmp_path: Path):
+    copy = Line(tmp_path / "copy", line.server)
+    copy.root.mkdir()
+    shutil.copytree(line.corpus, copy.corpus)
+    copy.write_recipe()
+    for stage in line.first["artifacts"]:
+        process = start(copy)
+        wait_for(
+            lambda stage=stage: (
+                list((copy.store / "building").glob(f"{stage}-*")) or (copy.store / "artifacts" / stage).exists()
+            ),
+            process,
+        )
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        assert_no_orphans(copy)
+    done = copy.run()
+    for stage, artifact in line.first["artifacts"].items():
+        assert done["artifacts"][stage]["digest"] == artifact["digest"], stage
+
+
+def test_two_commands_at_once_build_once(line: Line, tmp_path: Path):
+    copy = Line(tmp_path / "copy", line.server)
+    copy.root.mkdir()
+    shutil.copytree(line.corpus, copy.corpus)
+    copy.write_recipe()
+    both = [start(copy) for _ in range(2)]
+    answers = []
+    for process in both:
+        out, err = process.communicate(timeout=240)
+        assert process.returncode == 0, err
+        answers.append(json.loads(out.splitlines()[-1])["artifacts"])
+    for stage in answers[0]:
+        assert answers[0][stage]["key"] == answers[1][stage]["key"]
+        assert answers[0][stage]["cached"] or answers[1][stage]["cached"], stage
+    assert_no_orphans(copy)

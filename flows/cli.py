@@ -334,6 +334,20 @@ def generate(
 
 
 @app.command()
+def fields(
+    section: Annotated[
+        str | None, typer.Argument(help="A section, such as train_model; all if empty.", show_default=False)
+    ] = None,
+) -> None:
+    """List the fields of a recipe with their kinds, defaults and units."""
+    with _exit_codes():
+        from flows.fields import list_fields
+
+        for field in list_fields(section):
+            typer.echo(f"{field.name}  ({field.kind}; default {field.default})\n    {field.description}")
+
+
+@app.command()
 def doctor(store: StoreFolder = DEFAULT_STORE) -> None:
     """Check Python, packages, compiler, torch, DeepSpeed, disk, memory and the Prefect server, and say how to mend what is missing."""
     with _exit_codes():

@@ -10,14 +10,14 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from model.config import Config, ModelConfig, TrainConfig
 from tasks.clean import CleanConfig
 from tasks.decontaminate import DecontaminateConfig
+from tasks.documents.signatures import MinhashConfig
 from tasks.errors import InputError
 from tasks.evaluate_model import EvaluateModelConfig
 from tasks.export_model import ExportModelConfig
 from tasks.ingest import IngestConfig
 from tasks.machine import Machine
-from tasks.minhash import MinhashConfig
 from tasks.split import SplitConfig
-from tasks.train_model import TrainModelConfig
+from tasks.train_model import TrainModelConfig, check_machine
 from tasks.train_tokenizer import TrainTokenizerConfig
 
 
@@ -60,7 +60,7 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _sections_fit(self) -> Self:
-        TrainModelConfig(model=self.model, train=self.train_model)
+        check_machine(TrainModelConfig(model=self.model, train=self.train_model), self.machine)
         names = [source.name for source in self.ingest.sources]
         if self.split.validation_source is not None:
             if self.split.validation_source not in names:
@@ -110,8 +110,22 @@ def _sentence(error: Any, origin: str) -> str:
 
 
 def explain(error: ValidationError, origin: str) -> str:
-    """The faults of a recipe as sentences with field, value and mend."""
-    return "\n".join(_sentence(one, origin) for one in error.errors())
+    """The faults of a recipe as sentences with field, value and mend; those that follow from another one are left out."""
+    faults = error.errors()
+    misspelt = {
+        (*fault["loc"][:-1], name)
+        for fault in faults
+        if fault["type"] == "extra_forbidden"
+        for name in difflib.get_close_matches(str(fault["loc"][-1]), _fields_at(fault["loc"]), 1)
+    }
+    places = [fault["loc"] for fault in faults]
+    roots = [
+        fault
+        for fault in faults
+        if not (fault["type"] == "missing" and fault["loc"] in misspelt)
+        and not any(place != fault["loc"] and place[: len(fault["loc"])] == fault["loc"] for place in places)
+    ]
+    return "\n".join(_sentence(fault, origin) for fault in roots)
 
 
 def _set(values: dict[str, Any], assignment: str) -> None:

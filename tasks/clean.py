@@ -60,7 +60,7 @@ class CleanConfig(Config):
     """Steps of cleaning, in order."""
 
     steps: tuple[Step, ...] = Field(
-        (FixUnicode(), GopherRepetition(), GopherQuality(), ReplacePersonalData()),
+        (FixUnicode(), GopherQuality(), GopherRepetition(), ReplacePersonalData()),
         description="Steps, in the order in which they are taken.",
     )
 

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from model.config import Config
-from tasks.documents.files import DOCUMENTS, VERDICTS, VERDICTS_SCHEMA, read_table, write_table
-from tasks.index_benchmarks import INDEX
+from tasks.documents.files import DOCUMENTS, INDEX, VERDICTS, VERDICTS_SCHEMA, read_table, write_table
 from tasks.stage import Artifact, Metrics, Shard, map_stage
 
 if TYPE_CHECKING:
@@ -56,9 +55,7 @@ def _matches(words: "np.ndarray", index: dict[int, Any]) -> dict[tuple[str, int]
     return found
 
 
-@map_stage(
-    libraries=("numpy", "xxhash", "pyarrow", "datatrove", "lm_eval", "datasets", "huggingface_hub", "pyyaml", "platformdirs")
-)
+@map_stage(libraries=("numpy", "xxhash", "pyarrow", "datatrove"))
 def decontaminate(config: DecontaminateConfig, documents: Shard, index: Artifact, out: Path) -> Metrics:
     """Write verdicts.parquet, row by row: a document that contains a benchmark item is not kept."""
     from tasks.documents.words import WordHasher

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from model.config import Config
 from tasks.documents.files import VERDICTS, VERDICTS_SCHEMA, read_table, write_table
-from tasks.minhash import DIGESTS, MinhashConfig, datatrove_config, signature_file
+from tasks.documents.signatures import DIGESTS, MinhashConfig, datatrove_config, signature_file
 from tasks.progress import progress
 from tasks.stage import Artifact, Metrics, stage
 

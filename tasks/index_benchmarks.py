@@ -8,11 +8,8 @@ from typing import Any
 from pydantic import Field
 
 from tasks.benchmarks import Benchmarks, fingerprint_benchmarks, item_texts, load_tasks
-from tasks.documents.files import Schema, write_table
+from tasks.documents.files import INDEX, INDEX_SCHEMA, write_table
 from tasks.stage import Metrics, stage
-
-INDEX = "index.parquet"
-INDEX_SCHEMA: Schema = {"n": "uint8", "hash": "uint64", "task": "string", "item": "uint32"}
 
 
 class IndexBenchmarksConfig(Benchmarks):

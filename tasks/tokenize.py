@@ -4,12 +4,10 @@ from itertools import pairwise
 from pathlib import Path
 
 from model.config import Config
-from tasks.documents.files import DOCUMENTS, SELECTION, read_table
+from tasks.documents.files import DOCUMENTS, SELECTION, SIDES, read_table
 from tasks.errors import InputError
 from tasks.stage import Artifact, Metrics, Shard, map_stage
 from tasks.train_tokenizer import TOKENIZER, end_of_text_id, load_tokenizer, tokenizer_sha256
-
-SIDES = ("train", "validation")
 
 
 class TokenizeConfig(Config):

@@ -12,11 +12,11 @@ from pydantic import model_validator
 
 from model.config import Config, ModelConfig, TrainConfig, TrainingMachine
 from tasks import process
+from tasks.documents.files import SIDES
 from tasks.errors import InputError, StageFailed
 from tasks.machine import Machine
 from tasks.progress import progress
 from tasks.stage import Artifact, Metrics, stage
-from tasks.tokenize import SIDES
 from tasks.train_tokenizer import TOKEN_BYTES, tokenizer_sha256
 
 _STOP_SECONDS = 20.0

@@ -2,7 +2,7 @@
 
 documents.parquet: the documents. verdicts.parquet: one row for each row of a documents
 file, in its order: was it kept, and if not, why. selection.parquet: the side that each
-document ends on.
+document ends on. index.parquet: n-grams of benchmark items.
 """
 
 import hashlib
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 DOCUMENTS = "documents.parquet"
 VERDICTS = "verdicts.parquet"
 SELECTION = "selection.parquet"
+INDEX = "index.parquet"
+SIDES = ("train", "validation")
 
 Schema = dict[str, str]
 """Columns in order: name -> Arrow type. Files are written with an explicit schema, never an inferred one."""
@@ -24,6 +26,7 @@ Schema = dict[str, str]
 DOCUMENTS_SCHEMA: Schema = {"id": "string", "text": "large_string", "source": "string", "metadata": "string"}
 VERDICTS_SCHEMA: Schema = {"kept": "bool", "step": "string", "reason": "string", "detail": "string"}
 SELECTION_SCHEMA: Schema = {"id": "string", "side": "string", "reason": "string"}
+INDEX_SCHEMA: Schema = {"n": "uint8", "hash": "uint64", "task": "string", "item": "uint32"}
 
 
 def write_table(path: Path, rows: list[dict[str, Any]], schema: Schema) -> None:

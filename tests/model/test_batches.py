@@ -1,0 +1,69 @@
+"""Batches: a permutation of the windows, a pure function of seed and step, the same on any number of ranks."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model.batches import Windows, permute
+from model.tokens import open_tokens, write_tokens
+
+
+@given(st.integers(1, 3000), st.integers(0, 2**63 - 1), st.integers(0, 50))
+def test_permute_is_a_permutation(n, seed, epoch):
+    image = permute(np.arange(n, dtype=np.uint64), n, seed, epoch)
+    assert np.array_equal(np.sort(image), np.arange(n))
+    position = n // 2
+    assert permute(np.array([position], np.uint64), n, seed, epoch)[0] == image[position]
+
+
+def test_epochs_and_seeds_have_orders_of_their_own():
+    orders = [permute(np.arange(100, dtype=np.uint64), 100, seed, epoch).tolist() for seed, epoch in ((0, 0), (0, 1), (1, 0))]
+    assert len({tuple(order) for order in orders}) == 3
+
+
+@pytest.fixture
+def windows(tmp_path: Path) -> Windows:
+    """Three shards, one of them empty, of 500 tokens in all."""
+    shards = []
+    for i, size in enumerate((300, 0, 198)):
+        documents = [np.arange(1000 * i, 1000 * i + size)] if size else []
+        path = tmp_path / f"{i}.arrow"
+        names = ["x"] * len(documents)
+        write_tokens(
+            path, documents, names, names, [1] * len(documents), tokenizer_sha256="t", vocabulary_size=5000, end_of_text_id=4999
+        )
+        shards.append(open_tokens(path, "t"))
+    return Windows(shards, 16)
+
+
+def test_windows_cover_the_stream_and_overlap_by_one(windows: Windows):
+    assert windows.n_tokens == 500
+    assert len(windows) == (500 - 1) // 16
+    rows = windows.read(np.arange(len(windows)))
+    assert rows.shape == (31, 17)
+    assert np.array_equal(rows[1:, 0], rows[:-1, -1])
+    stream = np.concatenate([rows[0, :1], rows[:, 1:].ravel()])
+    expected = np.concatenate(([4999], np.arange(300), [4999], np.arange(2000, 2198)))
+    assert np.array_equal(stream, expected[: len(stream)])
+
+
+@given(step=st.integers(0, 40), ranks=st.sampled_from([1, 2, 4, 8]))
+def test_ranks_share_one_batch(tmp_path_factory, step, ranks):
+    folder = tmp_path_factory.getbasetemp() / "ranks"
+    path = folder / "0.arrow"
+    if not path.exists():
+        folder.mkdir()
+        write_tokens(path, [np.arange(400)], ["x"], ["x"], [1], tokenizer_sha256="t", vocabulary_size=500, end_of_text_id=499)
+    windows = Windows([open_tokens(path)], 8)
+    whole = windows.batch(step, 8, 5, 0, 8)
+    parts = [windows.batch(step, 8, 5, rank * 8 // ranks, 8 // ranks) for rank in range(ranks)]
+    assert np.array_equal(np.concatenate(parts), whole)
+
+
+def test_each_epoch_visits_every_window_once(windows: Windows):
+    first_tokens = [windows.batch(step, 1, 3, 0, 1)[0].tobytes() for step in range(2 * len(windows))]
+    assert len(set(first_tokens[: len(windows)])) == len(windows)
+    assert set(first_tokens[: len(windows)]) == set(first_tokens[len(windows) :])

@@ -1,0 +1,82 @@
+"""Optimizers and the schedule."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+
+from model.config import ModelConfig, TrainConfig
+from model.optimizer import build_optimizer, orthogonalize, rate_at, set_rates
+from model.transformer import Transformer
+
+
+@pytest.mark.parametrize("shape", [(24, 24), (24, 64), (64, 24)])
+def test_orthogonalize_comes_near_the_polar_factor(shape):
+    matrices = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
+    found = orthogonalize(matrices)
+    u, _, v = torch.linalg.svd(matrices, full_matrices=False)
+    cosine = (found * (u @ v)).sum((1, 2)) / found.norm(dim=(1, 2)) / (u @ v).norm(dim=(1, 2))
+    assert cosine.min() > 0.8
+    assert torch.linalg.svdvals(found).max() < 2
+
+
+@pytest.mark.parametrize("name", ["muon", "adamw"])
+def test_every_parameter_is_trained_and_the_loss_falls(name):
+    config = TrainConfig(tokens=640, tokens_per_batch=32, optimizer=name, learning_rate=0.01)
+    model = Transformer(ModelConfig(n_layers=1, d_model=16, n_heads=2, context_length=16), 30)
+    model.initialize(0)
+    before = {key: value.clone() for key, value in model.named_parameters()}
+    optimizer = build_optimizer(config, model)
+    x = torch.randint(30, (2, 17), generator=torch.Generator().manual_seed(0))
+    losses = []
+    for step in range(config.n_steps):
+        set_rates(config, optimizer, step)
+        loss = model(x[:, :-1], x[:, 1:])
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] - 0.5
+    assert all(not torch.equal(before[key], value) for key, value in model.named_parameters())
+
+
+@pytest.mark.parametrize("name", ["muon", "adamw"])
+def test_state_goes_through_a_file(name, tmp_path):
+    config = TrainConfig(tokens=640, tokens_per_batch=32, optimizer=name)
+
+    def fresh():
+        model = Transformer(ModelConfig(n_layers=1, d_model=16, n_heads=2, context_length=16), 30)
+        model.initialize(0)
+        return model, build_optimizer(config, model)
+
+    def step(model, optimizer, i):
+        set_rates(config, optimizer, i)
+        x = torch.full((1, 9), i)
+        model(x[:, :-1], x[:, 1:]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    whole, optimizer = fresh()
+    for i in range(6):
+        step(whole, optimizer, i)
+    half, optimizer = fresh()
+    for i in range(3):
+        step(half, optimizer, i)
+    torch.save({"model": half.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "state")
+    other, optimizer = fresh()
+    state = torch.load(tmp_path / "state")
+    other.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    for i in range(3, 6):
+        step(other, optimizer, i)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), other.parameters(), strict=True))
+
+
+def test_schedule_rises_stays_and_falls():
+    config = TrainConfig(tokens=1000, tokens_per_batch=10, warmup_fraction=0.1, decay_fraction=0.5, final_rate=0.1)
+    rates = [rate_at(config, step) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9:50] == [1.0] * 41
+    assert all(a >= b for a, b in pairwise(rates[50:]))
+    assert rates[99] == pytest.approx(0.1 + 0.9 / 50)
+    assert min(rates) > 0

@@ -1,0 +1,89 @@
+"""The tokenizer and the token shards."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model.tokens import open_tokens
+from tasks.documents.files import DOCUMENTS_SCHEMA, SELECTION_SCHEMA, write_table
+from tasks.stage import Artifact, Shard
+from tasks.tokenize import TokenizeConfig, tokenize
+from tasks.train_tokenizer import (
+    END_OF_TEXT,
+    TrainTokenizerConfig,
+    end_of_text_id,
+    load_tokenizer,
+    train_tokenizer,
+)
+
+
+def write(folder: Path, texts: list[str], sides: list[str] | None = None) -> tuple[Artifact, Artifact]:
+    names = [f"s/{i}" for i in range(len(texts))]
+    rows = [{"id": name, "text": text, "source": "s", "metadata": "{}"} for name, text in zip(names, texts, strict=True)]
+    write_table(folder / "documents" / "documents.parquet", rows, DOCUMENTS_SCHEMA)
+    chosen = sides or ["train"] * len(texts)
+    selected = [{"id": name, "side": side, "reason": None} for name, side in zip(names, chosen, strict=True)]
+    write_table(folder / "selection" / "selection.parquet", selected, SELECTION_SCHEMA)
+    return Artifact(folder, (folder / "documents",)), Artifact(folder, (folder / "selection",))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory, speeches: list[Path]) -> Artifact:
+    """A tokenizer of 600 entries from real prose."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    documents, selection = write(folder, [path.read_text()[:20_000] for path in speeches[::40]])
+    out = folder / "out"
+    metrics = train_tokenizer.fn(TrainTokenizerConfig(vocabulary_size=600), documents=documents, selection=selection, out=out)
+    assert metrics["vocabulary_size"] == 600
+    return Artifact(out)
+
+
+@given(st.text() | st.lists(st.sampled_from([END_OF_TEXT, "<|", "a", " ", "\n", "é", "𝄞", "1234"])).map("".join))
+@settings(deadline=None)
+def test_every_text_survives_and_none_becomes_a_special_token(tokenizer: Artifact, text: str):
+    loaded = load_tokenizer(tokenizer.path)
+    ids = loaded.encode(text, add_special_tokens=False).ids
+    assert end_of_text_id(loaded) not in ids
+    assert loaded.decode(ids, skip_special_tokens=False) == text
+
+
+@given(st.lists(st.text(max_size=60) | st.just(f"a{END_OF_TEXT}b"), min_size=1, max_size=5))
+@settings(deadline=None)
+def test_token_shards_hold_what_tokenizers_gives(tmp_path_factory, tokenizer: Artifact, texts: list[str]):
+    import json
+
+    folder = tmp_path_factory.mktemp("shard")
+    sides = ["train" if i % 2 == 0 else "validation" for i in range(len(texts))]
+    documents, selection = write(folder, texts, sides)
+    tokenize.fn(
+        TokenizeConfig(), documents=Shard(documents.shards[0]), selection=Shard(selection.shards[0]), tokenizer=tokenizer,
+        out=folder / "out",
+    )  # fmt: skip
+    loaded = load_tokenizer(tokenizer.path)
+    token_bytes = np.array(json.loads((tokenizer.path / "token_bytes.json").read_text()))
+    for side in ("train", "validation"):
+        tokens = open_tokens(folder / "out" / f"{side}.arrow")
+        wanted = [text for text, own in zip(texts, sides, strict=True) if own == side]
+        expected = [i for text in wanted for i in (0, *loaded.encode(text, add_special_tokens=False).ids)]
+        assert tokens.ids.tolist() == expected
+        assert token_bytes[tokens.ids].sum() == sum(len(text.encode()) for text in wanted) == tokens.header.n_bytes
+
+
+def test_training_is_deterministic_and_bounded(tmp_path: Path, speeches: list[Path]):
+    documents, selection = write(tmp_path, [path.read_text()[:5_000] for path in speeches[:20]])
+    for name, sample in (("a", 10**9), ("b", 10**9), ("c", 30_000)):
+        config = TrainTokenizerConfig(vocabulary_size=400, sample_bytes=sample)
+        metrics = train_tokenizer.fn(config, documents=documents, selection=selection, out=tmp_path / name)
+    assert (tmp_path / "a" / "tokenizer.json").read_bytes() == (tmp_path / "b" / "tokenizer.json").read_bytes()
+    assert 5_000 < metrics["training_bytes"] < 80_000
+
+
+def test_a_small_text_gives_a_small_vocabulary(tmp_path: Path):
+    documents, selection = write(tmp_path, ["ab ab ab"])
+    metrics = train_tokenizer.fn(
+        TrainTokenizerConfig(vocabulary_size=5000), documents=documents, selection=selection, out=tmp_path / "out"
+    )
+    assert 257 < metrics["vocabulary_size"] < 270

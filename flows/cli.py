@@ -113,6 +113,9 @@ def run(
     with _exit_codes():
         recipe, place, nodes = _open(recipe_file, assignments, machine, store, rehash)
         console = _console(as_json)
+        from tasks.benchmarks import prepare_benchmarks
+
+        prepare_benchmarks(recipe.evaluate_model)
         from flows.plan import plan as make_plan
         from flows.run import cached_outcomes, display
         from flows.runs import previous_ingredients, start_run, unchanged_run
@@ -241,7 +244,10 @@ def task(
 ) -> None:
     """Run one stage in this process, on cached inputs, without any server: for debugging."""
     with _exit_codes():
-        _, place, nodes = _open(recipe_file, assignments, machine, store, False)
+        recipe, place, nodes = _open(recipe_file, assignments, machine, store, False)
+        from tasks.benchmarks import prepare_benchmarks
+
+        prepare_benchmarks(recipe.evaluate_model)
         from flows.run import run_task
         from tasks.errors import InputError
 

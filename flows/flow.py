@@ -17,6 +17,7 @@ from flows.pretrain import graph
 from flows.recipe import Recipe
 from flows.run import BuildNode, Place, build_shown, run_nodes
 from flows.runs import Run, start_run
+from tasks.benchmarks import prepare_benchmarks
 from tasks.build import Outcome
 from tasks.errors import InputError, StageFailed
 from tasks.progress import Progress
@@ -144,6 +145,7 @@ async def pretrain(recipe: Recipe, store: str = "store", rehash: bool = False) -
         Name of the run, a folder below STORE/runs.
     """
     place = open_place(recipe, store, rehash=rehash)
+    prepare_benchmarks(recipe.evaluate_model)
     run = start_run(place.store, recipe)
     _finished[run.name] = (run, await run_recipe(run, graph(recipe), build_in_prefect(place)))
     return run.name

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from tasks.errors import NotKnownYet
 from tasks.stage import UNKNOWN, Known, Node, Resolved, resolve
 from tasks.store.keys import digest
 from tasks.store.sources import SourceDigests
@@ -101,7 +102,12 @@ def plan(nodes: list[Node], store: Store, sources: SourceDigests, previous: dict
     for node in nodes:
         name = node.stage.name
         inputs = {input_name: known[upstream] for input_name, upstream in node.inputs.items()}
-        resolved = resolve(node.stage, node.config, inputs, sources)
+        try:
+            resolved = resolve(node.stage, node.config, inputs, sources)
+        except NotKnownYet as unknown:
+            known[node] = UNKNOWN
+            rows.append(Planned(name, RUN, str(unknown)))
+            continue
         digests = _shard_digests(name, resolved, store)
         ready = sum(shard is not None for shard in digests or ()) if resolved.shard_keys is not None else None
         total = len(resolved.shard_keys) if resolved.shard_keys is not None else None

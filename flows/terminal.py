@@ -88,7 +88,8 @@ def score_table(evaluation: dict[str, Any]) -> Table:
     """The scores of a model beside chance."""
     table = Table(box=None, pad_edge=False)
     for column in ("benchmark", "accuracy", "standard error", "chance", "answer bits/byte", "items"):
-        table.add_column(column, justify="left" if column == "benchmark" else "right")
+        first = column == "benchmark"
+        table.add_column(column, justify="left" if first else "right", overflow="fold", no_wrap=not first)
     for name, score in evaluation["benchmarks"].items():
         cells = [score.get(field) for field in ("acc", "acc_stderr", "chance", "answer_bits_per_byte")]
         shown = ["" if cell is None else f"{cell:.3f}" for cell in cells]

@@ -69,7 +69,7 @@ def why(run: Run, store: Store, name: str) -> list[Verdict]:
 
     verdict = _row(run.stored(store, "clean").shard_paths[position], VERDICTS, row)
     if not verdict["kept"]:
-        return [*verdicts, Verdict("clean", "dropped", f"{verdict['step']}: {verdict['reason']}")]
+        return [*verdicts, Verdict("clean", "dropped", f"{verdict['step']}: {verdict['reason']}; {verdict['detail']}")]
     cleaned = run.stored(store, "clean").shard_paths
     place = _find((cleaned[position],), identifier)
     assert place is not None

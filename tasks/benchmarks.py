@@ -15,7 +15,7 @@ import yaml
 from pydantic import Field
 
 from model.config import Config
-from tasks.errors import InputError
+from tasks.errors import InputError, NotKnownYet
 from tasks.store.keys import LOCATION
 from tasks.store.sources import SourceDigests
 
@@ -116,24 +116,31 @@ def _unknown(task: str, known: Iterable[str], where: str) -> InputError:
     return InputError(f"evaluate_model.tasks: {where} has no benchmark {task!r}: {hint}")
 
 
-def check_tasks(benchmarks: Benchmarks, *, may_write_index: bool) -> None:
-    """Refuse task names that do not exist.
+def check_tasks(benchmarks: Benchmarks) -> dict[str, dict[str, Any]]:
+    """Refuse task names that do not exist; returns the index of names, empty if the package brings all items.
 
-    Args:
-        may_write_index: build the index of lm-eval's names if it is missing; else such names pass.
+    Raises:
+        InputError: if a name does not exist.
+        NotKnownYet: if the index was not written yet, see `prepare_benchmarks`.
     """
     if benchmarks.data == PACKAGE:
         for task in benchmarks.tasks:
             if task not in _PACKAGED:
                 raise _unknown(task, _PACKAGED, PACKAGE)
-        return
+        return {}
     index = read_task_index()
-    if index is None and may_write_index:
-        index = write_task_index()
-    for task in benchmarks.tasks if index is not None else ():
-        assert index is not None
+    if index is None:
+        raise NotKnownYet("lm-eval's task names are not indexed on this computer yet; a run does it first")
+    for task in benchmarks.tasks:
         if task not in index:
             raise _unknown(task, index, f"lm-eval {metadata.version('lm_eval')}")
+    return index
+
+
+def prepare_benchmarks(benchmarks: Benchmarks) -> None:
+    """What comes before a run: index the task names of the installed lm-eval, if they are needed and not indexed."""
+    if benchmarks.data != PACKAGE and read_task_index() is None:
+        write_task_index()
 
 
 def _dataset_name(task: str, index: dict[str, dict[str, Any]]) -> str | None:
@@ -159,12 +166,12 @@ def fingerprint_benchmarks(benchmarks: Benchmarks, digests: SourceDigests) -> An
 
     Raises:
         InputError: if a task or its data does not exist.
+        NotKnownYet: if the index of task names was not written yet.
     """
-    check_tasks(benchmarks, may_write_index=True)
+    index = check_tasks(benchmarks)
     if benchmarks.data == PACKAGE:
         root = _package_data()
         return digests.files(root, [_packaged_file(task) for task in benchmarks.tasks])
-    index = read_task_index() or write_task_index()
     if benchmarks.data == HUB:
         from huggingface_hub import HfApi
 
@@ -210,7 +217,7 @@ def load_tasks(benchmarks: Benchmarks, folder: Path) -> tuple["TaskManager", lis
             for task in benchmarks.tasks
         ]
     else:
-        index = read_task_index() or write_task_index()
+        index = check_tasks(benchmarks)
         paths = {str(index[task]["folder"]) for task in benchmarks.tasks}
         entries = []
         for task in benchmarks.tasks:
@@ -224,13 +231,20 @@ def load_tasks(benchmarks: Benchmarks, folder: Path) -> tuple["TaskManager", lis
             entries.append(entry)
     (folder / "scratchlm.yaml").write_text(yaml.safe_dump({"group": "scratchlm_benchmarks", "task": entries}))
     manager = TaskManager(include_defaults=False, include_path=[*(str(root / path) for path in sorted(paths)), str(folder)])
-    return manager, list(manager.load(["scratchlm_benchmarks"])["tasks"].values())
+    try:
+        return manager, list(manager.load(["scratchlm_benchmarks"])["tasks"].values())
+    except (ValueError, KeyError, FileNotFoundError, ConnectionError) as error:
+        sentence = " ".join(str(error).split())[:300]
+        raise InputError(
+            f"the items of evaluate_model.tasks ({', '.join(benchmarks.tasks)}) cannot be read from evaluate_model.data "
+            f"{benchmarks.data!r} ({type(error).__name__}: {sentence}): mend the data or leave the task out"
+        ) from error
 
 
-def item_texts(task: "Task") -> dict[int, list[tuple[str, str]]]:
+def item_texts(task: "Task", limit: int | None = None) -> dict[int, list[tuple[str, str]]]:
     """For each item the pairs of question and answer that lm-eval would ask for, zero-shot; the answer is empty where there is none."""
     task.set_config(key="num_fewshot", value=0)
-    task.build_all_requests(limit=None, rank=0, world_size=1)
+    task.build_all_requests(limit=limit, rank=0, world_size=1)
     texts: dict[int, list[tuple[str, str]]] = {}
     for instance in task.instances:
         parts = [part for part in instance.args if isinstance(part, str)]

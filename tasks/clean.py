@@ -13,13 +13,13 @@ from tasks.stage import Metrics, Shard, map_stage
 class FixUnicode(Config):
     """Undo mojibake and stray control characters (ftfy)."""
 
-    step: Literal["fix_unicode"] = "fix_unicode"
+    step: Literal["fix_unicode"] = Field("fix_unicode", description="Name of the step.")
 
 
 class GopherQuality(Config):
     """Drop documents that do not look like prose (Rae et al. 2021, arXiv 2112.11446, table A1)."""
 
-    step: Literal["gopher_quality"] = "gopher_quality"
+    step: Literal["gopher_quality"] = Field("gopher_quality", description="Name of the step.")
     min_words: int = Field(50, ge=0, description="Fewest words of a document.")
     max_words: int = Field(100_000, ge=1, description="Most words of a document.")
     min_word_length: float = Field(3, ge=0, description="Smallest mean length of a word, in characters.")
@@ -34,7 +34,7 @@ class GopherQuality(Config):
 class GopherRepetition(Config):
     """Drop documents that repeat themselves (Rae et al. 2021, arXiv 2112.11446, table A1)."""
 
-    step: Literal["gopher_repetition"] = "gopher_repetition"
+    step: Literal["gopher_repetition"] = Field("gopher_repetition", description="Name of the step.")
     max_duplicate_lines: float = Field(0.3, gt=0, le=1, description="Largest share of lines that occur before.")
     max_duplicate_paragraphs: float = Field(0.3, gt=0, le=1, description="Largest share of paragraphs that occur before.")
     max_duplicate_line_characters: float = Field(0.2, gt=0, le=1, description="The same, in characters of lines.")
@@ -44,7 +44,7 @@ class GopherRepetition(Config):
 class ReplacePersonalData(Config):
     """Replace e-mail addresses and public IPv4 addresses."""
 
-    step: Literal["replace_personal_data"] = "replace_personal_data"
+    step: Literal["replace_personal_data"] = Field("replace_personal_data", description="Name of the step.")
     emails: bool = Field(True, description="Replace e-mail addresses.")
     ip_addresses: bool = Field(
         False, description="Replace public IPv4 addresses; takes four-part version numbers for addresses too."

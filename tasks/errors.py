@@ -5,6 +5,10 @@ class InputError(Exception):
     """Recipe, sources or data make the work impossible; the message names the mend. Exit code 2, never retried."""
 
 
+class NotKnownYet(InputError):
+    """What a plan would need to know is found out by the next run."""
+
+
 class StageFailed(Exception):
     """A stage's process failed.
 

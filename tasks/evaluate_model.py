@@ -109,10 +109,10 @@ def _score(task: str, rows: list[dict[str, Any]], results: dict[str, Any]) -> di
     return score
 
 
-def _lengths(task: Any, tokenizer: Any, context_length: int) -> tuple[int, int]:
+def _lengths(task: Any, tokenizer: Any, context_length: int, limit: int | None) -> tuple[int, int]:
     """Tokens of the longest answer, and the number of items of which some request is longer than the context."""
     longest, truncated = 0, 0
-    for pairs in item_texts(task).values():
+    for pairs in item_texts(task, limit).values():
         encoded = tokenizer([question + answer for question, answer in pairs], add_special_tokens=False)["input_ids"]
         answers = tokenizer([answer for _, answer in pairs], add_special_tokens=False)["input_ids"]
         longest = max([longest, *(len(answer) + 1 for answer in answers)])
@@ -137,7 +137,7 @@ def _benchmarks(
         manager, tasks = load_tasks(config, Path(folder))
         for done, task in enumerate(tasks):
             progress(done, len(tasks), "benchmarks")
-            longest_answer, truncated = _lengths(task, tokenizer, context_length)
+            longest_answer, truncated = _lengths(task, tokenizer, context_length, config.limit)
             # lm-eval cuts the beginning of a question that does not fit, and refuses an answer that does not.
             wrapped._max_length = max(context_length, longest_answer)
             # Without `use_cache`: lm-eval's cache does not know which model answered.

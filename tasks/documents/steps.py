@@ -20,6 +20,11 @@ from tasks.documents.files import (
 _ROW = "scratchlm_row"
 
 
+def _size(text: str) -> str:
+    lines = text.strip().splitlines()
+    return f"{len(text.split()):,} words, {len(text):,} characters, {len(lines):,} lines ({len(set(lines)):,} different)"
+
+
 class ReadShard(PipelineStep):
     """Yields every row of a documents file, with its number; skips none."""
 
@@ -72,7 +77,7 @@ class Recorder:
         if row in self.dropped:
             raise ValueError(f"row {row} was dropped twice, by {self.dropped[row]['step']} and by {self.step}")
         reason = document.metadata.get("filter_reason") or self.step
-        self.dropped[row] = {"kept": False, "step": self.step, "reason": reason, "detail": None}
+        self.dropped[row] = {"kept": False, "step": self.step, "reason": reason, "detail": _size(document.text)}
 
 
 class WriteKept(PipelineStep):

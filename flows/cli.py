@@ -118,10 +118,10 @@ def run(
         prepare_benchmarks(recipe.evaluate_model)
         from flows.plan import plan as make_plan
         from flows.run import cached_outcomes, display
-        from flows.runs import previous_ingredients, start_run, unchanged_run
+        from flows.runs import previous_entries, start_run, unchanged_run
         from flows.terminal import TerminalDisplay, stage_line
 
-        rows = make_plan(nodes, place.store, place.sources, previous_ingredients(place.store, recipe.name))
+        rows = make_plan(nodes, place.store, place.sources, previous_entries(place.store, recipe.name))
         waiting = [row.stage for row in rows if row.state != "cached"]
         outcomes = None
         if not waiting and not os.environ.get("PREFECT_API_URL"):
@@ -218,15 +218,17 @@ def plan(
     with _exit_codes():
         recipe, place, nodes = _open(recipe_file, assignments, machine, store, rehash)
         from flows.plan import plan as make_plan
-        from flows.runs import previous_ingredients
+        from flows.runs import previous_entries
 
-        rows = make_plan(nodes, place.store, place.sources, previous_ingredients(place.store, recipe.name))
+        rows = make_plan(nodes, place.store, place.sources, previous_entries(place.store, recipe.name))
         if as_json:
             typer.echo(json.dumps([row.as_json() for row in rows]))
             return
-        from flows.terminal import plan_table
+        from flows.terminal import plan_table, predict_line
 
-        _console().print(plan_table(rows))
+        console = _console()
+        console.print(plan_table(rows))
+        console.print(predict_line(rows), highlight=False)
 
 
 @app.command()

@@ -4,11 +4,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from model.config import flops_per_token
 from tasks.errors import NotKnownYet
+from tasks.machine import available_cores
 from tasks.stage import UNKNOWN, Known, Node, Resolved, resolve
 from tasks.store.keys import digest
 from tasks.store.sources import SourceDigests
-from tasks.store.store import BrokenArtifact, Store
+from tasks.store.store import BrokenArtifact, Store, Stored
+from tasks.train_model import TrainModelConfig
 
 CACHED, RUN, DEPENDS = "cached", "run", "depends"
 
@@ -22,12 +25,15 @@ class Planned:
     reason: str
     shards_ready: int | None = None
     shards: int | None = None
+    seconds: float | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The form of `plan --json`."""
         row: dict[str, Any] = {"stage": self.stage, "state": self.state, "reason": self.reason}
         if self.shards is not None:
             row["shards"] = {"ready": self.shards_ready, "all": self.shards}
+        if self.seconds is not None:
+            row["seconds"] = round(self.seconds, 1)
         return row
 
 
@@ -92,7 +98,7 @@ def plan(nodes: list[Node], store: Store, sources: SourceDigests, previous: dict
 
     Args:
         nodes: the graph, each node after its inputs.
-        previous: ingredients of each stage in the last run of the recipe, for the reasons.
+        previous: what run.json says of each stage in the last run of the recipe, for reasons and costs.
 
     Raises:
         InputError: if a source is missing or a benchmark does not exist.
@@ -115,7 +121,7 @@ def plan(nodes: list[Node], store: Store, sources: SourceDigests, previous: dict
             waiting = sorted({upstream.stage.name for upstream in node.inputs.values() if known[upstream].digest is None})
             reason = f"on {', '.join(waiting)}" + (f"; {ready} of {total} shards are ready" if ready else "")
             known[node] = Known(None, digests)
-            rows.append(Planned(name, DEPENDS, reason, ready, total))
+            rows.append(Planned(name, DEPENDS, reason, ready, total, _predict(node, previous, store, 0, total)))
             continue
         try:
             found, fault = store.find("artifacts", name, resolved.key), None
@@ -125,15 +131,47 @@ def plan(nodes: list[Node], store: Store, sources: SourceDigests, previous: dict
             known[node] = Known.of(found)
             rows.append(Planned(name, CACHED, "", ready, total))
             continue
-        reason = f"artifact broken: {fault}" if fault else explain_change(previous.get(name), resolved.ingredients)
+        reason = f"artifact broken: {fault}" if fault else explain_change(_ingredients(previous, name), resolved.ingredients)
         if ready:
             reason += f"; {ready} of {total} shards are ready"
         known[node] = UNKNOWN
         if digests is not None:
             complete = [shard for shard in digests if shard is not None]
             known[node] = Known(digest(complete) if len(complete) == len(digests) else None, digests)
-        rows.append(Planned(name, RUN, reason, ready, total))
+        rows.append(Planned(name, RUN, reason, ready, total, _predict(node, previous, store, ready, total)))
     return rows
+
+
+def _ingredients(previous: dict[str, Any], stage: str) -> dict[str, Any] | None:
+    return previous[stage]["ingredients"] if stage in previous else None
+
+
+def _predict(node: Node, previous: dict[str, Any], store: Store, ready: int | None, total: int | None) -> float | None:
+    """Seconds that a stage will take, from what its last result took; None if there is none.
+
+    Training is scaled by its matrix FLOPs, a map stage by the shards that are missing.
+    """
+    name = node.stage.name
+    last = store.find_whole("artifacts", name, previous[name]["key"]) if name in previous else None
+    if last is None:
+        return None
+    manifest, metrics = last.manifest, last.manifest.metrics
+    measured = {"vocabulary_size", "step_seconds", "flops_per_second"} <= metrics.keys()
+    if isinstance(node.config, TrainModelConfig) and measured:
+        train = node.config.train
+        tokens = train.n_steps * train.tokens_per_batch
+        flops = tokens * flops_per_token(node.config.model, metrics["vocabulary_size"])
+        return manifest.seconds - metrics["step_seconds"] + flops / metrics["flops_per_second"]
+    if total:
+        return _shard_seconds(last, store) * (total - (ready or 0)) / total
+    return manifest.seconds
+
+
+def _shard_seconds(stored: Stored, store: Store) -> float:
+    """Seconds that all shards of a result took when they were built, side by side as its workers were."""
+    shards = (store.find_whole("shards", stored.manifest.stage, shard.key) for shard in stored.manifest.shards or ())
+    together = sum(shard.manifest.seconds for shard in shards if shard)
+    return max(stored.manifest.seconds, together / max(1, stored.manifest.machine.get("workers") or available_cores()))
 
 
 def _shard_digests(stage: str, resolved: Resolved, store: Store) -> tuple[str | None, ...] | None:

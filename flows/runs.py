@@ -140,8 +140,8 @@ def find_run(store: Store, name: str) -> Run:
     raise InputError(f"{name!r} {what}: take latest or one of {', '.join(near)}")
 
 
-def previous_ingredients(store: Store, recipe_name: str) -> dict[str, Any]:
-    """Ingredients of each stage in the newest run of the same recipe name that came to it."""
+def previous_entries(store: Store, recipe_name: str) -> dict[str, Any]:
+    """What run.json says of each stage in the newest run of the same recipe name that came to it."""
     found: dict[str, Any] = {}
     pattern = re.compile(rf"\d{{8}}-\d{{6}}-{re.escape(recipe_name)}-[0-9a-f]{{4}}")
     folder = runs_folder(store)
@@ -152,5 +152,5 @@ def previous_ingredients(store: Store, recipe_name: str) -> dict[str, Any]:
         except (OSError, ValueError, KeyError):
             continue
         for stage, entry in stages.items():
-            found.setdefault(stage, entry["ingredients"])
+            found.setdefault(stage, entry)
     return found

@@ -76,12 +76,32 @@ def stage_line(stage: str, outcome: Outcome) -> str:
 def plan_table(rows: list[Planned]) -> Table:
     """The table that `plan` prints."""
     table = Table(box=None, pad_edge=False)
-    for column in ("stage", "state", "reason"):
-        table.add_column(column)
+    for column in ("stage", "state", "about", "reason"):
+        table.add_column(column, justify="right" if column == "about" else "left", no_wrap=column != "reason")
     colours = {CACHED: "green", RUN: "yellow"}
     for row in rows:
-        table.add_row(row.stage, f"[{colours.get(row.state, 'dim')}]{row.state}[/]", row.reason)
+        state = f"[{colours.get(row.state, 'dim')}]{row.state}[/]"
+        table.add_row(row.stage, state, "" if row.seconds is None else duration(row.seconds), row.reason)
     return table
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit that a person would use."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def predict_line(rows: list[Planned]) -> str:
+    """What all of it will cost, as far as earlier runs tell."""
+    todo = [row for row in rows if row.state != CACHED]
+    known = [row.seconds for row in todo if row.seconds is not None]
+    if not todo:
+        return "nothing to do"
+    if not known:
+        return f"{len(todo)} stages to build; no earlier run of this recipe to predict their time from"
+    rest = f", and {len(todo) - len(known)} stages without an earlier result" if len(known) < len(todo) else ""
+    return f"{len(todo)} stages to build, at most about {duration(sum(known))} by the last run{rest}"
 
 
 def score_table(evaluation: dict[str, Any]) -> Table:

@@ -79,6 +79,19 @@ class ModelConfig(Config):
         return -(-self.d_model * 8 // 3 // 64) * 64 if self.feed_forward == "swiglu" else 4 * self.d_model
 
 
+def flops_per_token(config: ModelConfig, vocabulary_size: int) -> int:
+    """Matrix FLOPs that training spends on one token, forward and backward, without recomputation.
+
+    6 for each matrix weight that multiplies (Kaplan et al. 2020, arXiv 2001.08361, section 2.1)
+    plus the causal half of the attention products: 6 x n_layers x d_model x context_length.
+    """
+    matrices = 3 if config.feed_forward == "swiglu" else 2
+    attention = config.d_model * config.head_dim * (2 * config.n_heads + 2 * config.kv_heads)
+    block = attention + matrices * config.d_model * config.feedforward_dim
+    weights = config.n_layers * block + vocabulary_size * config.d_model
+    return 6 * weights + 6 * config.n_layers * config.d_model * config.context_length
+
+
 class TrainConfig(Config):
     """How the model is trained: everything that changes the weights it ends with."""
 

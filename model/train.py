@@ -22,11 +22,11 @@ from safetensors.torch import load_file, save_file
 
 from model.batches import Windows
 from model.checkpoint import load_checkpoint, save_checkpoint
-from model.config import ModelConfig, TrainConfig, TrainingMachine
+from model.config import ModelConfig, TrainConfig, TrainingMachine, flops_per_token
 from model.held_out import PADDING, measure_held_out
 from model.optimizer import build_optimizer, set_rates
 from model.tokens import open_tokens
-from model.transformer import Transformer, count_parameters, flops_per_token
+from model.transformer import Transformer, count_parameters
 
 METRICS = "metrics.jsonl"
 WEIGHTS = "model.safetensors"
@@ -300,6 +300,7 @@ def train(spec: TrainSpec, progress: Callable[[int, int, str], None]) -> dict[st
     speed = config.n_steps * config.tokens_per_batch / step_seconds
     return {
         "parameters": n_parameters,
+        "vocabulary_size": spec.vocabulary_size,
         "steps": config.n_steps,
         "tokens": config.n_steps * config.tokens_per_batch,
         "epochs": round(config.n_steps * windows_per_batch / len(windows), 3),

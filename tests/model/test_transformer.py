@@ -7,12 +7,11 @@ import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
 
-from model.config import ModelConfig
+from model.config import ModelConfig, flops_per_token
 from model.transformer import (
     Transformer,
     apply_rope,
     count_parameters,
-    flops_per_token,
     rope_tables,
 )
 

@@ -7,7 +7,8 @@ from typing import Any, Self, get_args
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from model.config import Config, ModelConfig, TrainConfig
+from model.base_config import Config
+from model.config import ModelConfig, TrainConfig
 from tasks.clean import CleanConfig
 from tasks.decontaminate import DecontaminateConfig
 from tasks.documents.signatures import MinhashConfig

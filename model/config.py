@@ -6,13 +6,9 @@
 
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-
-class Config(BaseModel):
-    """A section of a recipe: immutable, and closed to fields that it does not know."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+from model.base_config import Config
 
 
 class ModelConfig(Config):

@@ -14,7 +14,7 @@ import platformdirs
 import yaml
 from pydantic import Field
 
-from model.config import Config
+from model.base_config import Config
 from tasks.errors import InputError, NotKnownYet
 from tasks.store.keys import LOCATION
 from tasks.store.sources import SourceDigests

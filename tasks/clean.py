@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from model.config import Config
+from model.base_config import Config
 from tasks.errors import InputError
 from tasks.stage import Metrics, Shard, map_stage
 

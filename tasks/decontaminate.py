@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from model.config import Config
+from model.base_config import Config
 from tasks.documents.files import DOCUMENTS, INDEX, VERDICTS, VERDICTS_SCHEMA, read_table, write_table
 from tasks.stage import Artifact, Metrics, Shard, map_stage
 

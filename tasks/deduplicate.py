@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
-from model.config import Config
+from model.base_config import Config
 from tasks.documents.files import VERDICTS, VERDICTS_SCHEMA, read_table, write_table
 from tasks.documents.signatures import DIGESTS, MinhashConfig, datatrove_config, signature_file
 from tasks.progress import progress

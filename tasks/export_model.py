@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from model.config import Config, ModelConfig
+from model.base_config import Config
+from model.config import ModelConfig
 from tasks.errors import StageFailed
 from tasks.stage import Artifact, Metrics, stage
 from tasks.train_tokenizer import END_OF_TEXT, TOKEN_BYTES, end_of_text_id, load_tokenizer, tokenizer_sha256

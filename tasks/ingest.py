@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from model.config import Config
+from model.base_config import Config
 from tasks.documents.files import DOCUMENTS, DOCUMENTS_SCHEMA, document_digest, sorted_json, write_table
 from tasks.errors import InputError
 from tasks.progress import progress

@@ -6,7 +6,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from model.config import Config
+from model.base_config import Config
 from tasks.documents.files import DOCUMENTS, SELECTION, SELECTION_SCHEMA, VERDICTS, read_table, write_table
 from tasks.errors import InputError
 from tasks.stage import Metrics, Shard, map_stage

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from model.config import Config
+from model.base_config import Config
 from tasks.errors import InputError
 from tasks.machine import Machine
 from tasks.store.code import code_digests

@@ -3,7 +3,7 @@
 from itertools import pairwise
 from pathlib import Path
 
-from model.config import Config
+from model.base_config import Config
 from tasks.documents.files import DOCUMENTS, SELECTION, SIDES, read_table
 from tasks.errors import InputError
 from tasks.stage import Artifact, Metrics, Shard, map_stage

@@ -10,7 +10,8 @@ from typing import Any, Self
 
 from pydantic import model_validator
 
-from model.config import Config, ModelConfig, TrainConfig, TrainingMachine
+from model.base_config import Config
+from model.config import ModelConfig, TrainConfig, TrainingMachine
 from tasks import process
 from tasks.documents.files import SIDES
 from tasks.errors import InputError, StageFailed

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from model.config import Config
+from model.base_config import Config
 from tasks.documents.files import DOCUMENTS, SELECTION, document_digest, read_table
 from tasks.stage import Artifact, Metrics, stage
 

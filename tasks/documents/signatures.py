@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from model.config import Config
+from model.base_config import Config
 from tasks.documents.files import Schema
 
 if TYPE_CHECKING:

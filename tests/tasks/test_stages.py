@@ -12,7 +12,7 @@ import pytest
 
 from flows.pretrain import graph
 from flows.recipe import Recipe
-from model.config import Config
+from model.base_config import Config
 from tasks.stage import Artifact, Shard, map_stage, stage
 from tasks.store.code import code_digests, third_party_imports
 from tests.conftest import ROOT

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from model.config import Config
+from model.base_config import Config
 from tasks.stage import Metrics, stage
 from tasks.store.keys import LOCATION
 

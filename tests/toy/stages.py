@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from model.config import Config
+from model.base_config import Config
 from tasks.errors import InputError
 from tasks.stage import Artifact, Metrics, Shard, map_stage, stage
 from toy import arithmetic

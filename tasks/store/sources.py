@@ -1,0 +1,59 @@
+"""Digests of input files, remembered by what the file system says of them."""
+
+import hashlib
+import sqlite3
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+_YOUNG_NS = 2_000_000_000
+
+
+class SourceDigests:
+    """SHA-256 of files, computed once for each (device, inode, size, mtime, ctime).
+
+    A file younger than two seconds may change again within the clock's resolution, so it
+    is hashed again every time.
+
+    Args:
+        path: SQLite file of the memory; None remembers nothing.
+        rehash: trust nothing that is remembered.
+    """
+
+    def __init__(self, path: Path | None = None, *, rehash: bool = False) -> None:
+        self.path, self.rehash = path, rehash
+
+    def files(self, root: Path, paths: Iterable[Path]) -> list[list[str | int]]:
+        """For each file: path relative to `root`, size in bytes, SHA-256. Sorted by path."""
+        connection = self._connect()
+        try:
+            rows: list[list[str | int]] = []
+            for path in sorted(paths):
+                rows.append([path.relative_to(root).as_posix(), path.stat().st_size, self._digest(connection, path)])
+            return sorted(rows, key=lambda row: str(row[0]))
+        finally:
+            connection.close()
+
+    def _connect(self) -> sqlite3.Connection:
+        if self.path:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        connection = sqlite3.connect(self.path or ":memory:", timeout=30, isolation_level=None)
+        connection.execute(
+            "CREATE TABLE IF NOT EXISTS digests (device INT, inode INT, size INT, mtime INT, ctime INT, sha256 TEXT, "
+            "PRIMARY KEY (device, inode))"
+        )
+        return connection
+
+    def _digest(self, connection: sqlite3.Connection, path: Path) -> str:
+        status = path.stat()
+        stamp = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        young = time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) < _YOUNG_NS
+        if not self.rehash and not young:
+            query = "SELECT sha256 FROM digests WHERE device=? AND inode=? AND size=? AND mtime=? AND ctime=?"
+            found = connection.execute(query, stamp).fetchone()
+            if found:
+                return found[0]
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        connection.execute("INSERT OR REPLACE INTO digests VALUES (?, ?, ?, ?, ?, ?)", (*stamp, sha256))
+        return sha256

@@ -77,27 +77,11 @@ def _open(
 ) -> "tuple[Recipe, Place, list[Node]]":
     from flows.pretrain import graph
     from flows.recipe import load_recipe
-    from flows.run import Place
-    from tasks.store.sources import SourceDigests
-    from tasks.store.store import Store
+    from flows.run import open_place
 
     recipe = load_recipe(recipe_file, assignments, machine)
-    opened = Store(store)
-    place = Place(opened, SourceDigests(opened.root / "sources.sqlite", rehash=rehash), recipe.machine)
+    place = open_place(recipe, store, rehash=rehash)
     return recipe, place, graph(recipe)
-
-
-def _prepare_prefect() -> None:
-    """Settings that must stand before Prefect is imported: no outside traffic, and time for its own server to start."""
-    defaults = {
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "DO_NOT_TRACK": "1",
-        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
-        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
-        "PREFECT_CLI_PROMPT": "false",
-    }
-    for name, value in defaults.items():
-        os.environ.setdefault(name, value)
 
 
 @app.command()
@@ -119,7 +103,9 @@ def run(
         from flows.plan import plan as make_plan
         from flows.run import cached_outcomes, display
         from flows.runs import previous_entries, start_run, unchanged_run
+        from flows.server import prefect_server
         from flows.terminal import TerminalDisplay, stage_line
+        from tasks.train_model import TrainModelConfig, check_machine
 
         rows = make_plan(nodes, place.store, place.sources, previous_entries(place.store, recipe.name))
         waiting = [row.stage for row in rows if row.state != "cached"]
@@ -139,10 +125,11 @@ def run(
             console.print(
                 f"[bold]{recipe.name}[/]: {len(rows) - len(waiting)} of {len(rows)} stages are cached", highlight=False
             )
-            _prepare_prefect()
-            from flows.flow import pretrain_here
+            if "train_model" in waiting:
+                check_machine(TrainModelConfig(model=recipe.model, train=recipe.train_model), place.machine.training())
+            with prefect_server(), TerminalDisplay(console) as shown:
+                from flows.flow import pretrain_here
 
-            with TerminalDisplay(console) as shown:
                 token = display.set(shown)
                 try:
                     made, outcomes = pretrain_here(recipe, place)

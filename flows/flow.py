@@ -15,23 +15,16 @@ from prefect.tasks import exponential_backoff
 
 from flows.pretrain import graph
 from flows.recipe import Recipe
-from flows.run import BuildNode, Place, build_shown, run_nodes
+from flows.run import BuildNode, Place, build_shown, open_place, run_nodes
 from flows.runs import Run, start_run
 from tasks.benchmarks import prepare_benchmarks
 from tasks.build import Outcome
 from tasks.errors import InputError, StageFailed
 from tasks.progress import Progress
 from tasks.stage import Node
-from tasks.store.sources import SourceDigests
-from tasks.store.store import Store, Stored
+from tasks.store.store import Stored
 
 _ARTIFACT_SECONDS = 3.0
-
-
-def open_place(recipe: Recipe, store: str, *, rehash: bool = False) -> Place:
-    """The store at a path, with the recipe's machine."""
-    opened = Store(Path(store))
-    return Place(opened, SourceDigests(opened.root / "sources.sqlite", rehash=rehash), recipe.machine)
 
 
 class _ProgressArtifact:
@@ -144,7 +137,7 @@ async def pretrain(recipe: Recipe, store: str = "store", rehash: bool = False) -
     Returns:
         Name of the run, a folder below STORE/runs.
     """
-    place = open_place(recipe, store, rehash=rehash)
+    place = open_place(recipe, Path(store), rehash=rehash)
     prepare_benchmarks(recipe.evaluate_model)
     run = start_run(place.store, recipe)
     _finished[run.name] = (run, await run_recipe(run, graph(recipe), build_in_prefect(place)))

@@ -15,6 +15,7 @@ from tasks.documents.signatures import MinhashConfig
 from tasks.errors import InputError
 from tasks.evaluate_model import EvaluateModelConfig
 from tasks.export_model import ExportModelConfig
+from tasks.index_benchmarks import IndexBenchmarksConfig
 from tasks.ingest import IngestConfig
 from tasks.machine import Machine
 from tasks.split import SplitConfig
@@ -61,6 +62,7 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _sections_fit(self) -> Self:
+        IndexBenchmarksConfig(**self.index_benchmarks.model_dump())
         check_machine(TrainModelConfig(model=self.model, train=self.train_model), self.machine)
         names = [source.name for source in self.ingest.sources]
         if self.split.validation_source is not None:
@@ -81,6 +83,7 @@ class Recipe(Config):
 
 def _section(kind: Any) -> type[BaseModel] | None:
     options = [kind, *get_args(kind)]
+    options += [part for option in options for part in get_args(option)]
     return next((option for option in options if isinstance(option, type) and issubclass(option, BaseModel)), None)
 
 
@@ -135,9 +138,10 @@ def _set(values: dict[str, Any], assignment: str) -> None:
         raise InputError(f"--set {assignment!r} is not of the form SECTION.FIELD=VALUE")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"--set {assignment!r}: the value is not YAML: {error}") from error
-    if isinstance(value, str) and value.replace("_", "").isdigit():
+    digits = value.replace("_", "") if isinstance(value, str) else ""
+    if digits.isascii() and digits.isdecimal() and len(digits) < 20:
         value = int(value)
     *path, last = name.strip().split(".")
     target: Any = values
@@ -163,7 +167,7 @@ def read_yaml(path: Path, what: str) -> dict[str, Any]:
         InputError: if the file is missing, no YAML, or no mapping.
     """
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         folder = path.parent
         near = difflib.get_close_matches(path.name, [p.name for p in folder.glob("*.yaml")] if folder.is_dir() else [], 1)
@@ -171,7 +175,7 @@ def read_yaml(path: Path, what: str) -> dict[str, Any]:
         raise InputError(f"there is no {what} {path}{hint}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"the {what} {path} cannot be read: {error}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"the {what} {path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise InputError(f"the {what} {path} is not a mapping of sections to fields")

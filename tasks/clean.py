@@ -128,5 +128,6 @@ def clean(config: CleanConfig, documents: Shard, out: Path) -> list[Any]:
     dropped: dict[int, dict[str, Any]] = {}
     steps: list[Any] = [ReadShard(documents.path)]
     for step in config.steps:
-        steps.append(_datatrove_step(step, Recorder(step.step, dropped)))
-    return [*steps, DropEmpty(Recorder("empty", dropped)), WriteKept(documents.path, out, dropped)]
+        # A step may leave nothing of a text, and datatrove's filters divide by its length.
+        steps += [_datatrove_step(step, Recorder(step.step, dropped)), DropEmpty(Recorder("empty", dropped))]
+    return [*steps, WriteKept(documents.path, out, dropped)]

@@ -4,8 +4,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
-
 from model.base_config import Config
 from tasks.documents.files import DOCUMENTS, INDEX, VERDICTS, VERDICTS_SCHEMA, read_table, write_table
 from tasks.stage import Artifact, Metrics, Shard, map_stage
@@ -15,9 +13,7 @@ if TYPE_CHECKING:
 
 
 class DecontaminateConfig(Config):
-    """When a document counts as contaminated."""
-
-    min_matches: int = Field(1, ge=1, description="Distinct n-grams of one item that a document must contain.")
+    """Nothing to choose: one n-gram of an item is enough, and index_benchmarks says how long it is."""
 
 
 @lru_cache(maxsize=2)
@@ -65,7 +61,7 @@ def decontaminate(config: DecontaminateConfig, documents: Shard, index: Artifact
     by_task: dict[str, int] = {}
     for text in read_table(documents.path / DOCUMENTS, ["text"]).column("text").to_pylist():
         matches = _matches(hasher(text), loaded)
-        hits = sorted((-count, item) for item, count in matches.items() if count >= config.min_matches)
+        hits = sorted((-count, item) for item, count in matches.items())
         verdict: dict[str, Any] = {"kept": not hits, "step": None, "reason": None, "detail": None}
         if hits:
             (count, (task, item)), more = hits[0], len(hits) - 1

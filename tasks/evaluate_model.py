@@ -71,6 +71,15 @@ def _held_out(model: Any, folder: Path, texts: list[str], device: str) -> dict[s
     }
 
 
+def _gold(target: Any, pairs: list[list[Any]]) -> int | None:
+    """Position of the right answer, which lm-eval gives as a position or as the text of the answer."""
+    if str(target).isdecimal() and int(target) < len(pairs):
+        return int(target)
+    answers = [str(pair[1]).strip() for pair in pairs]
+    wanted = str(target).strip()
+    return answers.index(wanted) if answers.count(wanted) == 1 else None
+
+
 def _item(task: str, sample: dict[str, Any]) -> dict[str, Any]:
     """One item as a row: correctness, and nats and bytes of the right answer where there is one."""
     responses = sample["filtered_resps"]
@@ -81,14 +90,15 @@ def _item(task: str, sample: dict[str, Any]) -> dict[str, Any]:
         "task": task, "item": sample["doc_id"], "correct": sample.get("acc"),
         "gold_nats": None, "gold_bytes": None, "chance": None, "tied": None,
     }  # fmt: skip
-    target = sample["target"]
     arguments = list(sample["arguments"].values()) if isinstance(sample["arguments"], dict) else sample["arguments"]
     pairs = [list(pair.values()) if isinstance(pair, dict) else list(pair) for pair in arguments]
-    if len(scores) > 1 and isinstance(target, int | str) and str(target).isdigit() and int(target) < len(scores):
+    if len(scores) > 1:
         row |= {"chance": 1 / len(scores), "tied": scores.count(max(scores)) > 1}
-        row |= {"gold_nats": -scores[int(target)], "gold_bytes": len(pairs[int(target)][1].encode())}
-    elif len(scores) == 1 and len(pairs[0]) > 1 and isinstance(pairs[0][1], str):
-        row |= {"gold_nats": -scores[0], "gold_bytes": len(pairs[0][1].encode())}
+        gold = _gold(sample["target"], pairs)
+    else:
+        gold = 0 if scores and len(pairs[0]) > 1 and isinstance(pairs[0][1], str) else None
+    if gold is not None:
+        row |= {"gold_nats": -scores[gold], "gold_bytes": len(pairs[gold][1].encode())}
     return row
 
 

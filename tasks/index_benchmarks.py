@@ -3,9 +3,9 @@
 import tempfile
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tasks.benchmarks import Benchmarks, fingerprint_benchmarks, item_texts, load_tasks
 from tasks.documents.files import INDEX, INDEX_SCHEMA, write_table
@@ -20,6 +20,15 @@ class IndexBenchmarksConfig(Benchmarks):
     )
     min_words: int = Field(8, ge=2, description="Items with fewer words cannot be checked; up to n_gram they match as a whole.")
     max_items: int = Field(10, ge=1, description="An n-gram in more items than this is a template, and is left out.")
+
+    @model_validator(mode="after")
+    def _lengths_fit(self) -> Self:
+        if self.min_words > self.n_gram:
+            raise ValueError(
+                f"index_benchmarks.min_words ({self.min_words}) is larger than n_gram ({self.n_gram}), so that nothing could "
+                "match: lower min_words"
+            )
+        return self
 
 
 def _common_ends(contexts: list[list[int]]) -> tuple[int, int]:

@@ -2,10 +2,10 @@
 
 import glob
 import gzip
-import importlib.metadata
 import importlib.util
 import io
 import json
+import os
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -90,20 +90,24 @@ def _files(source: Source) -> tuple[Path, list[Path]]:
         if spec is None or not spec.submodule_search_locations:
             raise InputError(f"ingest.sources: the package {name!r} of {source.path!r} is not installed: pip install {name}")
         root = Path(next(iter(spec.submodule_search_locations)))
-        found = [path for path in root.rglob("*") if path.is_file()]
+        found = list(_walk(root))
     else:
-        location = Path(source.path).expanduser()
-        if location.is_file():
+        try:
+            location = Path(source.path).expanduser()
+            is_file, is_folder = location.is_file(), location.is_dir()
+        except (OSError, RuntimeError, ValueError) as error:
+            raise InputError(f"ingest.sources: {source.path[:100]!r} cannot be a path: {error}") from error
+        if is_file:
             root, found = location.parent, [location]
             if _suffix(location) is None:
                 raise InputError(f"ingest.sources: {source.path!r} ends in none of {', '.join(_SUFFIXES)}")
-        elif location.is_dir():
-            root, found = location, [path for path in location.rglob("*") if path.is_file()]
+        elif is_folder:
+            root, found = location, list(_walk(location))
         elif glob.has_magic(source.path):
             fixed = location.parts
             magic = next(i for i, part in enumerate(fixed) if glob.has_magic(part))
             root = Path(*fixed[:magic]) if magic else Path(".")
-            found = [path for name in glob.glob(str(location), recursive=True) if (path := Path(name)).is_file()]
+            found = [path for name in glob.glob(str(location), recursive=True) if not (path := Path(name)).is_dir()]
         else:
             raise InputError(f"ingest.sources: there is no file or folder {source.path!r}: correct the path of {source.name!r}")
     files = sorted((path for path in found if _suffix(path)), key=lambda path: path.relative_to(root).as_posix())
@@ -112,28 +116,35 @@ def _files(source: Source) -> tuple[Path, list[Path]]:
     return root, files
 
 
+def _walk(root: Path) -> Iterator[Path]:
+    """Everything below a folder that is no folder, through links too; a link that points nowhere is among it."""
+    seen: set[tuple[int, int]] = set()
+    for folder, names, files in os.walk(root, followlinks=True):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:
+            names.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        yield from (Path(folder) / name for name in files)
+
+
 def _dataset_folder(source: Source) -> Path | None:
     location = Path(source.path.removeprefix(DATASET)).expanduser()
     return location if location.is_dir() else None
 
 
 def fingerprint_sources(config: IngestConfig, digests: SourceDigests) -> list[Any]:
-    """What the sources hold: files by relative path, size and SHA-256; a package by version and RECORD; a hub dataset by commit.
+    """What the sources hold: files by relative path, size and SHA-256; a hub dataset by commit.
 
     Raises:
         InputError: if a source is missing or empty.
     """
     found: list[Any] = []
     for source in sorted(config.sources, key=lambda source: source.name):
-        if source.path.startswith(PACKAGE):
-            _files(source)
-            name = source.path.removeprefix(PACKAGE)
-            distribution = importlib.metadata.distribution(name)
-            found.append({"package": name, "version": distribution.version, "record": distribution.read_text("RECORD")})
-        elif source.path.startswith(DATASET):
+        if source.path.startswith(DATASET):
             folder = _dataset_folder(source)
             if folder:
-                found.append({"dataset": digests.files(folder, (p for p in folder.rglob("*") if p.is_file()))})
+                found.append({"dataset": digests.files(folder, _walk(folder))})
             else:
                 found.append({"dataset": source.path.removeprefix(DATASET), "commit": _hub_commit(source)})
         else:
@@ -155,14 +166,47 @@ def _hub_commit(source: Source) -> str | None:
         ) from error
 
 
+class _ZstandardFrames(io.RawIOBase):
+    """The content of a file of Zstandard frames; unlike zstandard's own reader it minds an end in the middle of one."""
+
+    def __init__(self, raw: Any) -> None:
+        import zstandard
+
+        self.raw, self.new_frame = raw, zstandard.ZstdDecompressor().decompressobj
+        self.frame, self.content = self.new_frame(), b""
+        self.is_inside = False
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill `buffer`; 0 at the end.
+
+        Raises:
+            EOFError: if the file ends inside a frame.
+        """
+        while not self.content:
+            data = self.frame.unused_data or self.raw.read(1 << 16)
+            if not data:
+                if self.is_inside:
+                    raise EOFError("the file ends inside a frame")
+                return 0
+            if self.frame.eof:
+                self.frame = self.new_frame()
+            self.content = self.frame.decompress(data)
+            self.is_inside = not self.frame.eof
+        count = min(len(buffer), len(self.content))
+        buffer[:count], self.content = self.content[:count], self.content[count:]
+        return count
+
+
 def _open_lines(path: Path, suffix: str) -> Iterator[bytes]:
     with path.open("rb") as raw:
         if suffix.endswith(".gz"):
             stream: Any = gzip.GzipFile(fileobj=raw)
         elif suffix.endswith(".zst"):
-            import zstandard
-
-            stream = io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True))
+            stream = io.BufferedReader(_ZstandardFrames(raw))  # type: ignore[type-var]
         else:
             stream = raw
         yield from stream
@@ -175,14 +219,17 @@ def _from_mapping(source: Source, where: str, row: int, value: Any) -> _Record:
     if not isinstance(text, str):
         kind = "is missing" if source.text_field not in value else f"is {type(text).__name__}, not text"
         return _Record(where, row, error=f"field {source.text_field!r} {kind}")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return _Record(where, row, error="the text has a lone surrogate, so it is not Unicode")
     identifier = value.get(source.id_field)
     metadata = {name: item for name, item in value.items() if name not in (source.text_field, source.id_field)}
     if identifier is not None and not isinstance(identifier, str | int):
         return _Record(where, row, error=f"field {source.id_field!r} is {type(identifier).__name__}, not a name or number")
+    try:
+        for part in (text, str(identifier), sorted_json(metadata)):
+            part.encode()
+    except UnicodeEncodeError:
+        return _Record(where, row, error="the record has a lone surrogate, so it is not Unicode")
+    except (TypeError, ValueError) as error:
+        return _Record(where, row, error=f"its other fields cannot be kept: {type(error).__name__}")
     return _Record(where, row, text, None if identifier is None else str(identifier), metadata)
 
 
@@ -221,20 +268,27 @@ def _read_file(source: Source, where: str, path: Path) -> Iterator[_Record]:
 
 
 def _read_dataset(source: Source) -> Iterator[_Record]:
+    try:
+        rows = _open_dataset(source)
+    except (ValueError, KeyError, OSError) as error:
+        sentence = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"ingest.sources: the dataset of {source.name!r} ({source.path}, split {source.split!r}) cannot be opened: {sentence}"
+        ) from error
+    for row, value in enumerate(rows):
+        yield _from_mapping(source, source.split, row, value)
+
+
+def _open_dataset(source: Source) -> Iterable[Any]:
     import datasets
 
     folder = _dataset_folder(source)
     name = source.path.removeprefix(DATASET)
     if (folder and (folder / "dataset_info.json").exists()) or (folder and (folder / "dataset_dict.json").exists()):
         loaded = datasets.load_from_disk(str(folder))
-        rows: Iterable[Any] = loaded[source.split] if isinstance(loaded, datasets.DatasetDict) else loaded
-    else:
-        revision = None if folder else _hub_commit(source)
-        rows = datasets.load_dataset(
-            str(folder or name), name=source.subset, split=source.split, streaming=True, revision=revision
-        )
-    for row, value in enumerate(rows):
-        yield _from_mapping(source, source.split, row, value)
+        return loaded[source.split] if isinstance(loaded, datasets.DatasetDict) else loaded
+    revision = None if folder else _hub_commit(source)
+    return datasets.load_dataset(str(folder or name), name=source.subset, split=source.split, streaming=True, revision=revision)
 
 
 def _records(config: IngestConfig) -> Iterator[tuple[Source, _Record]]:
@@ -245,7 +299,9 @@ def _records(config: IngestConfig) -> Iterator[tuple[Source, _Record]]:
             continue
         root, files = _files(source)
         for i, path in enumerate(files):
-            for record in _read_file(source, path.relative_to(root).as_posix(), path):
+            # A name that is not UTF-8 is kept readable.
+            where = path.relative_to(root).as_posix().encode("utf-8", "backslashreplace").decode()
+            for record in _read_file(source, where, path):
                 yield source, record
             progress(i + 1, len(files), f"files of {source.name}")
 

@@ -7,6 +7,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from model.config import TrainingMachine
+from tasks.errors import InputError
 
 
 class Machine(TrainingMachine):
@@ -25,8 +26,17 @@ class Machine(TrainingMachine):
         return self
 
     def training(self) -> TrainingMachine:
-        """The part that the training processes need, with device and ranks resolved. Imports torch if they are not given."""
+        """The part that the training processes need, with device and ranks resolved. Imports torch unless all is given.
+
+        Raises:
+            InputError: if it asks for a device that is not there.
+        """
         values = {name: getattr(self, name) for name in TrainingMachine.model_fields}
+        if self.device == "cuda":
+            import torch
+
+            if not torch.cuda.is_available():
+                raise InputError("machine.device is cuda, and torch finds no CUDA device here: set it to cpu or auto")
         if self.device == "auto" or not self.ranks:
             import torch
 

@@ -14,6 +14,7 @@ from model import train as training
 from model.checkpoint import ResumeError
 from model.tokens import TokensError
 from tasks import process
+from tasks.errors import InputError, StageFailed
 
 RESULT, ERROR, PROGRESS = "result.json", "error.json", "progress.json"
 _PARENT = "SCRATCHLM_LAUNCHER"
@@ -53,8 +54,8 @@ def rank(spec_path: Path) -> None:
     except (training.Diverged, ResumeError) as error:
         _write(spec.work / ERROR, ("input", str(error)))
         raise
-    except TokensError as error:
-        _write(spec.work / ERROR, ("stage", str(error)))
+    except Exception as error:
+        _write(spec.work / ERROR, ("stage", f"{type(error).__name__}: {error}"))
         raise
     if os.environ["RANK"] == "0":
         _write(spec.work / RESULT, metrics)
@@ -75,6 +76,12 @@ def train_here(spec: training.TrainSpec) -> dict[str, Any]:
     alone = spec.model_copy(update={"machine": spec.machine.model_copy(update={"ranks": 1})})
     try:
         return training.train(alone, progress)
+    except training.Stopped as stopped:
+        raise KeyboardInterrupt(str(stopped)) from None
+    except (training.Diverged, ResumeError) as error:
+        raise InputError(str(error)) from error
+    except TokensError as error:
+        raise StageFailed(str(error)) from error
     finally:
         for name in set(os.environ) - set(before):
             del os.environ[name]

@@ -22,7 +22,7 @@ class SplitConfig(Config):
     )
     validation_ids: tuple[str, ...] = Field((), description="Ids of the documents that are held out, such as text/a.txt.")
     validation_source: str | None = Field(None, description="Name of the source that is held out as a whole.")
-    seed: int = Field(0, ge=0, description="Seed of the hash for validation_fraction.")
+    seed: int = Field(0, ge=0, lt=2**32, description="Seed of the hash for validation_fraction.")
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:

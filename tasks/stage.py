@@ -226,7 +226,7 @@ def resolve(stage: Stage, config: Config, inputs: dict[str, Known], sources: Sou
         "libraries": {name: library_version(name) for name in stage.libraries},
     }
     if stage.fingerprint:
-        common["source"] = stage.fingerprint(config, sources)
+        common["source"] = canonical(stage.fingerprint(config, sources), f"{stage.name}.source")
     ingredients = {**common, "inputs": {name: known.digest for name, known in inputs.items()}}
     if not stage.mapped:
         complete = all(known.digest for known in inputs.values())

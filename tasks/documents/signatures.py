@@ -20,7 +20,7 @@ class MinhashConfig(Config):
     n_grams: int = Field(5, ge=1, description="Length of a shingle, in words.")
     buckets: int = Field(14, ge=1, description="Number of buckets; one equal bucket makes a pair.")
     hashes_per_bucket: int = Field(8, ge=1, description="Hashes in a bucket.")
-    seed: int = Field(1, ge=0, description="Seed of the hash functions.")
+    seed: int = Field(1, ge=0, lt=2**32, description="Seed of the hash functions.")
 
 
 def datatrove_config(config: MinhashConfig) -> "DatatroveConfig":

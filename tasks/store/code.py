@@ -74,7 +74,9 @@ class _Normalizer(ast.NodeTransformer):
 
 
 def _is_text(statement: ast.stmt) -> bool:
-    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant) and isinstance(statement.value.value, str)
+    return (
+        isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant) and isinstance(statement.value.value, str)
+    )
 
 
 def _sort_imports(body: list[ast.stmt]) -> list[ast.stmt]:
@@ -116,7 +118,7 @@ def imported_modules(source: str, module: str, *, is_package: bool = False) -> s
 
 @cache
 def _read(path: Path, _stamp: tuple[int, int]) -> tuple[str, str]:
-    source = path.read_text()
+    source = path.read_text(encoding="utf-8")
     return source, hashlib.sha256(normalized(source).encode()).hexdigest()[:32]
 
 

@@ -28,8 +28,13 @@ class SourceDigests:
         connection = self._connect()
         try:
             rows: list[list[str | int]] = []
-            for path in sorted(paths):
-                rows.append([path.relative_to(root).as_posix(), path.stat().st_size, self._digest(connection, path)])
+            for path in paths:
+                name = path.relative_to(root).as_posix().encode("utf-8", "backslashreplace").decode()
+                try:
+                    rows.append([name, path.stat().st_size, self._digest(connection, path)])
+                except OSError as error:
+                    # Reading the file will fail in the same way, and be counted and named there.
+                    rows.append([name, -1, f"unreadable: {type(error).__name__}"])
             return sorted(rows, key=lambda row: str(row[0]))
         finally:
             connection.close()
@@ -37,6 +42,15 @@ class SourceDigests:
     def _connect(self) -> sqlite3.Connection:
         if self.path:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            return self._open()
+        except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.OperationalError) or self.path is None:
+                raise
+            self.path.unlink()  # damaged; it is only a memory
+            return self._open()
+
+    def _open(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path or ":memory:", timeout=30, isolation_level=None)
         connection.execute(
             "CREATE TABLE IF NOT EXISTS digests (device INT, inode INT, size INT, mtime INT, ctime INT, sha256 TEXT, "
@@ -55,5 +69,6 @@ class SourceDigests:
                 return found[0]
         with path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        connection.execute("INSERT OR REPLACE INTO digests VALUES (?, ?, ?, ?, ?, ?)", (*stamp, sha256))
+        if not young:
+            connection.execute("INSERT OR REPLACE INTO digests VALUES (?, ?, ?, ?, ?, ?)", (*stamp, sha256))
         return sha256

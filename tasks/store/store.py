@@ -1,11 +1,11 @@
 """The store: finished results by key, on a file system that renames atomically.
 
-    artifacts/STAGE/KEY/   manifest.json, log.txt, out/     a finished result
-    shards/STAGE/KEY/      the same, for one shard of a map stage
-    building/STAGE-KEY/    what is being built; nothing reads it
-    work/STAGE-KEY/        what a stage keeps between attempts (training checkpoints)
-    locks/                 one file a key, held with flock while it is built
-    runs/                  one folder a run
+artifacts/STAGE/KEY/   manifest.json, log.txt, out/     a finished result
+shards/STAGE/KEY/      the same, for one shard of a map stage
+building/STAGE-KEY/    what is being built; nothing reads it
+work/STAGE-KEY/        what a stage keeps between attempts (training checkpoints)
+locks/                 one file a key, held with flock while it is built
+runs/                  one folder a run
 """
 
 import fcntl
@@ -85,7 +85,9 @@ class Store:
             if size != record.size:
                 raise BrokenArtifact(f"{name} has {size} bytes instead of {record.size}")
         if manifest.shards is None:
-            return Stored(path, manifest, tuple(path / OUT / "shards" / f"{i:05d}" for i in range(len(manifest.shard_digests()))))
+            return Stored(
+                path, manifest, tuple(path / OUT / "shards" / f"{i:05d}" for i in range(len(manifest.shard_digests())))
+            )
         paths = []
         for position, shard in enumerate(manifest.shards):
             found = self.find("shards", stage, shard.key)

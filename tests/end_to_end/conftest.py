@@ -46,7 +46,8 @@ class Line:
     def environment(self) -> dict[str, str]:
         """The environment of the command, with the test session's Prefect server."""
         env = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_API")}
-        return {**env, **({"PREFECT_API_URL": self.server} if self.server else {})}
+        # Every process that the command starts inherits the mark, so that tests can find orphans.
+        return {**env, "MARK": str(self.store), **({"PREFECT_API_URL": self.server} if self.server else {})}
 
     def command(self, *arguments: str) -> list[str]:
         """The command in this folder's store."""

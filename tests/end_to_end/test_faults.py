@@ -100,7 +100,7 @@ def test_kill_of_the_command_in_training_goes_on_to_the_same_bytes(prepared: Lin
 def test_kill_of_a_rank_is_retried_in_the_same_run(prepared: Line, undisturbed: dict):
     process = start(prepared)
     wait_for(lambda: len(checkpoints(prepared)) == 2, process)
-    ranks = [pid for pid in _processes_of(prepared.store) if b"rank" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")]
+    ranks = [pid for pid in _processes_of(prepared.store) if b"tasks.ranks\0rank" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     os.kill(max(ranks), signal.SIGKILL)
     out, err = process.communicate(timeout=240)
     assert process.returncode == 0, err
@@ -179,6 +179,19 @@ def test_kill_in_the_middle_of_every_stage(line: Line, tmp_path: Path):
     done = copy.run()
     for stage, artifact in line.first["artifacts"].items():
         assert done["artifacts"][stage]["digest"] == artifact["digest"], stage
+
+
+def test_kill_leaves_no_server_behind(line: Line, tmp_path: Path):
+    copy = Line(tmp_path / "copy", None)
+    copy.root.mkdir()
+    shutil.copytree(line.corpus, copy.corpus)
+    copy.write_recipe()
+    process = start(copy)
+    wait_for(lambda: (copy.store / "artifacts" / "ingest").exists(), process)
+    assert any(b"flows.server" in Path(f"/proc/{pid}/cmdline").read_bytes() for pid in _processes_of(copy.store))
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert_no_orphans(copy)
 
 
 def test_two_commands_at_once_build_once(line: Line, tmp_path: Path):

@@ -1,6 +1,7 @@
 """The command on bad input: one sentence, exit code 2, nothing built; and how fast it answers."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -50,6 +51,10 @@ def test_input_that_cannot_work_is_refused_before_anything_starts(tmp_path: Path
     assert "did you mean 'model'?" in refused(command(tmp_path, verb, "recipe.yaml"))
     assert "there is no recipe other.yaml" in refused(command(tmp_path, verb, "other.yaml"))
     assert not (tmp_path / "store" / "artifacts").exists()
+    write(tmp_path)
+    (tmp_path / "file").write_text("")
+    assert "cannot be a folder" in refused(command(tmp_path, verb, "recipe.yaml", "--store", "file"))
+    assert "lies in the source folder" in refused(command(tmp_path, verb, "recipe.yaml", "--store", "text/store"))
 
 
 @pytest.mark.end_to_end
@@ -92,6 +97,26 @@ def test_a_corpus_smaller_than_one_batch(tmp_path: Path, speeches: list[Path]):
     assert "less than one batch of train_model.tokens_per_batch 80000" in message
 
 
+def test_a_server_that_does_not_answer(tmp_path: Path):
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.txt").write_text("Some text.")
+    write(tmp_path)
+    env = {**os.environ, "PREFECT_API_URL": "http://127.0.0.1:9/api"}
+    done = subprocess.run([SCRATCHLM, "run", "recipe.yaml"], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert "no Prefect server answers there" in refused(done)
+
+
+def test_a_device_that_is_not_there(tmp_path: Path):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this computer has a CUDA device")
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.txt").write_text("Some text.")
+    write(tmp_path, machine={"device": "cuda"})
+    assert "torch finds no CUDA device here" in refused(command(tmp_path, "run", "recipe.yaml"))
+
+
 def test_task_needs_its_inputs_and_an_existing_name(tmp_path: Path):
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "a.txt").write_text("Some text.")
@@ -106,7 +131,7 @@ def test_task_stops_in_the_debugger_where_a_stage_fails(tmp_path: Path):
     (tmp_path / "text" / "a.txt").write_text("Some text.")
     write(tmp_path)
     blocked = tmp_path / "store" / "building"
-    blocked.parent.mkdir()
+    blocked.parent.mkdir(exist_ok=True)
     blocked.write_text("in the way")
     done = subprocess.run(
         [SCRATCHLM, "task", "ingest", "recipe.yaml", "--pdb"],

@@ -168,10 +168,10 @@ def _processes_of(folder: Path) -> list[int]:
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                command = (entry / "cmdline").read_bytes()
+                command = (entry / "cmdline").read_bytes() + (entry / "environ").read_bytes()
             except OSError:
                 continue
-            if str(folder).encode() in command:
+            if str(folder).encode() in command and int(entry.name) != os.getpid():
                 found.append(int(entry.name))
     return found
 

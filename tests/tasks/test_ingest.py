@@ -83,12 +83,52 @@ def test_what_cannot_be_read_is_named(tmp_path: Path):
     assert named["c.jsonl:3"] == "not an object with fields"
     assert named["c.jsonl:4"].startswith("not JSON")
     assert named["c.jsonl:6"] == "no text"
-    assert named["c.jsonl:7"] == "the text has a lone surrogate, so it is not Unicode"
+    assert named["c.jsonl:7"] == "the record has a lone surrogate, so it is not Unicode"
     assert any(where.startswith("d.jsonl.gz") and "unreadable after row" in error for where, error in named.items())
     assert any(where.startswith("e.parquet") for where in named)
     assert named["f.txt"] == "no text"
     assert sum(metrics["errors"].values()) == len(errors)
     assert {row["text"] for row in rows} == {"ok", "fine", "x"}
+
+
+def test_a_cut_file_is_named_and_links_are_followed(tmp_path: Path):
+    folder, elsewhere = tmp_path / "in", tmp_path / "elsewhere"
+    folder.mkdir()
+    elsewhere.mkdir()
+    lines = b"".join(json.dumps({"text": f"{i} {i * 7919}"}).encode() + b"\n" for i in range(3000))
+    whole = zstandard.compress(lines)
+    (folder / "cut.jsonl.zst").write_bytes(whole[: len(whole) // 2])
+    (elsewhere / "a.txt").write_text("linked")
+    (folder / "linked").symlink_to(elsewhere)
+    (folder / "loop").symlink_to(folder)
+    (folder / "nowhere.txt").symlink_to(tmp_path / "missing")
+    (folder / "strange.jsonl").write_bytes(b'{"text": "x", "id": "\\ud800"}\n{"text": "y", "more": "\\ud800"}\n')
+    rows, _, errors = run(tmp_path / "out", Source(path=str(folder)))
+    named = {error["where"]: error["error"] for error in errors}
+    assert any(where.startswith("cut.jsonl.zst") and "unreadable" in error for where, error in named.items())
+    assert named["nowhere.txt"] == "unreadable: FileNotFoundError"
+    assert {named["strange.jsonl:0"], named["strange.jsonl:1"]} == {"the record has a lone surrogate, so it is not Unicode"}
+    assert "linked" in [row["text"] for row in rows]
+
+
+def test_a_source_that_changes_while_it_is_read_is_not_published(tmp_path: Path):
+    import tasks.build as build
+    from tasks.errors import StageFailed
+    from tasks.machine import Machine
+    from tasks.store.store import Store
+
+    (tmp_path / "a.txt").write_text("first")
+    config, store = IngestConfig(sources=(Source(path=str(tmp_path / "a.txt")),)), Store(tmp_path / "store")
+    place = (store, Machine(), SourceDigests())
+    resolved, _ = build.look_up(ingest, config, {}, store, SourceDigests())
+    spec = build._prepare(ingest, config, {}, resolved, store, Machine(), None)
+    (tmp_path / "a.txt").write_text("second")
+    store.start_building("ingest", resolved.key)
+    with pytest.raises(StageFailed, match="its source changed while it was read"):
+        build.build_spec(spec)
+    outcome = build.build_here(ingest, config, {}, *place)
+    assert not outcome.cached
+    assert outcome.stored.manifest.metrics["bytes"] == 6
 
 
 def test_too_many_errors_stop_the_run(tmp_path: Path):

@@ -1,0 +1,88 @@
+"""The Prefect server of a run: the one that PREFECT_API_URL names, or one of its own that cannot outlive it.
+
+Prefect's own temporary server stays behind when its parent is killed; this one is bound to
+its parent by the kernel. `python -m flows.server PORT` is that process.
+"""
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tasks import process
+from tasks.errors import InputError, StageFailed
+
+API_URL = "PREFECT_API_URL"
+_START_SECONDS, _STOP_SECONDS = 120.0, 10.0
+
+_DEFAULTS = {
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DO_NOT_TRACK": "1",
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+    "PREFECT_CLI_PROMPT": "false",
+}
+"""No outside traffic, and no second report of what the terminal shows."""
+
+
+def _is_up(url: str) -> bool:
+    import httpx
+
+    try:
+        return httpx.get(f"{url.rstrip('/')}/health", timeout=5).status_code == 200
+    except (httpx.HTTPError, httpx.InvalidURL):
+        return False
+
+
+@contextmanager
+def prefect_server() -> Iterator[None]:
+    """Make sure that a Prefect server answers while the body runs. Prefect must not be imported before.
+
+    Raises:
+        InputError: if PREFECT_API_URL names a server that does not answer.
+        StageFailed: if an own server does not start.
+    """
+    for name, value in _DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    if url := os.environ.get(API_URL):
+        if not _is_up(url):
+            raise InputError(f"{API_URL} is {url!r}, and no Prefect server answers there: start it, or unset {API_URL}")
+        yield
+        return
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with tempfile.TemporaryFile("w+") as log:
+        environment = process.child_environment({"PREFECT_UI_ENABLED": "0"})
+        command = [sys.executable, "-m", "flows.server", str(port)]
+        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+        url = f"http://127.0.0.1:{port}/api"
+        try:
+            deadline = time.monotonic() + _START_SECONDS
+            while not _is_up(url):
+                if server.poll() is not None or time.monotonic() > deadline:
+                    log.seek(0)
+                    raise StageFailed("the Prefect server of this run did not start", log=log.read()[-3000:])
+                time.sleep(0.1)
+            os.environ[API_URL] = url
+            yield
+        finally:
+            os.environ.pop(API_URL, None)
+            server.terminate()
+            try:
+                server.wait(_STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                server.kill()
+                server.wait()
+
+
+if __name__ == "__main__":
+    process.adopt()
+    import uvicorn
+
+    uvicorn.run(
+        "prefect.server.api.server:create_app", factory=True, host="127.0.0.1", port=int(sys.argv[1]), log_level="error"
+    )

@@ -67,6 +67,10 @@ def _exit_codes() -> Iterator[None]:
             typer.echo(error.log, err=True)
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(FAILURE_EXIT) from None
+    except OSError as error:
+        place = f": {error.filename}" if error.filename else ""
+        typer.echo(f"error: {error.strerror or error}{place}", err=True)
+        raise typer.Exit(FAILURE_EXIT) from None
     except KeyboardInterrupt:
         typer.echo("interrupted; the same command goes on from here", err=True)
         raise typer.Exit(INTERRUPT_EXIT) from None

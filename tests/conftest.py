@@ -10,8 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).parent.parent
+
+# Times of single examples say nothing on a busy machine.
+settings.register_profile("default", deadline=None, max_examples=50)
+settings.load_profile("default")
 
 for name, value in {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",

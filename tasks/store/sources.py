@@ -40,23 +40,16 @@ class SourceDigests:
             connection.close()
 
     def _connect(self) -> sqlite3.Connection:
-        if self.path:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            return self._open()
-        except sqlite3.DatabaseError as error:
-            if isinstance(error, sqlite3.OperationalError) or self.path is None:
-                raise
+            if self.path:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+            return _open(self.path)
+        except (OSError, sqlite3.OperationalError):
+            return _open(None)  # a folder that cannot be written to
+        except sqlite3.DatabaseError:
+            assert self.path is not None
             self.path.unlink()  # damaged; it is only a memory
-            return self._open()
-
-    def _open(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self.path or ":memory:", timeout=30, isolation_level=None)
-        connection.execute(
-            "CREATE TABLE IF NOT EXISTS digests (device INT, inode INT, size INT, mtime INT, ctime INT, sha256 TEXT, "
-            "PRIMARY KEY (device, inode))"
-        )
-        return connection
+            return _open(self.path)
 
     def _digest(self, connection: sqlite3.Connection, path: Path) -> str:
         status = path.stat()
@@ -72,3 +65,12 @@ class SourceDigests:
         if not young:
             connection.execute("INSERT OR REPLACE INTO digests VALUES (?, ?, ?, ?, ?, ?)", (*stamp, sha256))
         return sha256
+
+
+def _open(path: Path | None) -> sqlite3.Connection:
+    connection = sqlite3.connect(path or ":memory:", timeout=30, isolation_level=None)
+    connection.execute(
+        "CREATE TABLE IF NOT EXISTS digests (device INT, inode INT, size INT, mtime INT, ctime INT, sha256 TEXT, "
+        "PRIMARY KEY (device, inode))"
+    )
+    return connection

@@ -197,6 +197,12 @@ def test_kill_leaves_no_result_and_no_process_and_the_next_run_goes_on(toy: Toy,
     assert log.read_text().count("built") <= 3 + workers
 
 
+def test_a_damaged_memory_of_sources_is_made_anew(toy: Toy):
+    toy.run()
+    (toy.store / "sources.sqlite").write_bytes(b"not a database at all" * 100)
+    assert states(toy.run(plan=True)) == ALL_CACHED
+
+
 def test_interrupt_ends_everything(toy: Toy):
     process = subprocess.Popen(toy.command(), env=toy.environment(TOY_DELAY="30"), start_new_session=True)
     deadline = time.monotonic() + 60

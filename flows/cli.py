@@ -63,9 +63,11 @@ def _exit_codes() -> Iterator[None]:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(INPUT_EXIT) from None
     except StageFailed as error:
-        if error.log:
-            typer.echo(error.log, err=True)
         typer.echo(f"error: {error}", err=True)
+        if error.log_path:
+            typer.echo(f"what it printed is in {error.log_path}; to debug it: scratchlm task STAGE RECIPE --pdb", err=True)
+        elif error.log:
+            typer.echo(error.log, err=True)
         raise typer.Exit(FAILURE_EXIT) from None
     except OSError as error:
         place = f": {error.filename}" if error.filename else ""
@@ -246,10 +248,8 @@ def task(
 
         try:
             outcome = run_task(name, nodes, place, first_shards=sample, force=force)
-        except InputError:
-            raise
-        except Exception:
-            if pdb:
+        except Exception as error:
+            if pdb and not isinstance(error, InputError):
                 import pdb as debugger
 
                 traceback.print_exc()

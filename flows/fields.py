@@ -51,8 +51,17 @@ def _fields(model: type[BaseModel], prefix: str) -> Iterator[FieldHelp]:
                 label = f"[{step.default}]" if step else "[]" if repeated else ""
                 yield from _fields(choice, place + label)
             continue
-        default = "required" if field.default is PydanticUndefined else str(field.default)
-        yield FieldHelp(place, _kind(field.annotation), default if default != "None" else "empty", field.description or "")
+        yield FieldHelp(place, _kind(field.annotation), _default(field.default), field.description or "")
+
+
+def _default(value: Any) -> str:
+    if value is PydanticUndefined:
+        return "required"
+    if value is None or value == ():
+        return "empty"
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(str, value))}]"
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def list_fields(section: str | None) -> list[FieldHelp]:

@@ -9,6 +9,7 @@ from prefect.artifacts import acreate_progress_artifact, aupdate_progress_artifa
 from prefect.cache_policies import NO_CACHE
 from prefect.exceptions import TerminationSignal
 from prefect.logging import get_run_logger
+from prefect.logging.handlers import APILogHandler
 from prefect.runtime import flow_run
 from prefect.states import Completed, State
 from prefect.tasks import exponential_backoff
@@ -157,4 +158,7 @@ def pretrain_here(recipe: Recipe, place: Place) -> tuple[Run, dict[str, Outcome]
         name = asyncio.run(pretrain(recipe, str(place.store.root), place.sources.rehash))
     except (TerminationSignal, asyncio.CancelledError):
         raise KeyboardInterrupt from None
+    finally:
+        # While the server is still there; later they would end up as noise in the terminal.
+        APILogHandler().flush()
     return _finished.pop(name)

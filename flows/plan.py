@@ -134,6 +134,9 @@ def plan(nodes: list[Node], store: Store, sources: SourceDigests, previous: dict
         reason = f"artifact broken: {fault}" if fault else explain_change(_ingredients(previous, name), resolved.ingredients)
         if ready:
             reason += f"; {ready} of {total} shards are ready"
+        checkpoints = sorted(store.work(name, resolved.key).glob("step-*"))
+        if checkpoints:
+            reason += f"; goes on from step {int(checkpoints[-1].name.removeprefix('step-'))}"
         known[node] = UNKNOWN
         if digests is not None:
             complete = [shard for shard in digests if shard is not None]

@@ -107,13 +107,14 @@ def _sentence(error: Any, origin: str) -> str:
         return f"{origin}: unknown field {field}: " + (f"did you mean {near[0]!r}?" if near else f"known here are {known}")
     if kind == "missing":
         return f"{origin}: the field {field} is missing: add it"
-    message = error["msg"].removeprefix("Value error, ")
+    message = error["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list, such as [a, b]")
+    message = message.replace("Tuple", "The list").replace(" after validation, not 0", "")
     if kind == "value_error":
         return f"{origin}: {field + ': ' if field else ''}{message}"
     return f"{origin}: {field} is {error['input']!r}: {message[0].lower()}{message[1:]}"
 
 
-def explain(error: ValidationError, origin: str) -> str:
+def explain(error: ValidationError, origin: str, machine: str | None = None) -> str:
     """The faults of a recipe as sentences with field, value and mend; those that follow from another one are left out."""
     faults = error.errors()
     misspelt = {
@@ -129,7 +130,7 @@ def explain(error: ValidationError, origin: str) -> str:
         if not (fault["type"] == "missing" and fault["loc"] in misspelt)
         and not any(place != fault["loc"] and place[: len(fault["loc"])] == fault["loc"] for place in places)
     ]
-    return "\n".join(_sentence(fault, origin) for fault in roots)
+    return "\n".join(_sentence(fault, machine if machine and fault["loc"][:1] == ("machine",) else origin) for fault in roots)
 
 
 def _set(values: dict[str, Any], assignment: str) -> None:
@@ -160,6 +161,18 @@ def _set(values: dict[str, Any], assignment: str) -> None:
         raise InputError(f"--set {assignment!r}: {name} is not a field")
 
 
+class _StrictLoader(yaml.SafeLoader):
+    """YAML in which no field is given twice: the first one would be lost without a word."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        """A mapping, refused if a name comes twice."""
+        names = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = next((name for name in names if isinstance(name, str) and names.count(name) > 1), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"{twice!r} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: Path, what: str) -> dict[str, Any]:
     """A YAML mapping.
 
@@ -167,7 +180,7 @@ def read_yaml(path: Path, what: str) -> dict[str, Any]:
         InputError: if the file is missing, no YAML, or no mapping.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)
     except FileNotFoundError:
         folder = path.parent
         near = difflib.get_close_matches(path.name, [p.name for p in folder.glob("*.yaml")] if folder.is_dir() else [], 1)
@@ -176,7 +189,8 @@ def read_yaml(path: Path, what: str) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"the {what} {path} cannot be read: {error}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError(f"the {what} {path} is not YAML: {' '.join(str(error).split())}") from error
+        fault = " ".join(str(error).split()).replace('in "<unicode string>", ', "at ")
+        raise InputError(f"the {what} {path} is not YAML: {fault}") from error
     if not isinstance(values, dict):
         raise InputError(f"the {what} {path} is not a mapping of sections to fields")
     return values
@@ -199,5 +213,5 @@ def load_recipe(path: Path, assignments: list[str] | None = None, machine: Path 
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
-        raise InputError(explain(error, str(path))) from None
+        raise InputError(explain(error, str(path), str(machine) if machine else None)) from None
     return recipe

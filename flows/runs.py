@@ -62,7 +62,9 @@ class Run:
         """
         entry = self.record["stages"].get(stage)
         if entry is None:
-            raise InputError(f"the run {self.name} has no result of {stage}: it ended as {self.record.get('status')!r}")
+            status = self.record.get("status")
+            what = "it is still running" if status == "running" else f"it ended as {status!r}"
+            raise InputError(f"the run {self.name} has no result of {stage}: {what}; `scratchlm run` goes on with it")
         found = store.find_whole("artifacts", stage, entry["key"])
         if found is None:
             raise InputError(f"the result of {stage} of the run {self.name} is not in the store any more: run its recipe again")

@@ -11,6 +11,8 @@ from flows.plan import CACHED, RUN, Planned
 from tasks.build import Outcome
 from tasks.progress import Progress as Amount
 
+_LINE_SECONDS = 30.0
+
 
 class TerminalDisplay:
     """Bars where there is a terminal; else one line when a stage ends."""
@@ -30,6 +32,7 @@ class TerminalDisplay:
         )
         self.rows: dict[str, Any] = {}
         self.began: dict[str, float] = {}
+        self.spoke: dict[str, float] = {}
 
     def __enter__(self) -> "TerminalDisplay":
         self.bars.start()
@@ -44,13 +47,25 @@ class TerminalDisplay:
         self.rows[stage] = self.bars.add_task(stage, total=None, unit="")
 
     def progressed(self, stage: str, progress: Amount) -> None:
-        """Move the bar."""
+        """Move the bar; without a terminal, print a line now and then."""
+        now = time.monotonic()
+        if not self.console.is_terminal and progress.total and now - self.spoke.get(stage, self.began[stage]) > _LINE_SECONDS:
+            self.spoke[stage] = now
+            share = 100 * progress.done / progress.total
+            self.console.print(
+                f"  {stage:<18} {share:.0f}% of {progress.total:,} {progress.unit}, {duration(now - self.began[stage])}",
+                highlight=False,
+            )
         self.bars.update(self.rows[stage], completed=progress.done, total=progress.total or None, unit=progress.unit)
 
     def finished(self, stage: str, outcome: Outcome) -> None:
         """Print the line of a finished stage."""
         self._remove(stage)
         self.console.print(stage_line(stage, outcome), highlight=False)
+        errors = sum(outcome.stored.manifest.metrics.get("errors", {}).values()) if stage == "ingest" else 0
+        if errors:
+            where = outcome.stored.out / "errors.jsonl"
+            self.console.print(f"  [yellow]{errors} files or rows cannot be used[/], named in {where}", highlight=False)
 
     def failed(self, stage: str, error: BaseException) -> None:
         """Print the line of a stage that failed or was stopped."""

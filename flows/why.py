@@ -1,5 +1,6 @@
 """why: the fate of one document, stage by stage."""
 
+import json
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -58,8 +59,16 @@ def why(run: Run, store: Store, name: str) -> list[Verdict]:
     Raises:
         InputError: if the document or a result that tells of it is not there.
     """
-    ingested = run.stored(store, "ingest").shard_paths
-    identifier = _resolve_id(ingested, name)
+    stored = run.stored(store, "ingest")
+    ingested = stored.shard_paths
+    try:
+        identifier = _resolve_id(ingested, name)
+    except InputError:
+        unusable = [json.loads(line) for line in (stored.out / "errors.jsonl").read_text().splitlines()]
+        found = [error for error in unusable if name in f"{error['source']}/{error['where']}"]
+        if not found:
+            raise
+        return [Verdict("ingest", "unusable", f"{error['source']}/{error['where']}: {error['error']}") for error in found]
     place = _find(ingested, identifier)
     assert place is not None
     position, row = place

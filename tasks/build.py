@@ -426,7 +426,9 @@ async def build(
         if "error" in result:
             if result["kind"] == "input":
                 raise InputError(f"{stage.name}: {result['error']}")
-            raise StageFailed(f"{stage.name}: {result['error']}", retryable=result["retryable"], log=_tail(log))
+            raise StageFailed(
+                f"{stage.name}: {result['error']}", retryable=result["retryable"], log=_tail(log), log_path=str(log)
+            )
     try:
         found = store.find("artifacts", stage.name, resolved.key)
     except BrokenArtifact as error:

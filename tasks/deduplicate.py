@@ -68,6 +68,10 @@ def deduplicate(config: DeduplicateConfig, signatures: Artifact, out: Path) -> M
             known.append((not listed, digest, identifier, position, row))
         known.sort()
         survivor = known[0][2]
+        others = [identifier for unlisted, _, identifier, _, _ in known[1:] if unlisted]
+        if others:
+            more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+            verdicts[known[0][3]][known[0][4]]["detail"] = f"stands for {', '.join(others[:3])}{more}"
         for unlisted, _, _, position, row in known[1:]:
             if unlisted:
                 detail = f"near-duplicate of {survivor}, in a cluster of {len(known)}"

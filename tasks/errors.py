@@ -16,8 +16,9 @@ class StageFailed(Exception):
         message: what happened, one sentence.
         retryable: whether the same work may go well when it is done again.
         log: the end of what the process printed.
+        log_path: where all of it is.
     """
 
-    def __init__(self, message: str, *, retryable: bool = False, log: str = "") -> None:
+    def __init__(self, message: str, *, retryable: bool = False, log: str = "", log_path: str = "") -> None:
         super().__init__(message)
-        self.retryable, self.log = retryable, log
+        self.retryable, self.log, self.log_path = retryable, log, log_path

@@ -171,10 +171,10 @@ def _samples(model: Any, folder: Path, device: str) -> list[dict[str, str]]:
 
     tokenizer = load_tokenizer(folder)
     written = []
-    for prompt in _PROMPTS:
+    for seed, prompt in enumerate(_PROMPTS):
         pieces = generate(
             lambda tokens: model(tokens.to(device)).logits, tokenizer, prompt, end_of_text=end_of_text_id(tokenizer),
-            context_length=model.config.max_position_embeddings, max_tokens=100,
+            context_length=model.config.max_position_embeddings, max_tokens=100, seed=seed,
         )  # fmt: skip
         written.append({"prompt": prompt, "text": "".join(pieces)})
     return written

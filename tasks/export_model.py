@@ -152,7 +152,10 @@ def export_model(config: ExportModelConfig, model: Artifact, tokenizer: Artifact
 
     description = json.loads((model.path / "model.json").read_text())
     if description["tokenizer_sha256"] != tokenizer_sha256(tokenizer.path):
-        raise StageFailed("the model was trained with another tokenizer than the one to export: they do not belong together")
+        raise StageFailed(
+            "the model was trained with another tokenizer than the one in the store: one of them was changed; "
+            "build it again with `scratchlm task train_tokenizer RECIPE --force`"
+        )
     raw = load_tokenizer(tokenizer.path)
     end_of_text = end_of_text_id(raw)
     ours, theirs = build_hugging_face_model(model.path, end_of_text)

@@ -109,7 +109,9 @@ def _files(source: Source) -> tuple[Path, list[Path]]:
             root = Path(*fixed[:magic]) if magic else Path(".")
             found = [path for name in glob.glob(str(location), recursive=True) if not (path := Path(name)).is_dir()]
         else:
-            raise InputError(f"ingest.sources: there is no file or folder {source.path!r}: correct the path of {source.name!r}")
+            raise InputError(
+                f"ingest.sources: there is no file or folder {source.path!r} ({location.absolute()}): correct the path"
+            )
     files = sorted((path for path in found if _suffix(path)), key=lambda path: path.relative_to(root).as_posix())
     if not files:
         raise InputError(f"ingest.sources: {source.path!r} holds no file that ends in one of {', '.join(_SUFFIXES)}")
@@ -117,7 +119,7 @@ def _files(source: Source) -> tuple[Path, list[Path]]:
 
 
 def _walk(root: Path) -> Iterator[Path]:
-    """Everything below a folder that is no folder, through links too; a link that points nowhere is among it."""
+    """Everything below a folder that is neither a folder nor hidden, through links too; a link that points nowhere is among it."""
     seen: set[tuple[int, int]] = set()
     for folder, names, files in os.walk(root, followlinks=True):
         status = os.stat(folder)
@@ -125,7 +127,8 @@ def _walk(root: Path) -> Iterator[Path]:
             names.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
-        yield from (Path(folder) / name for name in files)
+        names[:] = [name for name in names if not name.startswith(".")]
+        yield from (Path(folder) / name for name in files if not name.startswith("."))
 
 
 def _dataset_folder(source: Source) -> Path | None:

@@ -131,7 +131,7 @@ def score_chart(benchmarks: dict[str, Any]) -> str:
     return _svg(figure)
 
 
-def _read_lines(path: Path) -> list[dict[str, float]]:
+def _read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
@@ -191,6 +191,7 @@ def render_report(run: Path, store: Store) -> Path:
         run=run.name,
         record=record,
         falls=falls,
+        unusable=_read_lines(stored["ingest"].out / "errors.jsonl")[:50] if "ingest" in stored else [],
         most=max((fall.kept + sum(fall.dropped.values()) for fall in falls), default=1),
         metrics={name: manifest.metrics for name, manifest in manifests.items()},
         tokenizer_samples=_read_json(vocabulary.out / "samples.json") if vocabulary else None,

@@ -55,11 +55,11 @@ class SplitConfig(Config):
 
 
 def _both_sides_have_text(config: SplitConfig, metrics: Metrics) -> None:
-    missing = len(config.validation_ids) - metrics.get("listed", 0)
-    if config.validation_ids and missing:
+    missing = [identifier for identifier in config.validation_ids if identifier not in metrics.get("listed", {})]
+    if missing:
         raise InputError(
-            f"{missing} of the {len(config.validation_ids)} split.validation_ids name no document that cleaning kept: "
-            "correct the ids (`scratchlm why latest ID` tells the fate of one)"
+            f"{len(missing)} of the {len(config.validation_ids)} split.validation_ids name no document that cleaning kept "
+            f"({', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}): correct the ids (`scratchlm why latest ID` tells the fate of one)"
         )
     for side, mend in ((TRAIN, "hold out less"), (VALIDATION, "hold out more: raise split.validation_fraction")):
         if not metrics.get(side, {}).get("documents"):
@@ -79,7 +79,7 @@ def split(config: SplitConfig, documents: Shard, duplicates: Shard, contaminated
     verdicts = [read_table(shard.path / VERDICTS).to_pylist() for shard in (duplicates, contaminated)]
     rows = []
     metrics: Metrics = {
-        "listed": 0,
+        "listed": {},
         TRAIN: {"documents": 0, "bytes": 0},
         VALIDATION: {"documents": 0, "bytes": 0},
         DROPPED: {},
@@ -89,7 +89,7 @@ def split(config: SplitConfig, documents: Shard, duplicates: Shard, contaminated
         side, reason = config.side(identifier, source, text), None
         against = next((verdict for column in verdicts if not (verdict := column[row])["kept"]), None)
         if config.is_listed(identifier, source):
-            metrics["listed"] += identifier in config.validation_ids
+            metrics["listed"] |= {identifier: 1} if identifier in config.validation_ids else {}
         elif against:
             side, reason = DROPPED, against["reason"]
             metrics[DROPPED][reason] = metrics[DROPPED].get(reason, 0) + 1

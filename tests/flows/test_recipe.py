@@ -50,6 +50,8 @@ def test_the_demo_recipe_is_valid_and_small_recipes_have_defaults(tmp_path: Path
         ({"machine": {"ranks": 3}}, "cannot be shared by machine.ranks 3"),
         ({"machine": {"zero_stage": 1}}, "set machine.zero_stage to 0 or train_model.optimizer to adamw"),
         ({"clean": {"steps": [{"step": "gopher"}]}}, "clean.steps.0"),
+        ({"evaluate_model": {"tasks": "sciq"}}, "evaluate_model.tasks is 'sciq': input should be a list, such as [a, b]"),
+        ("name: a\nname: b\n", "'name' is given twice at line 1"),
         ("[1, 2]", "is not a mapping"),
         ("a: [", "is not YAML"),
         ("ingest: {sources: [{path: a}]}\nname: a b\n", "name is 'a b'"),
@@ -98,7 +100,7 @@ def test_a_machine_file(tmp_path: Path):
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(GOOD))
     assert load_recipe(tmp_path / "recipe.yaml", machine=tmp_path / "machine.yaml").machine.ranks == 2
     (tmp_path / "machine.yaml").write_text("rank: 2\n")
-    with pytest.raises(InputError, match=r"machine\.rank: did you mean 'ranks'"):
+    with pytest.raises(InputError, match=r"machine\.yaml: unknown field machine\.rank: did you mean 'ranks'"):
         load_recipe(tmp_path / "recipe.yaml", machine=tmp_path / "machine.yaml")
 
 

@@ -245,13 +245,13 @@ def test_listed_documents_are_validation_whatever_the_verdicts(tmp_path: Path):
     sides, metrics = run_split(tmp_path, config, {"a": "x", "b": "y", "c": "z"}, dropped={"a", "b"})
     assert sides == {"s/a": "validation", "s/b": "dropped", "s/c": "train"}
     assert metrics["dropped"] == {"bad": 1}
-    assert metrics["listed"] == 1
+    assert metrics["listed"] == {"s/a": 1}
 
 
 def test_a_split_that_leaves_a_side_empty_is_refused(tmp_path: Path):
     config = SplitConfig(validation_ids=("s/a", "s/nobody"))
     _, metrics = run_split(tmp_path, config, {"a": "x", "b": "y"})
-    with pytest.raises(InputError, match=r"1 of the 2 split\.validation_ids name no document"):
+    with pytest.raises(InputError, match=r"1 of the 2 split\.validation_ids name no document .*s/nobody"):
         split.check(config, metrics)
     config = SplitConfig(validation_ids=("s/a",))
     _, metrics = run_split(tmp_path / "2", config, {"a": "x"})

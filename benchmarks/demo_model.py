@@ -153,14 +153,20 @@ def main() -> None:
     options.add_argument("--reference-tokens", type=int, default=1_640_000, help="tokens of the reference")
     options.add_argument("--skip-reference", action="store_true", help="measure the demo recipe only")
     given = options.parse_args()
-    torch.set_num_threads(torch.get_num_threads())
     rows = []
+
+    def show(label: str, n_tokens: int, seconds: float, measured: float) -> None:
+        rows.append(seconds)
+        print(f"| {label:<26} | {n_tokens:>9,} | {seconds:>12.1f} | {measured:>13.4f} |", flush=True)
+
+    print(f"\n{torch.get_num_threads()} threads, torch {torch.__version__}, target {TARGET} bits per byte\n")
+    print(f"| {'what':<26} | {'tokens':>9} | {'step seconds':>12} | {'bits per byte':>13} |\n|---|---|---|---|", flush=True)
     for label, assignments in (("demo", ()), ("demo, short", (f"train_model.tokens={given.short_tokens}",))):
         done = run_recipe(given.store, *assignments)
         measured = measure_export(Path(done["artifacts"]["export_model"]["path"]))
         if abs(measured - done["results"]["bits_per_byte"]) > 1e-4:
             raise SystemExit(f"the run says {done['results']['bits_per_byte']:.5f}, measured here are {measured:.5f}")
-        rows.append((label, done["results"]["tokens"], done["results"]["step_seconds"], measured))
+        show(label, done["results"]["tokens"], done["results"]["step_seconds"], measured)
     if not given.skip_reference:
         from model.tokens import open_tokens
         from tasks.train_tokenizer import end_of_text_id, load_tokenizer
@@ -173,14 +179,8 @@ def main() -> None:
         measured = bits_per_byte(
             model, lambda text: tokenizer.encode(text, add_special_tokens=False).ids, end_of_text_id(tokenizer)
         )
-        rows.append(("nanoGPT's tutorial shape", given.reference_tokens, seconds, measured))
-    print(f"\n{torch.get_num_threads()} threads, torch {torch.__version__}, target {TARGET} bits per byte\n")
-    print(f"| {'what':<26} | {'tokens':>9} | {'step seconds':>12} | {'bits per byte':>13} |")
-    print("|---|---|---|---|")
-    for label, n_tokens, seconds, measured in rows:
-        print(f"| {label:<26} | {n_tokens:>9,} | {seconds:>12.1f} | {measured:>13.4f} |")
-    if not given.skip_reference:
-        print(f"\nstep seconds, reference / demo short: {rows[2][2] / rows[1][2]:.1f}")
+        show("nanoGPT's tutorial shape", given.reference_tokens, seconds, measured)
+        print(f"\nstep seconds, reference / demo short: {rows[2] / rows[1]:.1f}")
 
 
 if __name__ == "__main__":

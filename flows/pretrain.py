@@ -11,7 +11,7 @@ from tasks.ingest import ingest
 from tasks.minhash import minhash
 from tasks.split import split
 from tasks.stage import Node
-from tasks.tokenize import TokenizeConfig, tokenize
+from tasks.tokenize import tokenize
 from tasks.train_model import TrainModelConfig, train_model
 from tasks.train_tokenizer import train_tokenizer
 
@@ -34,7 +34,7 @@ def graph(recipe: Recipe) -> list[Node]:
     contaminated = decontaminate(recipe.decontaminate, documents=cleaned, index=index)
     selection = split(recipe.split, documents=cleaned, duplicates=duplicates, contaminated=contaminated)
     tokenizer = train_tokenizer(recipe.train_tokenizer, documents=cleaned, selection=selection)
-    tokens = tokenize(TokenizeConfig(), documents=cleaned, selection=selection, tokenizer=tokenizer)
+    tokens = tokenize(recipe.tokenize, documents=cleaned, selection=selection, tokenizer=tokenizer)
     trained = train_model(TrainModelConfig(model=recipe.model, train=recipe.train_model), tokens=tokens, tokenizer=tokenizer)
     exported = export_model(recipe.export_model, model=trained, tokenizer=tokenizer)
     evaluated = evaluate_model(benchmarks, model=exported, documents=documents, selection=selection)

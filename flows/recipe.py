@@ -15,30 +15,17 @@ from tasks.documents.signatures import MinhashConfig
 from tasks.errors import InputError
 from tasks.evaluate_model import EvaluateModelConfig
 from tasks.export_model import ExportModelConfig
-from tasks.index_benchmarks import IndexBenchmarksConfig
+from tasks.index_benchmarks import NGramsConfig
 from tasks.ingest import IngestConfig
 from tasks.machine import Machine
 from tasks.split import SplitConfig
+from tasks.tokenize import TokenizeConfig
 from tasks.train_model import TrainModelConfig, check_machine
 from tasks.train_tokenizer import TrainTokenizerConfig
 
 
 class DeduplicateSection(Config):
     """Nothing to choose: the signatures say what is near, and split what always stays."""
-
-
-class IndexBenchmarksSection(Config):
-    """How benchmark items become n-grams; tasks and data are those of evaluate_model."""
-
-    n_gram: int = Field(
-        13, ge=2, le=50, description="Length of an n-gram, in words (GPT-3's 13, arXiv 2005.14165, appendix C)."
-    )
-    min_words: int = Field(8, ge=2, description="Items with fewer words cannot be checked; up to n_gram they match as a whole.")
-    max_items: int = Field(10, ge=1, description="An n-gram in more items than this is a template, and is left out.")
-
-
-class TokenizeSection(Config):
-    """Nothing to choose: the tokenizer says it all."""
 
 
 class Recipe(Config):
@@ -49,11 +36,11 @@ class Recipe(Config):
     clean: CleanConfig = Field(CleanConfig(), description="What is mended and what is dropped.")
     minhash: MinhashConfig = Field(MinhashConfig(), description="Signatures for finding near-duplicates.")
     deduplicate: DeduplicateSection = Field(DeduplicateSection(), description="Near-duplicates.")
-    index_benchmarks: IndexBenchmarksSection = Field(IndexBenchmarksSection(), description="N-grams of benchmark items.")
+    index_benchmarks: NGramsConfig = Field(NGramsConfig(), description="N-grams of benchmark items.")
     decontaminate: DecontaminateConfig = Field(DecontaminateConfig(), description="Text that contains benchmark items.")
     split: SplitConfig = Field(SplitConfig(), description="What is held out.")
     train_tokenizer: TrainTokenizerConfig = Field(TrainTokenizerConfig(), description="The tokenizer.")
-    tokenize: TokenizeSection = Field(TokenizeSection(), description="Token shards.")
+    tokenize: TokenizeConfig = Field(TokenizeConfig(), description="Token shards.")
     model: ModelConfig = Field(ModelConfig(), description="Shape of the Transformer.")
     train_model: TrainConfig = Field(TrainConfig(), description="How it is trained.")
     export_model: ExportModelConfig = Field(ExportModelConfig(), description="The Hugging Face folder.")
@@ -62,7 +49,6 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _sections_fit(self) -> Self:
-        IndexBenchmarksConfig(**self.index_benchmarks.model_dump())
         check_machine(TrainModelConfig(model=self.model, train=self.train_model), self.machine)
         names = [source.name for source in self.ingest.sources]
         if self.split.validation_source is not None:

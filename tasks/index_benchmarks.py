@@ -7,12 +7,13 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
+from model.base_config import Config
 from tasks.benchmarks import Benchmarks, fingerprint_benchmarks, item_texts, load_tasks
 from tasks.documents.files import INDEX, INDEX_SCHEMA, write_table
 from tasks.stage import Metrics, stage
 
 
-class IndexBenchmarksConfig(Benchmarks):
+class NGramsConfig(Config):
     """How benchmark items become n-grams; tasks and data are those of evaluate_model."""
 
     n_gram: int = Field(
@@ -29,6 +30,10 @@ class IndexBenchmarksConfig(Benchmarks):
                 "match: lower min_words"
             )
         return self
+
+
+class IndexBenchmarksConfig(NGramsConfig, Benchmarks):
+    """The section index_benchmarks of a recipe, with tasks and data of evaluate_model."""
 
 
 def _common_ends(contexts: list[list[int]]) -> tuple[int, int]:

@@ -134,13 +134,15 @@ def run(
             if "train_model" in waiting:
                 check_machine(TrainModelConfig(model=recipe.model, train=recipe.train_model), place.machine.training())
             with prefect_server(), TerminalDisplay(console) as shown:
-                from flows.flow import pretrain_here
+                from flows.flow import pretrain, run_here
 
                 token = display.set(shown)
                 try:
-                    made, outcomes = pretrain_here(recipe, place)
+                    _, ran, outcomes = run_here(pretrain, recipe=recipe, store=str(place.store.root), rehash=rehash)
                 finally:
                     display.reset(token)
+            assert ran is not None
+            made = ran
         _finish(made, outcomes, place, console, as_json)
 
 
@@ -155,12 +157,13 @@ def _finish(made: "Run", outcomes: "dict[str, Outcome]", place: "Place", console
 
         report = render_report(made.path, place.store)
     evaluation = outcomes["evaluate_model"].stored.manifest.metrics
+    held_out = outcomes["evaluate_held_out"].stored.manifest.metrics
     training = outcomes["train_model"].stored.manifest.metrics
     console.print()
     console.print(score_table(evaluation))
     console.print(
-        f"\nheld-out bits per byte [bold]{evaluation['held_out']['bits_per_byte']:.4f}[/] "
-        f"({evaluation['held_out']['documents']} documents), {training['step_seconds']:.0f} seconds of training steps",
+        f"\nheld-out bits per byte [bold]{held_out['bits_per_byte']:.4f}[/] "
+        f"({held_out['documents']} documents), {training['step_seconds']:.0f} seconds of training steps",
         highlight=False,
     )
     console.print(f"run    {made.name}", highlight=False)
@@ -187,7 +190,7 @@ def _summary(made: "Run", outcomes: "dict[str, Outcome]", report: Path) -> dict[
         "run": made.name,
         "artifacts": artifacts,
         "results": {
-            "bits_per_byte": evaluation["held_out"]["bits_per_byte"],
+            "bits_per_byte": outcomes["evaluate_held_out"].stored.manifest.metrics["bits_per_byte"],
             "step_seconds": training["step_seconds"],
             "tokens": training["tokens"],
             "parameters": training["parameters"],
@@ -196,6 +199,38 @@ def _summary(made: "Run", outcomes: "dict[str, Outcome]", report: Path) -> dict[
         "resumed_from_step": None if outcomes["train_model"].cached else training["resumed_from_step"],
         "report": str(report),
     }
+
+
+@app.command()
+def retrain(
+    recipe_file: RecipeFile,
+    assignments: Assignments = None,
+    machine: MachineFile = None,
+    store: StoreFolder = DEFAULT_STORE,
+    rehash: Rehash = False,
+    force: Annotated[bool, typer.Option("--force", help="Train although there is too little new text.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train on the text that is there now, and make the model the champion only if it is better."""
+    with _exit_codes():
+        from flows.recipe import load_recipe
+        from flows.run import display
+        from flows.server import prefect_server
+        from flows.terminal import TerminalDisplay
+
+        recipe, console = load_recipe(recipe_file, assignments, machine), _console(as_json)
+        with prefect_server(), TerminalDisplay(console) as shown:
+            from flows.flow import retrain as flow
+            from flows.flow import run_here
+
+            token = display.set(shown)
+            try:
+                state, made, _ = run_here(flow, recipe=recipe, store=str(store.absolute()), rehash=rehash, force=force)
+            finally:
+                display.reset(token)
+        console.print(f"[bold]{state.name}[/]: {state.message}", highlight=False)
+        if as_json:
+            typer.echo(json.dumps({"outcome": state.name, "reason": state.message, "run": made.name if made else None}))
 
 
 @app.command()

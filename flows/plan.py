@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from model.config import flops_per_token
+from tasks.build import look_up
 from tasks.errors import NotKnownYet
 from tasks.machine import available_cores
 from tasks.stage import UNKNOWN, Known, Node, Resolved, resolve
@@ -106,25 +107,31 @@ def plan(nodes: list[Node], store: Store, sources: SourceDigests, previous: dict
     known: dict[Node, Known] = {}
     rows: list[Planned] = []
     for node in nodes:
-        name = node.stage.name
+        name, stage = node.name, node.stage.name
+        if node.given is not None:
+            _, stored = look_up(node, {}, store, sources)
+            assert stored is not None
+            known[node] = Known.of(stored)
+            rows.append(Planned(name, CACHED, ""))
+            continue
         inputs = {input_name: known[upstream] for input_name, upstream in node.inputs.items()}
         try:
-            resolved = resolve(node.stage, node.config, inputs, sources)
+            resolved = resolve(node, inputs, sources)
         except NotKnownYet as unknown:
             known[node] = UNKNOWN
             rows.append(Planned(name, RUN, str(unknown)))
             continue
-        digests = _shard_digests(name, resolved, store)
+        digests = _shard_digests(stage, resolved, store)
         ready = sum(shard is not None for shard in digests or ()) if resolved.shard_keys is not None else None
         total = len(resolved.shard_keys) if resolved.shard_keys is not None else None
         if resolved.key is None:
-            waiting = sorted({upstream.stage.name for upstream in node.inputs.values() if known[upstream].digest is None})
+            waiting = sorted({upstream.name for upstream in node.inputs.values() if known[upstream].digest is None})
             reason = f"on {', '.join(waiting)}" + (f"; {ready} of {total} shards are ready" if ready else "")
             known[node] = Known(None, digests)
             rows.append(Planned(name, DEPENDS, reason, ready, total, _predict(node, previous, store, 0, total)))
             continue
         try:
-            found, fault = store.find("artifacts", name, resolved.key), None
+            found, fault = store.find("artifacts", stage, resolved.key), None
         except BrokenArtifact as error:
             found, fault = None, str(error)
         if found:
@@ -134,7 +141,7 @@ def plan(nodes: list[Node], store: Store, sources: SourceDigests, previous: dict
         reason = f"artifact broken: {fault}" if fault else explain_change(_ingredients(previous, name), resolved.ingredients)
         if ready:
             reason += f"; {ready} of {total} shards are ready"
-        checkpoints = sorted(store.work(name, resolved.key).glob("step-*"))
+        checkpoints = sorted(store.work(stage, resolved.key).glob("step-*"))
         if checkpoints:
             reason += f"; goes on from step {int(checkpoints[-1].name.removeprefix('step-'))}"
         known[node] = UNKNOWN
@@ -154,8 +161,8 @@ def _predict(node: Node, previous: dict[str, Any], store: Store, ready: int | No
 
     Training is scaled by its matrix FLOPs, a map stage by the shards that are missing.
     """
-    name = node.stage.name
-    last = store.find_whole("artifacts", name, previous[name]["key"]) if name in previous else None
+    name = node.name
+    last = store.find_whole("artifacts", node.stage.name, previous[name]["key"]) if name in previous else None
     if last is None:
         return None
     manifest, metrics = last.manifest, last.manifest.metrics

@@ -1,9 +1,13 @@
 """pretrain: the whole graph, recipe in, benchmarked model out."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 from flows.recipe import Recipe
 from tasks.clean import clean
 from tasks.decontaminate import decontaminate
 from tasks.deduplicate import DeduplicateConfig, deduplicate
+from tasks.evaluate_held_out import EvaluateHeldOutConfig, evaluate_held_out
 from tasks.evaluate_model import evaluate_model
 from tasks.export_model import export_model
 from tasks.index_benchmarks import IndexBenchmarksConfig, index_benchmarks
@@ -16,9 +20,33 @@ from tasks.train_model import TrainModelConfig, train_model
 from tasks.train_tokenizer import train_tokenizer
 
 
-def graph(recipe: Recipe) -> list[Node]:
-    """The stages of a recipe, each after what it reads. Nothing runs."""
-    benchmarks = recipe.evaluate_model
+@dataclass(frozen=True)
+class Text:
+    """The part of the graph before training."""
+
+    documents: Node
+    cleaned: Node
+    signatures: Node
+    duplicates: Node
+    index: Node
+    contaminated: Node
+    selection: Node
+    tokenizer: Node
+    tokens: Node
+
+
+@dataclass(frozen=True)
+class Model:
+    """The part of the graph from training on."""
+
+    trained: Node
+    exported: Node
+    held_out: Node
+    evaluated: Node
+
+
+def prepare_text(recipe: Recipe, tokenizer: Node | None = None) -> Text:
+    """From raw text to tokens; with a tokenizer that is there, or one that is trained on this text."""
     documents = ingest(recipe.ingest)
     cleaned = clean(recipe.clean, documents=documents)
     signatures = minhash(recipe.minhash, documents=cleaned)
@@ -28,17 +56,37 @@ def graph(recipe: Recipe) -> list[Node]:
         ),
         signatures=signatures,
     )
+    benchmarks = recipe.evaluate_model
     index = index_benchmarks(
         IndexBenchmarksConfig(tasks=benchmarks.tasks, data=benchmarks.data, **recipe.index_benchmarks.model_dump())
     )
     contaminated = decontaminate(recipe.decontaminate, documents=cleaned, index=index)
     selection = split(recipe.split, documents=cleaned, duplicates=duplicates, contaminated=contaminated)
-    tokenizer = train_tokenizer(recipe.train_tokenizer, documents=cleaned, selection=selection)
+    tokenizer = tokenizer or train_tokenizer(recipe.train_tokenizer, documents=cleaned, selection=selection)
     tokens = tokenize(recipe.tokenize, documents=cleaned, selection=selection, tokenizer=tokenizer)
-    trained = train_model(TrainModelConfig(model=recipe.model, train=recipe.train_model), tokens=tokens, tokenizer=tokenizer)
-    exported = export_model(recipe.export_model, model=trained, tokenizer=tokenizer)
-    evaluated = evaluate_model(benchmarks, model=exported, documents=documents, selection=selection)
-    return [
-        documents, cleaned, signatures, duplicates, index, contaminated, selection,
-        tokenizer, tokens, trained, exported, evaluated,
-    ]  # fmt: skip
+    return Text(documents, cleaned, signatures, duplicates, index, contaminated, selection, tokenizer, tokens)
+
+
+def train_from_scratch(recipe: Recipe, text: Text) -> Node:
+    """Training from random weights."""
+    config = TrainModelConfig(model=recipe.model, train=recipe.train_model)
+    return train_model(config, tokens=text.tokens, tokenizer=text.tokenizer)
+
+
+def make_model(recipe: Recipe, text: Text, train: Callable[[Recipe, Text], Node] = train_from_scratch) -> Model:
+    """From tokens to a benchmarked model."""
+    trained = train(recipe, text)
+    exported = export_model(recipe.export_model, model=trained, tokenizer=text.tokenizer)
+    held_out = evaluate_held_out(EvaluateHeldOutConfig(), model=exported, documents=text.documents, selection=text.selection)
+    return Model(trained, exported, held_out, evaluate_model(recipe.evaluate_model, model=exported))
+
+
+def nodes_of(part: Text | Model) -> list[Node]:
+    """The nodes of a part of the graph, each after what it reads."""
+    return list(vars(part).values())
+
+
+def graph(recipe: Recipe) -> list[Node]:
+    """The stages of a recipe, each after what it reads. Nothing runs."""
+    text = prepare_text(recipe)
+    return nodes_of(text) + nodes_of(make_model(recipe, text))

@@ -2,7 +2,7 @@
 
 import difflib
 from pathlib import Path
-from typing import Any, Self, get_args
+from typing import Any, Literal, Self, get_args
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -18,6 +18,7 @@ from tasks.export_model import ExportModelConfig
 from tasks.index_benchmarks import NGramsConfig
 from tasks.ingest import IngestConfig
 from tasks.machine import Machine
+from tasks.secrets import secret_values
 from tasks.split import SplitConfig
 from tasks.tokenize import TokenizeConfig
 from tasks.train_model import TrainModelConfig, check_machine
@@ -26,6 +27,33 @@ from tasks.train_tokenizer import TrainTokenizerConfig
 
 class DeduplicateSection(Config):
     """Nothing to choose: the signatures say what is near, and split what always stays."""
+
+
+class RetrainConfig(Config):
+    """When a scheduled retraining trains, from what, and what makes a challenger the champion."""
+
+    min_new_documents: int = Field(20, ge=1, description="New documents that are enough to train again.")
+    min_new_bytes: int = Field(1_000_000, ge=1, description="New text that is enough to train again, in bytes.")
+    max_age_days: float | None = Field(
+        None, gt=0, description="Age of the champion from which a single new document is enough, in days; never if empty."
+    )
+    tokenizer: Literal["keep", "new"] = Field(
+        "keep", description="keep: the champion's, so that only new shards are tokenized; new: trained on the text of now."
+    )
+    start: Literal["scratch", "champion"] = Field(
+        "scratch", description="scratch: random weights, all text; champion: its weights, new text with old text replayed."
+    )
+    replay_weight: float = Field(
+        0.5, ge=0, lt=1, description="Share of the training windows that come from old text; used by start champion only."
+    )
+    margin_bits_per_byte: float = Field(
+        0.002,
+        ge=0,
+        description="The 95% interval of the difference in held-out bits per byte, old and new text in equal weight, must "
+        "lie below minus this, in bits per byte.",
+    )
+    approval: bool = Field(False, description="Ask a person in the Prefect UI before a better challenger is promoted.")
+    approval_hours: float = Field(72.0, gt=0, description="Time to wait for that person, in hours; then it is declined.")
 
 
 class Recipe(Config):
@@ -45,6 +73,7 @@ class Recipe(Config):
     train_model: TrainConfig = Field(TrainConfig(), description="How it is trained.")
     export_model: ExportModelConfig = Field(ExportModelConfig(), description="The Hugging Face folder.")
     evaluate_model: EvaluateModelConfig = Field(EvaluateModelConfig(), description="Benchmarks.")
+    retrain: RetrainConfig = Field(RetrainConfig(), description="Scheduled retraining; used by retrain only.")
     machine: Machine = Field(Machine(), description="Where and how fast; changes no result and enters no key.")
 
     @model_validator(mode="after")
@@ -73,9 +102,9 @@ def _section(kind: Any) -> type[BaseModel] | None:
     return next((option for option in options if isinstance(option, type) and issubclass(option, BaseModel)), None)
 
 
-def _fields_at(location: tuple[int | str, ...]) -> list[str]:
+def _fields_at(location: tuple[int | str, ...], kind: type[BaseModel]) -> list[str]:
     """Names of the fields of the section that a location in a recipe lies in."""
-    section: type[BaseModel] | None = Recipe
+    section: type[BaseModel] | None = kind
     for part in location[:-1]:
         if section is None:
             return []
@@ -84,12 +113,12 @@ def _fields_at(location: tuple[int | str, ...]) -> list[str]:
     return list(section.model_fields) if section else []
 
 
-def _sentence(error: Any, origin: str) -> str:
+def _sentence(error: Any, origin: str, model: type[BaseModel]) -> str:
     location, kind = tuple(error["loc"]), error["type"]
     field = ".".join(str(part) for part in location)
     if kind == "extra_forbidden":
-        near = difflib.get_close_matches(str(location[-1]), _fields_at(location), 1)
-        known = ", ".join(_fields_at(location)) or "none"
+        fields = _fields_at(location, model)
+        near, known = difflib.get_close_matches(str(location[-1]), fields, 1), ", ".join(fields) or "none"
         return f"{origin}: unknown field {field}: " + (f"did you mean {near[0]!r}?" if near else f"known here are {known}")
     if kind == "missing":
         return f"{origin}: the field {field} is missing: add it"
@@ -100,14 +129,21 @@ def _sentence(error: Any, origin: str) -> str:
     return f"{origin}: {field} is {error['input']!r}: {message[0].lower()}{message[1:]}"
 
 
-def explain(error: ValidationError, origin: str, machine: str | None = None) -> str:
-    """The faults of a recipe as sentences with field, value and mend; those that follow from another one are left out."""
+def explain(error: ValidationError, origin: str, machine: str | None = None, kind: type[BaseModel] | None = None) -> str:
+    """The faults of a recipe as sentences with field, value and mend; those that follow from another one are left out.
+
+    Args:
+        origin: where the values come from.
+        machine: where those of the section machine come from, if that is another place.
+        kind: the model that was to be made, if it is not a recipe.
+    """
+    model = kind or Recipe
     faults = error.errors()
     misspelt = {
         (*fault["loc"][:-1], name)
         for fault in faults
         if fault["type"] == "extra_forbidden"
-        for name in difflib.get_close_matches(str(fault["loc"][-1]), _fields_at(fault["loc"]), 1)
+        for name in difflib.get_close_matches(str(fault["loc"][-1]), _fields_at(fault["loc"], model), 1)
     }
     places = [fault["loc"] for fault in faults]
     roots = [
@@ -116,7 +152,22 @@ def explain(error: ValidationError, origin: str, machine: str | None = None) -> 
         if not (fault["type"] == "missing" and fault["loc"] in misspelt)
         and not any(place != fault["loc"] and place[: len(fault["loc"])] == fault["loc"] for place in places)
     ]
-    return "\n".join(_sentence(fault, machine if machine and fault["loc"][:1] == ("machine",) else origin) for fault in roots)
+    origins = [machine if machine and fault["loc"][:1] == ("machine",) else origin for fault in roots]
+    return "\n".join(_sentence(fault, place, model) for fault, place in zip(roots, origins, strict=True))
+
+
+def check_no_secrets(recipe: Recipe) -> None:
+    """Refuse a recipe in which a secret is written: recipes are kept and shown.
+
+    Raises:
+        InputError: naming the variable whose value it is.
+    """
+    written = recipe.model_dump_json()
+    for value, name in secret_values().items():
+        if value in written:
+            raise InputError(
+                f"the recipe holds the value of {name}: take it out, and give it in the environment or as a Prefect Secret block"
+            )
 
 
 def _set(values: dict[str, Any], assignment: str) -> None:
@@ -200,4 +251,5 @@ def load_recipe(path: Path, assignments: list[str] | None = None, machine: Path 
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
         raise InputError(explain(error, str(path), str(machine) if machine else None)) from None
+    check_no_secrets(recipe)
     return recipe

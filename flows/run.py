@@ -61,8 +61,8 @@ class Place:
     machine: Machine
 
 
-def open_place(recipe: Recipe, store: Path, *, rehash: bool = False) -> Place:
-    """The store at a path, with the recipe's machine.
+def open_place(recipe: Recipe | None, store: Path, *, rehash: bool = False, machine: Machine | None = None) -> Place:
+    """The store at a path, with the recipe's machine, or the one given where there is no recipe.
 
     Raises:
         InputError: if the store cannot be a folder there, or lies in a folder that is a source.
@@ -72,14 +72,16 @@ def open_place(recipe: Recipe, store: Path, *, rehash: bool = False) -> Place:
         opened.root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--store {str(store)!r} cannot be a folder: {error}") from error
-    for source in recipe.ingest.sources:
+    for source in recipe.ingest.sources if recipe else ():
         folder = Path(source.path).expanduser() if not source.path.startswith("~") else Path(source.path)
         if folder.is_dir() and opened.root.resolve().is_relative_to(folder.resolve()):
             raise InputError(
                 f"the store {opened.root} lies in the source folder {source.path!r}, so that results would be read as text: "
                 "give another --store, or a folder of its own to the text"
             )
-    return Place(opened, SourceDigests(opened.root / "sources.sqlite", rehash=rehash), recipe.machine)
+    return Place(
+        opened, SourceDigests(opened.root / "sources.sqlite", rehash=rehash), recipe.machine if recipe else machine or Machine()
+    )
 
 
 BuildNode = Callable[[Node, dict[str, Stored]], Awaitable[Outcome]]
@@ -91,10 +93,10 @@ async def run_nodes(nodes: list[Node], build_node: BuildNode, note: Callable[[st
     Args:
         nodes: the graph.
         build_node: builds one node from finished inputs.
-        note: called with stage and outcome as each ends well.
+        note: called with name and outcome as each ends well.
 
     Returns:
-        Outcomes by stage.
+        Outcomes by name of the node.
     """
     outcomes: dict[str, Outcome] = {}
     pending: dict[Node, asyncio.Task[Outcome]] = {}
@@ -102,8 +104,8 @@ async def run_nodes(nodes: list[Node], build_node: BuildNode, note: Callable[[st
     async def one(node: Node) -> Outcome:
         inputs = {name: (await asyncio.shield(pending[upstream])).stored for name, upstream in node.inputs.items()}
         outcome = await build_node(node, inputs)
-        outcomes[node.stage.name] = outcome
-        note(node.stage.name, outcome)
+        outcomes[node.name] = outcome
+        note(node.name, outcome)
         return outcome
 
     for node in topological(nodes):
@@ -121,7 +123,7 @@ async def run_nodes(nodes: list[Node], build_node: BuildNode, note: Callable[[st
 
 async def build_shown(node: Node, inputs: dict[str, Stored], place: Place, on_progress: Callable[[Progress], None]) -> Outcome:
     """Build one node in its child process and show it."""
-    shown, name = display.get(), node.stage.name
+    shown, name = display.get(), node.name
     shown.started(name)
 
     def progressed(progress: Progress) -> None:
@@ -129,12 +131,20 @@ async def build_shown(node: Node, inputs: dict[str, Stored], place: Place, on_pr
         on_progress(progress)
 
     try:
-        outcome = await build(node.stage, node.config, inputs, place.store, place.machine, place.sources, progressed)
+        outcome = await build(node, inputs, place.store, place.machine, place.sources, progressed)
     except BaseException as error:
         shown.failed(name, error)
         raise
     shown.finished(name, outcome)
     return outcome
+
+
+def will_hit(node: Node, inputs: dict[str, Stored], place: Place) -> bool:
+    """Whether the result of a node is in the store; what cannot be told yet is no hit."""
+    try:
+        return look_up(node, inputs, place.store, place.sources)[1] is not None
+    except InputError:
+        return False
 
 
 def cached_outcomes(nodes: list[Node], place: Place) -> dict[str, Outcome] | None:
@@ -143,16 +153,22 @@ def cached_outcomes(nodes: list[Node], place: Place) -> dict[str, Outcome] | Non
     done: dict[Node, Stored] = {}
     for node in topological(nodes):
         inputs = {name: done[upstream] for name, upstream in node.inputs.items()}
-        resolved, stored = look_up(node.stage, node.config, inputs, place.store, place.sources)
+        resolved, stored = look_up(node, inputs, place.store, place.sources)
         if stored is None:
             return None
         done[node] = stored
-        outcomes[node.stage.name] = Outcome(stored, resolved, True, 0, len(resolved.shard_keys or ()))
+        outcomes[node.name] = Outcome(stored, resolved, True, 0, len(resolved.shard_keys or ()))
     return outcomes
 
 
 def run_task(
-    name: str, nodes: list[Node], place: Place, *, first_shards: int | None = None, force: bool = False
+    name: str,
+    nodes: list[Node],
+    place: Place,
+    *,
+    first_shards: int | None = None,
+    shard: int | None = None,
+    force: bool = False,
 ) -> Outcome | None:
     """Build one stage in this process on finished inputs, for a debugger.
 
@@ -160,27 +176,29 @@ def run_task(
         name: the stage.
         nodes: the graph it is in.
         first_shards: build only this many missing shards and publish no whole; returns None.
+        shard: build only the shard at this position and publish no whole; returns None.
         force: build it although it is there.
 
     Raises:
         InputError: if the stage does not exist, or an input is not built yet.
     """
     order = topological(nodes)
-    stages = {node.stage.name: node for node in order}
+    stages = {node.name: node for node in order}
     if name not in stages:
         raise InputError(f"there is no stage {name!r}: stages are {', '.join(stages)}")
     done: dict[Node, Stored] = {}
     needed = topological([stages[name]])
     for node in needed[:-1]:
         inputs = {input_name: done[upstream] for input_name, upstream in node.inputs.items()}
-        _, stored = look_up(node.stage, node.config, inputs, place.store, place.sources)
+        _, stored = look_up(node, inputs, place.store, place.sources)
         if stored is None:
             raise InputError(
-                f"{name} needs the result of {node.stage.name}, which is not built yet: run it first with `scratchlm task {node.stage.name} RECIPE`, or all with `scratchlm run RECIPE`"
+                f"{name} needs the result of {node.name}, which is not built yet: run it first with "
+                f"`scratchlm task {node.name} RECIPE`, or all with `scratchlm run RECIPE`"
             )
         done[node] = stored
     node = needed[-1]
     inputs = {input_name: done[upstream] for input_name, upstream in node.inputs.items()}
     return build_here(
-        node.stage, node.config, inputs, place.store, place.machine, place.sources, first_shards=first_shards, force=force
+        node, inputs, place.store, place.machine, place.sources, first_shards=first_shards, shard=shard, force=force
     )

@@ -36,10 +36,11 @@ class Run:
         building.write_text(json.dumps(self.record, indent=1) + "\n")
         os.replace(building, self.path / RUN)
 
-    def note(self, stage: str, outcome: Outcome) -> None:
-        """Record how a stage ended."""
+    def note(self, name: str, outcome: Outcome) -> None:
+        """Record how a node of the graph ended."""
         manifest = outcome.stored.manifest
-        self.record["stages"][stage] = {
+        self.record["stages"][name] = {
+            "stage": manifest.stage,
             "key": manifest.key,
             "digest": manifest.digest,
             "cached": outcome.cached,
@@ -54,20 +55,20 @@ class Run:
         self.record |= {"status": status, "ended": _now(), "error": error}
         self.save()
 
-    def stored(self, store: Store, stage: str) -> Stored:
-        """The result of a stage of this run.
+    def stored(self, store: Store, name: str) -> Stored:
+        """The result of a node of this run's graph.
 
         Raises:
             InputError: if the run did not come to the stage, or its result is gone or broken.
         """
-        entry = self.record["stages"].get(stage)
+        entry = self.record["stages"].get(name)
         if entry is None:
             status = self.record.get("status")
             what = "it is still running" if status == "running" else f"it ended as {status!r}"
-            raise InputError(f"the run {self.name} has no result of {stage}: {what}; `scratchlm run` goes on with it")
-        found = store.find_whole("artifacts", stage, entry["key"])
+            raise InputError(f"the run {self.name} has no result of {name}: {what}; `scratchlm run` goes on with it")
+        found = store.find_whole("artifacts", entry.get("stage", name), entry["key"])
         if found is None:
-            raise InputError(f"the result of {stage} of the run {self.name} is not in the store any more: run its recipe again")
+            raise InputError(f"the result of {name} of the run {self.name} is not in the store any more: run its recipe again")
         return found
 
 
@@ -80,20 +81,30 @@ def runs_folder(store: Store) -> Path:
     return store.root / "runs"
 
 
-def start_run(store: Store, recipe: Recipe) -> Run:
-    """A new run of a recipe; `latest` points at it from now on."""
-    folder = runs_folder(store)
-    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    run = Run(folder / f"{stamp}-{recipe.name}-{secrets.token_hex(2)}")
-    run.path.mkdir(parents=True)
+def start_run(store: Store, recipe: Recipe, flow: str = "pretrain", champion: str | None = None) -> Run:
+    """A new run of a recipe; `latest` points at it from now on.
+
+    Args:
+        flow: what runs, pretrain or retrain.
+        champion: run that a retraining is compared with.
+    """
     values = recipe.model_dump(mode="json")
-    machine = values.pop("machine")
-    run.record = {"recipe": values, "machine": machine, "created": _now(), "status": "running", "stages": {}}
-    run.save()
+    run = new_run(store, recipe.name, {"flow": flow, "champion": champion, "machine": values.pop("machine"), "recipe": values})
+    folder = runs_folder(store)
     link = folder / f".{LATEST}.{os.getpid()}"
     link.unlink(missing_ok=True)
     link.symlink_to(run.name)
     os.replace(link, folder / LATEST)
+    return run
+
+
+def new_run(store: Store, name: str, record: dict[str, Any]) -> Run:
+    """A folder for a run, with what is known of it at its beginning."""
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    run = Run(runs_folder(store) / f"{stamp}-{name}-{secrets.token_hex(2)}")
+    run.path.mkdir(parents=True)
+    run.record = {**record, "created": _now(), "status": "running", "stages": {}}
+    run.save()
     return run
 
 
@@ -106,7 +117,9 @@ def unchanged_run(store: Store, recipe: Recipe, outcomes: dict[str, Outcome]) ->
     values = recipe.model_dump(mode="json")
     machine = values.pop("machine")
     keys = {stage: outcome.stored.manifest.key for stage, outcome in outcomes.items()}
-    same = (run.record["recipe"], run.record["machine"], run.record["status"]) == (values, machine, "completed")
+    record = run.record
+    same = (record["recipe"], record["machine"], record["status"]) == (values, machine, "completed")
+    same = same and record.get("flow", "pretrain") == "pretrain"
     return run if same and {stage: entry["key"] for stage, entry in run.record["stages"].items()} == keys else None
 
 

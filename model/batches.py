@@ -9,8 +9,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from model.tokens import Tokens
-
 _ROUNDS = 6
 
 
@@ -59,9 +57,9 @@ class Windows:
     targets that follow them.
     """
 
-    def __init__(self, shards: Sequence[Tokens], context_length: int) -> None:
+    def __init__(self, shards: Sequence[np.ndarray], context_length: int) -> None:
         self.context_length = context_length
-        self.shards = [shard.ids for shard in shards if len(shard.ids)]
+        self.shards = [ids for ids in shards if len(ids)]
         self.ends = np.cumsum([len(ids) for ids in self.shards], dtype=np.int64)
         self.n_tokens = int(self.ends[-1]) if self.shards else 0
 
@@ -85,10 +83,38 @@ class Windows:
 
     def batch(self, step: int, windows_per_batch: int, seed: int, first: int, count: int) -> np.ndarray:
         """Windows `first` to `first + count` of the batch of `step`: token ids (count, T + 1), int64."""
-        sample = step * windows_per_batch + first + np.arange(count, dtype=np.uint64)
-        epochs, within = np.divmod(sample, np.uint64(len(self)))
-        indices = np.empty(count, np.uint64)
+        return self.draw(step * windows_per_batch + first + np.arange(count, dtype=np.uint64), seed)
+
+    def draw(self, samples: np.ndarray, seed: int) -> np.ndarray:
+        """The windows that come at positions `samples` (n,), uint64, of the endless stream: token ids (n, T + 1), int64."""
+        epochs, within = np.divmod(samples, np.uint64(len(self)))
+        indices = np.empty(len(samples), np.uint64)
         for epoch in np.unique(epochs):
             chosen = epochs == epoch
             indices[chosen] = permute(within[chosen], len(self), seed, int(epoch))
         return self.read(indices)
+
+
+class Mixture:
+    """Two streams of windows in a fixed proportion: of any run of n windows, `share` x n, give or take one, are of the second.
+
+    Like `Windows.batch` a pure function of (seed, step).
+    """
+
+    def __init__(self, first: Windows, second: Windows, share: float) -> None:
+        self.first, self.second = first, second
+        self.numerator = np.uint64(round(share * 2**32))
+
+    def __len__(self) -> int:
+        return len(self.first) + len(self.second)
+
+    def batch(self, step: int, windows_per_batch: int, seed: int, first: int, count: int) -> np.ndarray:
+        """Windows `first` to `first + count` of the batch of `step`: token ids (count, T + 1), int64."""
+        samples = step * windows_per_batch + first + np.arange(count + 1, dtype=np.uint64)
+        before = (samples * self.numerator) >> np.uint64(32)
+        is_second = np.diff(before).astype(bool)
+        samples, before = samples[:-1], before[:-1]
+        out = np.empty((count, self.first.context_length + 1), np.int64)
+        out[is_second] = self.second.draw(before[is_second], seed)
+        out[~is_second] = self.first.draw((samples - before)[~is_second], seed)
+        return out

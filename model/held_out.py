@@ -8,6 +8,7 @@ ln 2 and by the UTF-8 bytes of the text does not depend on the tokenizer.
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -30,9 +31,12 @@ def document_windows(document: np.ndarray, context_length: int) -> Iterator[tupl
 class HeldOut:
     """Sums over held-out tokens."""
 
-    nats: float
-    n_tokens: int
-    n_bytes: int
+    nats: float = 0.0
+    n_tokens: int = 0
+    n_bytes: int = 0
+
+    def __add__(self, other: "HeldOut") -> "HeldOut":
+        return HeldOut(self.nats + other.nats, self.n_tokens + other.n_tokens, self.n_bytes + other.n_bytes)
 
     @property
     def bits_per_byte(self) -> float:
@@ -41,15 +45,15 @@ class HeldOut:
 
 
 @torch.no_grad()
-def measure_held_out(
+def measure_windows(
     logits: Callable[[Tensor], Tensor],
     windows: Iterable[tuple[np.ndarray, np.ndarray]],
     token_bytes: np.ndarray,
     *,
     windows_per_batch: int = 16,
     device: str = "cpu",
-) -> HeldOut:
-    """Sum the nats and the bytes of all targets.
+) -> Iterator[HeldOut]:
+    """Nats, tokens and bytes of the targets of each window, in order.
 
     Args:
         logits: function from ids (B, T) to logits (B, T, V).
@@ -59,29 +63,35 @@ def measure_held_out(
         device: where `logits` computes.
 
     Raises:
+        ValueError: if a logarithm is not finite.
+    """
+    remaining = iter(windows)
+    while batch := list(islice(remaining, windows_per_batch)):
+        inputs, targets = (torch.from_numpy(np.stack(part)) for part in zip(*batch, strict=True))
+        scores = logits(inputs.to(device)).float().transpose(1, 2)
+        losses = F.cross_entropy(scores, targets.to(device), ignore_index=PADDING, reduction="none")
+        for nats, row in zip(losses.double().sum(1).tolist(), targets.numpy(), strict=True):
+            if not math.isfinite(nats):
+                raise ValueError("the likelihood of the held-out text is not finite: the model is broken")
+            real = row[row != PADDING]
+            yield HeldOut(nats, len(real), int(token_bytes[real].sum()))
+
+
+def measure_held_out(
+    logits: Callable[[Tensor], Tensor],
+    windows: Iterable[tuple[np.ndarray, np.ndarray]],
+    token_bytes: np.ndarray,
+    *,
+    windows_per_batch: int = 16,
+    device: str = "cpu",
+) -> HeldOut:
+    """The sum of `measure_windows`.
+
+    Raises:
         ValueError: if a logarithm is not finite, or there is nothing to measure.
     """
-    nats, n_tokens, n_bytes = 0.0, 0, 0
-    batch: list[tuple[np.ndarray, np.ndarray]] = []
-
-    def flush() -> None:
-        nonlocal nats, n_tokens, n_bytes
-        inputs, targets = (torch.from_numpy(np.stack(part)) for part in zip(*batch, strict=True))
-        batch.clear()
-        scores = logits(inputs.to(device)).float().flatten(0, 1)
-        nats += F.cross_entropy(scores, targets.flatten().to(device), ignore_index=PADDING, reduction="sum").item()
-        real = targets[targets != PADDING].numpy()
-        n_tokens += len(real)
-        n_bytes += int(token_bytes[real].sum())
-
-    for window in windows:
-        batch.append(window)
-        if len(batch) == windows_per_batch:
-            flush()
-    if batch:
-        flush()
-    if not math.isfinite(nats):
-        raise ValueError("the likelihood of the held-out text is not finite: the model is broken")
-    if not n_bytes:
+    measured = measure_windows(logits, windows, token_bytes, windows_per_batch=windows_per_batch, device=device)
+    total = sum(measured, HeldOut())
+    if not total.n_bytes:
         raise ValueError("the held-out documents have no text")
-    return HeldOut(nats, n_tokens, n_bytes)
+    return total

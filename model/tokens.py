@@ -139,3 +139,18 @@ def open_tokens(path: Path, tokenizer_sha256: str | None = None) -> Tokens:
             "tokens and tokenizer do not belong together"
         )
     return Tokens(path, header, ids)
+
+
+def select_documents(tokens: Tokens, ids: set[str], *, inside: bool) -> list[np.ndarray]:
+    """Token ids of the documents whose id is in `ids`, or is not: views, one for each run of neighbours."""
+    names, ends = tokens.documents.column("id").to_pylist(), tokens.documents.column("end").to_pylist()
+    runs: list[list[int]] = []
+    start = 0
+    for name, end in zip(names, ends, strict=True):
+        if (name in ids) == inside:
+            if runs and runs[-1][1] == start:
+                runs[-1][1] = end
+            else:
+                runs.append([start, end])
+        start = end
+    return [tokens.ids[start:end] for start, end in runs]

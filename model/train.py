@@ -20,12 +20,12 @@ import torch.distributed as dist
 from pydantic import BaseModel, ConfigDict
 from safetensors.torch import load_file, save_file
 
-from model.batches import Windows
+from model.batches import Mixture, Windows
 from model.checkpoint import load_checkpoint, save_checkpoint
 from model.config import ModelConfig, TrainConfig, TrainingMachine, flops_per_token
 from model.held_out import PADDING, measure_held_out
 from model.optimizer import build_optimizer, set_rates
-from model.tokens import open_tokens
+from model.tokens import open_tokens, select_documents
 from model.transformer import Transformer, count_parameters
 
 METRICS = "metrics.jsonl"
@@ -34,7 +34,13 @@ DESCRIPTION = "model.json"
 
 
 class TrainSpec(BaseModel):
-    """Everything that a rank needs to know."""
+    """Everything that a rank needs to know.
+
+    Attributes:
+        start: folder of a trained model whose weights are the first ones; None starts at random.
+        new_documents: file of JSON with the ids of the documents that are new; then
+            `replay_weight` of the windows come from the others.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -48,6 +54,9 @@ class TrainSpec(BaseModel):
     vocabulary_size: int
     work: Path
     out: Path
+    start: Path | None = None
+    new_documents: Path | None = None
+    replay_weight: float = 0.0
 
 
 class Stopped(Exception):
@@ -67,6 +76,20 @@ def load_model(folder: Path) -> tuple[Transformer, dict[str, Any]]:
         weights["lm_head.weight"] = weights["embedding.weight"]
     model.load_state_dict(weights)
     return model.eval(), description
+
+
+def training_windows(spec: TrainSpec) -> Windows | Mixture:
+    """The windows to train on; new and known documents in proportion if the spec tells them apart."""
+    shards = [open_tokens(path, spec.tokenizer_sha256) for path in spec.train_shards]
+    length = spec.model.context_length
+    if not spec.new_documents:
+        return Windows([shard.ids for shard in shards], length)
+    chosen = set(json.loads(spec.new_documents.read_text()))
+    new, known = (
+        Windows([ids for shard in shards for ids in select_documents(shard, chosen, inside=inside)], length)
+        for inside in (True, False)
+    )
+    return Mixture(new, known, spec.replay_weight)
 
 
 def validation_windows(shards: list[np.ndarray], context_length: int, n_tokens: int) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -200,7 +223,7 @@ def train(spec: TrainSpec, progress: Callable[[int, int, str], None]) -> dict[st
         torch.cuda.set_device(device)
     with _process_group(machine.device), _stop_signal() as stop_requested:
         rank = dist.get_rank()
-        windows = Windows([open_tokens(path, spec.tokenizer_sha256) for path in spec.train_shards], spec.model.context_length)
+        windows = training_windows(spec)
         validation = validation_windows(
             [open_tokens(path, spec.tokenizer_sha256).ids for path in spec.validation_shards],
             spec.model.context_length,
@@ -209,7 +232,10 @@ def train(spec: TrainSpec, progress: Callable[[int, int, str], None]) -> dict[st
         token_bytes = np.array(json.loads(spec.token_bytes.read_text()), np.int64)
 
         model = Transformer(spec.model, spec.vocabulary_size)
-        model.initialize(config.seed)
+        if spec.start:
+            model.load_state_dict(load_model(spec.start)[0].state_dict())
+        else:
+            model.initialize(config.seed)
         model.activation_checkpointing = machine.activation_checkpointing == "full"
         model.autocast_dtype = torch.bfloat16 if config.dtype == "bfloat16" else None
         n_parameters = count_parameters(model)

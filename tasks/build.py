@@ -32,7 +32,8 @@ from tasks import process
 from tasks.errors import InputError, StageFailed
 from tasks.machine import Machine
 from tasks.progress import Progress, progress, read_progress, report_to
-from tasks.stage import Artifact, Known, Metrics, Resolved, Shard, Stage, load_stage, resolve
+from tasks.secrets import redact
+from tasks.stage import Artifact, Known, Metrics, Node, Resolved, Shard, Stage, load_stage, resolve
 from tasks.store.code import code_digests
 from tasks.store.keys import canonical, digest
 from tasks.store.manifest import OUT, Manifest, ShardRecord
@@ -64,6 +65,7 @@ class _Spec(BaseModel):
     shard_keys: tuple[str, ...] | None
     machine: dict[str, Any]
     first_shards: int | None = None
+    only_shard: int | None = None
     force: bool = False
 
 
@@ -232,6 +234,8 @@ def _build_map(spec: _Spec, stage: Stage, store: Store, started: float, cpu: flo
         for key, position in sorted(first_with_key.items(), key=lambda item: item[1])
         if spec.force or not store.find_whole("shards", stage.name, key)
     ]
+    if spec.only_shard is not None:
+        return _build_shards(spec, stage, [spec.only_shard])
     built = _build_shards(spec, stage, missing[: spec.first_shards])
     if spec.first_shards is not None:
         return built
@@ -297,7 +301,7 @@ def main(spec_path: Path) -> int:
     except Exception as error:
         traceback.print_exc()
         kind = "input" if isinstance(error, InputError) else "stage"
-        result = {"error": _sentence(error), "kind": kind, "retryable": _is_retryable(error)}
+        result = {"error": redact(_sentence(error)), "kind": kind, "retryable": _is_retryable(error)}
     target = store_result_path(Store(spec.store), spec)
     target.write_text(json.dumps(result))
     return 1 if "error" in result else 0
@@ -308,26 +312,18 @@ def store_result_path(store: Store, spec: _Spec) -> Path:
     return store.root / "building" / f"{load_stage(spec.stage).name}-{spec.key}.result.json"
 
 
-def _prepare(
-    stage: Stage,
-    config: Any,
-    inputs: dict[str, Stored],
-    resolved: Resolved,
-    store: Store,
-    machine: Machine,
-    first_shards: int | None,
-) -> _Spec:
+def _prepare(node: Node, inputs: dict[str, Stored], resolved: Resolved, store: Store, machine: Machine) -> _Spec:
     assert resolved.key is not None
+    assert node.config is not None
     return _Spec(
         store=store.root,
-        stage=stage.reference,
-        config=config.model_dump(mode="json"),
+        stage=node.stage.reference,
+        config=node.config.model_dump(mode="json"),
         key=resolved.key,
         ingredients=resolved.ingredients,
         inputs={name: _Input(path=stored.out, shards=stored.shard_paths) for name, stored in inputs.items()},
         shard_keys=resolved.shard_keys,  # type: ignore[arg-type]
         machine=machine.model_dump(mode="json"),
-        first_shards=first_shards,
     )
 
 
@@ -336,39 +332,57 @@ def _outcome(stored: Stored, resolved: Resolved, *, cached: bool, built: int, st
     return Outcome(stored, resolved, cached, built, n_shards - built, time.perf_counter() - started)
 
 
-def look_up(
-    stage: Stage, config: Any, inputs: dict[str, Stored], store: Store, sources: SourceDigests
-) -> tuple[Resolved, Stored | None]:
-    """The keys of a stage on finished inputs, and its result if that is in the store and whole."""
-    resolved = resolve(stage, config, {name: Known.of(stored) for name, stored in inputs.items()}, sources)
+def look_up(node: Node, inputs: dict[str, Stored], store: Store, sources: SourceDigests) -> tuple[Resolved, Stored | None]:
+    """The keys of a node on finished inputs, and its result if that is in the store and whole.
+
+    Raises:
+        InputError: if the node stands for a given result, and that is not in the store.
+    """
+    if node.given is not None:
+        stored = store.find_whole("artifacts", node.stage.name, node.given)
+        if stored is None:
+            raise InputError(
+                f"{node.name}: the result {node.given[:12]} of {node.stage.name} is not in the store any more: "
+                "run the recipe that made it again"
+            )
+        shards = stored.manifest.shards
+        keys = None if shards is None else tuple(shard.key for shard in shards)
+        return Resolved(stored.manifest.ingredients, node.given, keys), stored
+    resolved = resolve(node, {name: Known.of(stored) for name, stored in inputs.items()}, sources)
     assert resolved.key is not None
-    return resolved, store.find_whole("artifacts", stage.name, resolved.key)
+    return resolved, store.find_whole("artifacts", node.stage.name, resolved.key)
 
 
 def build_here(
-    stage: Stage, config: Any, inputs: dict[str, Stored], store: Store, machine: Machine, sources: SourceDigests,
-    *, first_shards: int | None = None, force: bool = False,
+    node: Node, inputs: dict[str, Stored], store: Store, machine: Machine, sources: SourceDigests,
+    *, first_shards: int | None = None, shard: int | None = None, force: bool = False,
 ) -> Outcome | None:  # fmt: skip
-    """Build a stage in this process, without children: for a debugger.
+    """Build a node in this process, without children: for a debugger.
 
     Args:
         first_shards: build this many of the missing shards and publish no whole; returns None.
+        shard: build the shard at this position, counted from 0, and publish no whole; returns None.
         force: build it although it is there.
     """
-    started = time.perf_counter()
-    resolved, stored = look_up(stage, config, inputs, store, sources)
+    started, stage = time.perf_counter(), node.stage
+    resolved, stored = look_up(node, inputs, store, sources)
     assert resolved.key is not None
-    if stored and not force and first_shards is None:
+    in_part = first_shards is not None or shard is not None
+    if node.given is not None or (stored and not force and not in_part):
+        assert stored is not None
         return _outcome(stored, resolved, cached=True, built=0, started=started)
-    if first_shards is not None and not stage.mapped:
-        raise InputError(f"{stage.name} is not built shard by shard: leave --sample out")
-    spec = _prepare(stage, config, inputs, resolved, store, machine, first_shards)
-    spec.force = force
+    if in_part and not stage.mapped:
+        raise InputError(f"{stage.name} is not built shard by shard: leave --sample and --shard out")
+    n_shards = len(resolved.shard_keys or ())
+    if shard is not None and shard >= n_shards:
+        raise InputError(f"--shard {shard}: {node.name} has {n_shards} shards, 0 to {n_shards - 1}")
+    spec = _prepare(node, inputs, resolved, store, machine)
+    spec.first_shards, spec.only_shard, spec.force = first_shards, shard, force
     process.in_process = True
     with store.lock(stage.name, resolved.key):
         store.start_building(stage.name, resolved.key)
         built = build_spec(spec)
-    found = store.find("artifacts", stage.name, resolved.key) if first_shards is None else None
+    found = None if in_part else store.find("artifacts", stage.name, resolved.key)
     return _outcome(found, resolved, cached=False, built=built, started=started) if found else None
 
 
@@ -383,17 +397,17 @@ async def _locked(store: Store, stage: str, key: str) -> AsyncIterator[None]:
 
 
 async def build(
-    stage: Stage, config: Any, inputs: dict[str, Stored], store: Store, machine: Machine, sources: SourceDigests,
+    node: Node, inputs: dict[str, Stored], store: Store, machine: Machine, sources: SourceDigests,
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> Outcome:  # fmt: skip
-    """The result of a stage on these inputs, from the store or built in a child process.
+    """The result of a node on these inputs, from the store or built in a child process.
 
     Raises:
         InputError: if the recipe or the data make it impossible.
         StageFailed: if the child failed.
     """
-    started = time.perf_counter()
-    resolved, stored = look_up(stage, config, inputs, store, sources)
+    started, stage = time.perf_counter(), node.stage
+    resolved, stored = look_up(node, inputs, store, sources)
     assert resolved.key is not None
     if stored:
         return _outcome(stored, resolved, cached=True, built=0, started=started)
@@ -401,7 +415,7 @@ async def build(
         stored = store.find_whole("artifacts", stage.name, resolved.key)
         if stored:
             return _outcome(stored, resolved, cached=True, built=0, started=started)
-        spec = _prepare(stage, config, inputs, resolved, store, machine, None)
+        spec = _prepare(node, inputs, resolved, store, machine)
         result_path = store_result_path(store, spec)
         building = store.start_building(stage.name, resolved.key)
         result_path.unlink(missing_ok=True)
@@ -425,14 +439,14 @@ async def build(
         result_path.unlink(missing_ok=True)
         if "error" in result:
             if result["kind"] == "input":
-                raise InputError(f"{stage.name}: {result['error']}")
+                raise InputError(f"{node.name}: {result['error']}")
             raise StageFailed(
-                f"{stage.name}: {result['error']}", retryable=result["retryable"], log=_tail(log), log_path=str(log)
+                f"{node.name}: {result['error']}", retryable=result["retryable"], log=_tail(log), log_path=str(log)
             )
     try:
         found = store.find("artifacts", stage.name, resolved.key)
     except BrokenArtifact as error:
-        raise StageFailed(f"{stage.name}: what was just built is broken: {error}", retryable=True) from error
+        raise StageFailed(f"{node.name}: what was just built is broken: {error}", retryable=True) from error
     assert found is not None
     return _outcome(found, resolved, cached=False, built=result["built"], started=started)
 

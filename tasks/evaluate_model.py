@@ -1,4 +1,4 @@
-"""evaluate_model: standard benchmarks with lm-eval, and bits per byte of the held-out documents."""
+"""evaluate_model: standard benchmarks with lm-eval."""
 
 import json
 import math
@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from tasks.benchmarks import Benchmarks, fingerprint_benchmarks, item_texts, load_tasks
-from tasks.documents.files import DOCUMENTS, SELECTION, Schema, read_table, write_table
-from tasks.errors import StageFailed
+from tasks.documents.files import Schema, write_table
+from tasks.errors import InputError, StageFailed
 from tasks.machine import Machine
 from tasks.progress import progress
 from tasks.stage import Artifact, Metrics, stage
-from tasks.train_tokenizer import TOKEN_BYTES, end_of_text_id, load_tokenizer
 
 SCORES, ITEMS, SAMPLES = "scores.json", "items.parquet", "samples.json"
 _PROMPTS = ("", "The", "We must", "In the last year,")
@@ -24,51 +23,6 @@ ITEMS_SCHEMA: Schema = {
 
 class EvaluateModelConfig(Benchmarks):
     """Which benchmarks, and where their items come from."""
-
-
-def _held_out_texts(documents: Artifact, selection: Artifact) -> list[str]:
-    """Raw text, before cleaning, of every held-out document."""
-    wanted = set()
-    for shard in selection.shards:
-        table = read_table(shard / SELECTION, ["id", "side"])
-        wanted |= {
-            identifier for identifier, side in zip(*(c.to_pylist() for c in table.columns), strict=True) if side == "validation"
-        }
-    texts = []
-    for shard in documents.shards:
-        table = read_table(shard / DOCUMENTS, ["id", "text"])
-        texts += [
-            text for identifier, text in zip(*(c.to_pylist() for c in table.columns), strict=True) if identifier in wanted
-        ]
-    return texts
-
-
-def _held_out(model: Any, folder: Path, texts: list[str], device: str) -> dict[str, Any]:
-    """Bits per byte of raw texts, each after end-of-text, in windows of the context length that do not overlap."""
-    import numpy as np
-
-    from model.held_out import document_windows, measure_held_out
-
-    tokenizer = load_tokenizer(folder)
-    end_of_text = end_of_text_id(tokenizer)
-    token_bytes = np.array(json.loads((folder / TOKEN_BYTES).read_text()), np.int64)
-    context_length = model.config.max_position_embeddings
-    windows = (
-        window
-        for text in texts
-        for window in document_windows(
-            np.array([end_of_text, *tokenizer.encode(text, add_special_tokens=False).ids]), context_length
-        )
-    )
-    measured = measure_held_out(lambda tokens: model(tokens).logits, windows, token_bytes, device=device)
-    if measured.n_bytes != sum(len(text.encode()) for text in texts):
-        raise StageFailed("the held-out tokens do not spell the held-out text")
-    return {
-        "bits_per_byte": measured.bits_per_byte,
-        "documents": len(texts),
-        "bytes": measured.n_bytes,
-        "tokens": measured.n_tokens,
-    }
 
 
 def _gold(target: Any, pairs: list[list[Any]]) -> int | None:
@@ -165,16 +119,15 @@ def _benchmarks(
     return scores, items
 
 
-def _samples(model: Any, folder: Path, device: str) -> list[dict[str, str]]:
+def _samples(model: Any, tokenizer: Any, device: str) -> list[dict[str, str]]:
     """What the model writes after some prompts, with a fixed seed."""
     from model.generate import generate
 
-    tokenizer = load_tokenizer(folder)
     written = []
     for seed, prompt in enumerate(_PROMPTS):
         pieces = generate(
-            lambda tokens: model(tokens.to(device)).logits, tokenizer, prompt, end_of_text=end_of_text_id(tokenizer),
-            context_length=model.config.max_position_embeddings, max_tokens=100, seed=seed,
+            lambda tokens: model(tokens.to(device)).logits, tokenizer.backend_tokenizer, prompt,
+            end_of_text=tokenizer.eos_token_id, context_length=model.config.max_position_embeddings, max_tokens=100, seed=seed,
         )  # fmt: skip
         written.append({"prompt": prompt, "text": "".join(pieces)})
     return written
@@ -187,12 +140,14 @@ def _samples(model: Any, folder: Path, device: str) -> list[dict[str, str]]:
     retries=2,
     fingerprint=fingerprint_benchmarks,
 )  # fmt: skip
-def evaluate_model(
-    config: EvaluateModelConfig, model: Artifact, documents: Artifact, selection: Artifact, out: Path, machine: Machine
-) -> Metrics:
+def evaluate_model(config: EvaluateModelConfig, model: Artifact, out: Path, machine: Machine) -> Metrics:
     """Write scores.json, items.parquet (one row for each benchmark item) and samples.json.
 
+    Args:
+        model: a folder that stock `transformers` loads, with safetensors and a fast tokenizer.
+
     Raises:
+        InputError: if the folder is not such a folder.
         StageFailed: if a likelihood is not finite.
     """
     import torch
@@ -200,12 +155,18 @@ def evaluate_model(
 
     device = machine.training().device
     torch.set_num_threads(machine.threads or torch.get_num_threads())
-    loaded = transformers.AutoModelForCausalLM.from_pretrained(model.path, dtype=torch.float32).eval().to(device)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(model.path)
-    held_out = _held_out(loaded, model.path, _held_out_texts(documents, selection), device)
+    try:
+        loaded = transformers.AutoModelForCausalLM.from_pretrained(
+            model.path, dtype=torch.float32, use_safetensors=True, local_files_only=True
+        )
+        tokenizer = transformers.AutoTokenizer.from_pretrained(model.path, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"transformers cannot load the model: {' '.join(str(error).split())[:300]}") from error
+    if not tokenizer.is_fast or tokenizer.eos_token_id is None:
+        raise InputError("the tokenizer of the model has no tokenizer.json, or no end-of-text token: add them to its folder")
+    loaded = loaded.eval().to(device)
     scores, items = _benchmarks(config, loaded, tokenizer, machine.evaluation_batch, device)
-    samples = _samples(loaded, model.path, device)
-    (out / SAMPLES).write_text(json.dumps(samples, indent=1, ensure_ascii=False))
-    (out / SCORES).write_text(json.dumps({"held_out": held_out, "benchmarks": scores}, indent=1, sort_keys=True))
+    (out / SAMPLES).write_text(json.dumps(_samples(loaded, tokenizer, device), indent=1, ensure_ascii=False))
+    (out / SCORES).write_text(json.dumps({"benchmarks": scores}, indent=1, sort_keys=True))
     write_table(out / ITEMS, sorted(items, key=lambda row: (row["task"], row["item"])), ITEMS_SCHEMA)
-    return {"held_out": held_out, "benchmarks": scores}
+    return {"benchmarks": scores}

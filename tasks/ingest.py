@@ -15,7 +15,16 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from model.base_config import Config
-from tasks.documents.files import DOCUMENTS, DOCUMENTS_SCHEMA, document_digest, sorted_json, write_table
+from tasks.documents.files import (
+    DOCUMENTS,
+    DOCUMENTS_SCHEMA,
+    TEXT_DIGESTS,
+    TEXT_DIGESTS_SCHEMA,
+    document_digest,
+    sorted_json,
+    text_digest,
+    write_table,
+)  # fmt: skip
 from tasks.errors import InputError
 from tasks.progress import progress
 from tasks.stage import Metrics, stage
@@ -334,14 +343,17 @@ class _ShardWriter:
 
     def flush(self) -> None:
         if self.rows:
-            write_table(self.out / "shards" / f"{self.n_shards:05d}" / DOCUMENTS, self.rows, DOCUMENTS_SCHEMA)
+            folder = self.out / "shards" / f"{self.n_shards:05d}"
+            write_table(folder / DOCUMENTS, self.rows, DOCUMENTS_SCHEMA)
+            digests = [{"digest": text_digest(row["text"])} for row in self.rows]
+            write_table(folder / TEXT_DIGESTS, digests, TEXT_DIGESTS_SCHEMA)
             self.n_shards += 1
             self.rows, self.size = [], 0
 
 
 @stage(libraries=("pyarrow", "zstandard", "datasets", "huggingface_hub"), retries=2, fingerprint=fingerprint_sources)
 def ingest(config: IngestConfig, out: Path) -> Metrics:
-    """Write shards/NNNNN/documents.parquet in the order of source, path and row, and errors.jsonl.
+    """Write shards/NNNNN/documents.parquet and digests.parquet in the order of source, path and row, and errors.jsonl.
 
     Raises:
         InputError: if nothing can be read, or more than `max_error_rate` cannot.
@@ -391,3 +403,36 @@ def ingest(config: IngestConfig, out: Path) -> Metrics:
         "errors": kinds,
         "sources": by_source,
     }
+
+
+def _stamps(source: Any) -> dict[str, Any]:
+    """Size and SHA-256 by relative path, in the fingerprint of one source of files."""
+    return {name: stamp for name, *stamp in source.get("files", ())}
+
+
+def unread_records(config: IngestConfig, before: list[Any], now: list[Any]) -> Iterator[tuple[int, int]]:
+    """Digest of the text and size in bytes of each document of the files that were changed or added.
+
+    Args:
+        before, now: fingerprints of the sources, as `fingerprint_sources` gives them. A dataset
+            of another commit, and a source that is new, are read as a whole.
+    """
+    sources = sorted(config.sources, key=lambda source: source.name)
+    contents = {tuple(stamp) for source in before for stamp in _stamps(source).values()}
+    for source, current in zip(sources, now, strict=True):
+        if current in before:
+            continue
+        if source.path.startswith(DATASET):
+            records: Iterator[_Record] = _read_dataset(source)
+            yield from ((text_digest(record.text), len(record.text.encode())) for record in records if record.text)
+            continue
+        root, files = _files(source)
+        stamps = _stamps(current)
+        for path in files:
+            where = path.relative_to(root).as_posix().encode("utf-8", "backslashreplace").decode()
+            if tuple(stamps[where]) in contents:
+                continue
+            for record in _read_file(source, where, path):
+                if (record.text or "").strip():
+                    assert record.text is not None
+                    yield text_digest(record.text), len(record.text.encode())

@@ -9,6 +9,9 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import BinaryIO
+
+from tasks.secrets import redact
 
 PARENT_VARIABLE = "SCRATCHLM_PARENT"
 GRACE_SECONDS = 25.0
@@ -84,21 +87,24 @@ async def run_child(arguments: list[str], log: Path, poll: Callable[[], None], p
         asyncio.CancelledError: if this call is cancelled; by then the whole group is gone. It
             gets SIGTERM first, and SIGKILL after `GRACE_SECONDS`.
     """
-    with log.open("ab") as output:
-        child = await asyncio.create_subprocess_exec(
-            *arguments,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            env=child_environment(),
-            start_new_session=True,
-        )
+    child = await asyncio.create_subprocess_exec(
+        *arguments,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        env=child_environment(),
+        start_new_session=True,
+    )
+    assert child.stdout is not None
+    copying = asyncio.ensure_future(_copy(child.stdout, log.open("ab")))
     waiting = asyncio.ensure_future(child.wait())
     try:
         while True:
             done, _ = await asyncio.wait({waiting}, timeout=poll_seconds)
             poll()
             if done:
+                # What a grandchild that was left behind may still print is not waited for.
+                await asyncio.wait({copying}, timeout=1)
                 return waiting.result()
     except BaseException:
         _signal_group(child.pid, signal.SIGTERM)
@@ -110,6 +116,21 @@ async def run_child(arguments: list[str], log: Path, poll: Callable[[], None], p
         raise
     finally:
         _signal_group(child.pid, signal.SIGKILL)
+        copying.cancel()
+
+
+async def _copy(stream: asyncio.StreamReader, log: BinaryIO) -> None:
+    """Write what a child prints to its log, without the values of secrets."""
+    with log:
+        rest = b""
+        while chunk := await stream.read(1 << 16):
+            *lines, rest = (rest + chunk).split(b"\n")
+            if len(rest) > 1 << 20:
+                lines, rest = [*lines, rest], b""
+            text = b"".join(line + b"\n" for line in lines).decode(errors="replace")
+            log.write(redact(text).encode())
+            log.flush()
+        log.write(redact(rest.decode(errors="replace")).encode())
 
 
 def _signal_group(group: int, number: signal.Signals) -> None:

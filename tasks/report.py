@@ -25,7 +25,7 @@ class Fall:
     dropped: dict[str, int]
 
 
-def _waterfall(manifests: dict[str, Manifest]) -> list[Fall]:
+def waterfall(manifests: dict[str, Manifest]) -> list[Fall]:
     """Where every document ended."""
     falls = []
     if "ingest" in manifests:
@@ -59,6 +59,15 @@ def _figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
         return pyplot.subplots(1, columns, figsize=(width, height), layout="constrained")
 
 
+def _png(figure: Any) -> bytes:
+    from matplotlib import pyplot
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    pyplot.close(figure)
+    return buffer.getvalue()
+
+
 def _svg(figure: Any) -> str:
     import matplotlib
     from matplotlib import pyplot
@@ -80,23 +89,42 @@ def _smooth(values: list[float], weight: float) -> list[float]:
     return result
 
 
-def training_charts(lines: list[dict[str, float]]) -> str:
-    """Loss with held-out bits per byte, learning rate, and throughput, against tokens: an SVG."""
-    figure, (left, middle, right) = _figure(11, 3, 3)
+def _draw_loss(axis: Any, lines: list[dict[str, float]]) -> None:
+    """Training loss, and held-out bits per byte on an axis of its own, against tokens."""
     tokens = [line["tokens"] for line in lines]
     loss = [line["loss"] for line in lines]
-    left.plot(tokens, loss, color=FAINT, linewidth=0.7)
-    left.plot(tokens, _smooth(loss, 0.95), color=ACCENT, linewidth=1.6, label="training loss, nats a token")
-    left.set_title("Loss")
+    axis.plot(tokens, loss, color=FAINT, linewidth=0.7)
+    axis.plot(tokens, _smooth(loss, 0.95), color=ACCENT, linewidth=1.6, label="training loss, nats a token")
+    axis.set_title("Loss")
     held_out = [(line["tokens"], line["bits_per_byte"]) for line in lines if "bits_per_byte" in line]
     if held_out:
-        other = left.twinx()
+        other = axis.twinx()
         other.grid(False)
         other.spines[:].set_visible(False)
         other.plot(*zip(*held_out, strict=True), color=SECOND, marker="o", markersize=3, linewidth=1.2)
         other.tick_params(colors=SECOND, length=0)
-        left.plot([], [], color=SECOND, marker="o", markersize=3, label="held-out bits a byte (right)")
-    left.legend(frameon=False, fontsize=8)
+        axis.plot([], [], color=SECOND, marker="o", markersize=3, label="held-out bits a byte (right)")
+    axis.legend(frameon=False, fontsize=8)
+    _label_tokens(axis)
+
+
+def _label_tokens(axis: Any) -> None:
+    axis.set_xlabel("tokens")
+    axis.xaxis.set_major_formatter(lambda value, _: f"{value / 1e6:g} M" if value >= 1e5 else f"{value:g}")
+
+
+def loss_image(lines: list[dict[str, float]]) -> bytes:
+    """The curve of the loss: a PNG."""
+    figure, axis = _figure(7, 3.4)
+    _draw_loss(axis, lines)
+    return _png(figure)
+
+
+def training_charts(lines: list[dict[str, float]]) -> str:
+    """Loss with held-out bits per byte, learning rate, and throughput, against tokens: an SVG."""
+    figure, (left, middle, right) = _figure(11, 3, 3)
+    tokens = [line["tokens"] for line in lines]
+    _draw_loss(left, lines)
     middle.plot(tokens, [line["learning_rate"] for line in lines], color=ACCENT, linewidth=1.6)
     middle.set_title("Learning rate")
     per_step = tokens[0] if len(tokens) < 2 else tokens[1] - tokens[0]
@@ -105,9 +133,8 @@ def training_charts(lines: list[dict[str, float]]) -> str:
     right.plot(tokens, _smooth(speed, 0.95), color=ACCENT, linewidth=1.6)
     right.set_title("Throughput, tokens a second")
     right.set_ylim(bottom=0, top=1.15 * sorted(speed)[int(0.98 * (len(speed) - 1))])
-    for axis in (left, middle, right):
-        axis.set_xlabel("tokens")
-        axis.xaxis.set_major_formatter(lambda value, _: f"{value / 1e6:g} M" if value >= 1e5 else f"{value:g}")
+    for axis in (middle, right):
+        _label_tokens(axis)
     return _svg(figure)
 
 
@@ -131,7 +158,7 @@ def score_chart(benchmarks: dict[str, Any]) -> str:
     return _svg(figure)
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
@@ -156,6 +183,7 @@ def _stages(record: dict[str, Any], stored: dict[str, Stored]) -> list[dict[str,
                 "key": entry["key"],
                 "digest": entry["digest"],
                 "libraries": entry["ingredients"]["libraries"],
+                "accepted": manifest.accepted if manifest else None,
                 "created": manifest.created if manifest else None,
             }
         )
@@ -175,15 +203,15 @@ def render_report(run: Path, store: Store) -> Path:
     record = json.loads((run / "run.json").read_text())
     stored: dict[str, Stored] = {}
     for name, entry in record["stages"].items():
-        found = store.find_whole("artifacts", name, entry["key"])
+        found = store.find_whole("artifacts", entry.get("stage", name), entry["key"])
         if found:
             stored[name] = found
     manifests = {name: found.manifest for name, found in stored.items()}
-    lines = _read_lines(stored["train_model"].out / "figures" / "metrics.jsonl") if "train_model" in stored else []
+    lines = read_lines(stored["train_model"].out / "figures" / "metrics.jsonl") if "train_model" in stored else []
     evaluation = manifests["evaluate_model"].metrics if "evaluate_model" in manifests else None
     vocabulary = stored.get("train_tokenizer")
     evaluated = stored.get("evaluate_model")
-    falls = _waterfall(manifests)
+    falls = waterfall(manifests)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
@@ -191,12 +219,14 @@ def render_report(run: Path, store: Store) -> Path:
         run=run.name,
         record=record,
         falls=falls,
-        unusable=_read_lines(stored["ingest"].out / "errors.jsonl")[:50] if "ingest" in stored else [],
+        unusable=read_lines(stored["ingest"].out / "errors.jsonl")[:50] if "ingest" in stored else [],
         most=max((fall.kept + sum(fall.dropped.values()) for fall in falls), default=1),
         metrics={name: manifest.metrics for name, manifest in manifests.items()},
         tokenizer_samples=_read_json(vocabulary.out / "samples.json") if vocabulary else None,
         training_svg=training_charts(lines) if lines else "",
         evaluation=evaluation,
+        held_out=manifests["evaluate_held_out"].metrics if "evaluate_held_out" in manifests else None,
+        comparison=manifests["compare_models"].metrics if "compare_models" in manifests else None,
         score_svg=score_chart(evaluation["benchmarks"]) if evaluation else "",
         samples=_read_json(evaluated.out / "samples.json") if evaluated else None,
         stages=_stages(record, stored),

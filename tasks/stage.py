@@ -9,7 +9,7 @@ import importlib
 import importlib.metadata
 import inspect
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -75,14 +75,34 @@ class Stage:
             raise TypeError(f"{self.name} takes the inputs {sorted(self.inputs)}, not {sorted(inputs)}")
         return Node(self, config, inputs)
 
+    def result(self, key: str, label: str) -> "Node":
+        """A node that stands for a finished result of this stage, whatever it was made from."""
+        return Node(self, None, {}, label, key)
+
 
 @dataclass(frozen=True, eq=False)
 class Node:
-    """A stage with its configuration and the nodes that it reads."""
+    """A stage with its configuration and the nodes that it reads.
+
+    Attributes:
+        label: name in a graph in which the stage occurs more than once.
+        given: key of a finished result that is taken as it is; such a node has no inputs.
+    """
 
     stage: Stage
-    config: Config
+    config: Config | None
     inputs: dict[str, "Node"]
+    label: str = ""
+    given: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Name in the graph."""
+        return self.label or self.stage.name
+
+    def named(self, label: str) -> "Node":
+        """The same node under another name."""
+        return replace(self, label=label)
 
 
 def topological(nodes: Iterable[Node]) -> list[Node]:
@@ -212,13 +232,15 @@ class Resolved:
     shard_keys: tuple[str | None, ...] | None
 
 
-def resolve(stage: Stage, config: Config, inputs: dict[str, Known], sources: SourceDigests) -> Resolved:
-    """Ingredients and keys of a stage on these inputs.
+def resolve(node: Node, inputs: dict[str, Known], sources: SourceDigests) -> Resolved:
+    """Ingredients and keys of a node on these inputs.
 
     Raises:
         InputError: if Shard inputs have different numbers of shards, or a source cannot be read.
         KeyMaterialError: if the configuration has no canonical form.
     """
+    stage, config = node.stage, node.config
+    assert config is not None, "a given result has its key already"
     common: dict[str, Any] = {
         "stage": stage.name,
         "config": canonical(config, stage.name),

@@ -64,7 +64,7 @@ def _check_corpus(config: TrainModelConfig, tokens: Artifact, digest: str) -> No
     from model.tokens import open_tokens
 
     shards = [open_tokens(path / "train.arrow", digest) for path in tokens.shards]
-    n_windows = len(Windows(shards, config.model.context_length))
+    n_windows = len(Windows([shard.ids for shard in shards], config.model.context_length))
     wanted = config.train.tokens_per_batch // config.model.context_length
     if n_windows < wanted:
         n_tokens = sum(shard.header.n_tokens for shard in shards)
@@ -132,6 +132,17 @@ def train_model(
         InputError: if text or machine do not fit the recipe, or the loss is not finite.
         StageFailed: if a training process died; another attempt goes on from its checkpoint.
     """
+    return train_under_torchrun(config, tokens, tokenizer, out, work, machine)
+
+
+def train_under_torchrun(
+    config: TrainModelConfig, tokens: Artifact, tokenizer: Artifact, out: Path, work: Path, machine: Machine, **start: Any
+) -> Metrics:
+    """What `train_model` does.
+
+    Args:
+        start: further fields of `TrainSpec`, for a training that does not start from random weights.
+    """
     from model import train as training
     from tasks import ranks
 
@@ -151,6 +162,7 @@ def train_model(
         vocabulary_size=len(json.loads((tokenizer.path / TOKEN_BYTES).read_text())),
         work=work,
         out=out,
+        **start,
     )
     if process.in_process:
         metrics: dict[str, Any] = ranks.train_here(spec)

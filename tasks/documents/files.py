@@ -1,6 +1,6 @@
 """The files of a shard of documents, and of what is decided about them.
 
-documents.parquet: the documents. verdicts.parquet: one row for each row of a documents
+documents.parquet: the documents. digests.parquet: a digest of the text of each. verdicts.parquet: one row for each row of a documents
 file, in its order: was it kept, and if not, why. selection.parquet: the side that each
 document ends on. index.parquet: n-grams of benchmark items.
 """
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 DOCUMENTS = "documents.parquet"
+TEXT_DIGESTS = "digests.parquet"
 VERDICTS = "verdicts.parquet"
 SELECTION = "selection.parquet"
 INDEX = "index.parquet"
@@ -24,6 +25,7 @@ Schema = dict[str, str]
 
 # The metadata is JSON with sorted keys: a struct would take its fields from the first document and lose later ones.
 DOCUMENTS_SCHEMA: Schema = {"id": "string", "text": "large_string", "source": "string", "metadata": "string"}
+TEXT_DIGESTS_SCHEMA: Schema = {"digest": "uint64"}
 VERDICTS_SCHEMA: Schema = {"kept": "bool", "step": "string", "reason": "string", "detail": "string"}
 SELECTION_SCHEMA: Schema = {"id": "string", "side": "string", "reason": "string"}
 INDEX_SCHEMA: Schema = {"n": "uint8", "hash": "uint64", "task": "string", "item": "uint32"}
@@ -51,6 +53,11 @@ def document_digest(identifier: str, text: str) -> int:
     digest = hashlib.blake2b(identifier.encode(), digest_size=8)
     digest.update(b"\0" + text.encode())
     return int.from_bytes(digest.digest(), "big")
+
+
+def text_digest(text: str) -> int:
+    """64 bits of BLAKE2b over a text: says whether it was read before, under whatever name."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
 def sorted_json(metadata: dict[str, Any]) -> str:

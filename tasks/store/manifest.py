@@ -30,6 +30,16 @@ class ShardRecord(BaseModel):
     digest: str
 
 
+class Accepted(BaseModel):
+    """That a person took an earlier result for this key."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    key: str
+    by: str
+    at: str
+    differences: list[str]
+
+
 class Manifest(BaseModel):
     """What a result is, what it was made from, and what it cost."""
 
@@ -49,6 +59,7 @@ class Manifest(BaseModel):
     machine: dict[str, Any] = {}
     host: dict[str, Any] = {}
     created: str = ""
+    accepted: Accepted | None = None
 
     def shard_digests(self) -> list[str]:
         """Digest of each shard: of its object, or of the files below out/shards/NNNNN of a stage that writes all of them."""

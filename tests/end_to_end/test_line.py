@@ -15,7 +15,7 @@ pytestmark = pytest.mark.end_to_end
 
 STAGES = [
     "ingest", "clean", "minhash", "deduplicate", "index_benchmarks", "decontaminate", "split",
-    "train_tokenizer", "tokenize", "train_model", "export_model", "evaluate_model",
+    "train_tokenizer", "tokenize", "train_model", "export_model", "evaluate_held_out", "evaluate_model",
 ]  # fmt: skip
 MAP_STAGES = ["clean", "minhash", "decontaminate", "split", "tokenize"]
 
@@ -40,8 +40,8 @@ def test_a_second_run_is_cached_and_shows_so_in_prefect(line: Line):
     assert second["results"] == line.first["results"]
     runs = httpx.post(f"{line.server}/flow_runs/filter", json={"sort": "START_TIME_DESC", "limit": 1}).json()
     tasks = httpx.post(f"{line.server}/task_runs/filter", json={"flow_runs": {"id": {"any_": [runs[0]["id"]]}}}).json()
-    assert {task["name"]: task["state"]["name"] for task in tasks} == dict.fromkeys(STAGES, "Cached")
-    assert runs[0]["name"] == "tiny"
+    assert {task["name"]: task["state"]["name"] for task in tasks} == {f"{stage} (cached)": "Cached" for stage in STAGES}
+    assert runs[0]["name"].startswith("pretrain tiny ")
     assert runs[0]["state"]["type"] == "COMPLETED"
 
 

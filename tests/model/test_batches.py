@@ -36,7 +36,7 @@ def windows(tmp_path: Path) -> Windows:
             path, documents, names, names, [1] * len(documents), tokenizer_sha256="t", vocabulary_size=5000, end_of_text_id=4999
         )
         shards.append(open_tokens(path, "t"))
-    return Windows(shards, 16)
+    return Windows([shard.ids for shard in shards], 16)
 
 
 def test_windows_cover_the_stream_and_overlap_by_one(windows: Windows):
@@ -57,7 +57,7 @@ def test_ranks_share_one_batch(tmp_path_factory, step, ranks):
     if not path.exists():
         folder.mkdir()
         write_tokens(path, [np.arange(400)], ["x"], ["x"], [1], tokenizer_sha256="t", vocabulary_size=500, end_of_text_id=499)
-    windows = Windows([open_tokens(path)], 8)
+    windows = Windows([open_tokens(path).ids], 8)
     whole = windows.batch(step, 8, 5, 0, 8)
     parts = [windows.batch(step, 8, 5, rank * 8 // ranks, 8 // ranks) for rank in range(ranks)]
     assert np.array_equal(np.concatenate(parts), whole)

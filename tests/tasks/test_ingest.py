@@ -120,13 +120,14 @@ def test_a_source_that_changes_while_it_is_read_is_not_published(tmp_path: Path)
     (tmp_path / "a.txt").write_text("first")
     config, store = IngestConfig(sources=(Source(path=str(tmp_path / "a.txt")),)), Store(tmp_path / "store")
     place = (store, Machine(), SourceDigests())
-    resolved, _ = build.look_up(ingest, config, {}, store, SourceDigests())
-    spec = build._prepare(ingest, config, {}, resolved, store, Machine(), None)
+    node = ingest(config)
+    resolved, _ = build.look_up(node, {}, store, SourceDigests())
+    spec = build._prepare(node, {}, resolved, store, Machine())
     (tmp_path / "a.txt").write_text("second")
     store.start_building("ingest", resolved.key)
     with pytest.raises(StageFailed, match="its source changed while it was read"):
         build.build_spec(spec)
-    outcome = build.build_here(ingest, config, {}, *place)
+    outcome = build.build_here(node, {}, *place)
     assert not outcome.cached
     assert outcome.stored.manifest.metrics["bytes"] == 6
 

@@ -6,6 +6,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -231,6 +232,28 @@ def retrain(
         console.print(f"[bold]{state.name}[/]: {state.message}", highlight=False)
         if as_json:
             typer.echo(json.dumps({"outcome": state.name, "reason": state.message, "run": made.name if made else None}))
+
+
+@app.command()
+def serve(
+    recipe_files: Annotated[list[Path], typer.Argument(help="Recipes, one deployment each.", show_default=False)],
+    store: StoreFolder = DEFAULT_STORE,
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port of the server, on 127.0.0.1.")] = 4200,
+    cron: Annotated[str | None, typer.Option("--cron", help='Retrain at these times, such as "0 3 * * *".')] = None,
+    every: Annotated[str | None, typer.Option("--every", help="Retrain at this interval, such as 12h.")] = None,
+    rrule: Annotated[str | None, typer.Option("--rrule", help='Retrain by a rule, such as "FREQ=WEEKLY;BYDAY=SU".')] = None,
+    timezone: Annotated[str, typer.Option("--timezone", help="Time zone of the schedule.")] = "UTC",
+) -> None:
+    """Start a Prefect server with UI, the deployments of these recipes, and a worker, on this computer."""
+    with _exit_codes():
+        from flows.recipe import load_recipe
+        from flows.serve import make_schedule
+        from flows.serve import serve as serve_until_stopped
+
+        recipes = [load_recipe(path) for path in recipe_files]
+        console = _console()
+        schedule = partial(make_schedule, cron, every, rrule, timezone)
+        serve_until_stopped(recipes, store, port, schedule, lambda line: console.print(line, highlight=False))
 
 
 @app.command()

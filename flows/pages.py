@@ -11,12 +11,10 @@ from prefect.exceptions import PrefectException
 from prefect.logging import get_run_logger
 
 from flows.runs import Run
+from flows.server import REPORTS_VARIABLE
 from tasks.report import loss_image, read_lines, render_report, waterfall
 from tasks.store.manifest import Manifest
 from tasks.store.store import Store
-
-REPORTS_VARIABLE = "SCRATCHLM_REPORTS_URL"
-"""Where `serve` shows the folder of runs."""
 
 
 def render(run: Run, store: Store) -> Path:

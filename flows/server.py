@@ -1,7 +1,8 @@
 """The Prefect server of a run: the one that PREFECT_API_URL names, or one of its own that cannot outlive it.
 
 Prefect's own temporary server stays behind when its parent is killed; this one is bound to
-its parent by the kernel. `python -m flows.server PORT` is that process.
+its parent by the kernel. `python -m flows.server PORT [RUNS]` is that process; with the folder of
+runs it shows their reports too.
 """
 
 import os
@@ -17,9 +18,11 @@ from tasks import process
 from tasks.errors import InputError, StageFailed
 
 API_URL = "PREFECT_API_URL"
+REPORTS_VARIABLE = "SCRATCHLM_REPORTS_URL"
+"""Where `serve` shows the folder of runs."""
 _START_SECONDS, _STOP_SECONDS = 120.0, 10.0
 
-_DEFAULTS = {
+DEFAULTS = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "1",
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
@@ -28,7 +31,8 @@ _DEFAULTS = {
 """No outside traffic, and no second report of what the terminal shows."""
 
 
-def _is_up(url: str) -> bool:
+def is_up(url: str) -> bool:
+    """Whether a Prefect server answers at an API address."""
     import httpx
 
     try:
@@ -45,10 +49,10 @@ def prefect_server() -> Iterator[None]:
         InputError: if PREFECT_API_URL names a server that does not answer.
         StageFailed: if an own server does not start.
     """
-    for name, value in _DEFAULTS.items():
+    for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
     if url := os.environ.get(API_URL):
-        if not _is_up(url):
+        if not is_up(url):
             raise InputError(f"{API_URL} is {url!r}, and no Prefect server answers there: start it, or unset {API_URL}")
         yield
         return
@@ -62,7 +66,7 @@ def prefect_server() -> Iterator[None]:
         url = f"http://127.0.0.1:{port}/api"
         try:
             deadline = time.monotonic() + _START_SECONDS
-            while not _is_up(url):
+            while not is_up(url):
                 if server.poll() is not None or time.monotonic() > deadline:
                     log.seek(0)
                     raise StageFailed("the Prefect server of this run did not start", log=log.read()[-3000:])
@@ -79,10 +83,20 @@ def prefect_server() -> Iterator[None]:
                 server.wait()
 
 
-if __name__ == "__main__":
+def main(port: int, runs: str | None = None) -> None:
+    """Serve Prefect on loopback, and below /reports the folder of runs."""
     process.adopt()
     import uvicorn
+    from prefect.server.api.server import create_app
+    from starlette.routing import Mount
+    from starlette.staticfiles import StaticFiles
 
-    uvicorn.run(
-        "prefect.server.api.server:create_app", factory=True, host="127.0.0.1", port=int(sys.argv[1]), log_level="error"
-    )
+    app = create_app()
+    if runs:
+        # Before the routes of the UI, which takes every path.
+        app.router.routes.insert(0, Mount("/reports", StaticFiles(directory=runs, check_dir=False)))
+    uvicorn.run(app, host="127.0.0.1", port=port, log_level="error")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), *sys.argv[2:3])

@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zoneinfo import ZoneInfo
 
 import psutil
 
@@ -53,6 +54,7 @@ def make_schedule(cron: str | None, every: str | None, rrule: str | None, timezo
 
     ((option, value),) = given.items()
     try:
+        ZoneInfo(timezone)
         if every:
             found = re.fullmatch(r"(\d+)\s*([smhd])", every)
             if not found or not int(found[1]):
@@ -206,6 +208,7 @@ def serve(
         API_URL: url,
         "PREFECT_SERVER_UI_API_URL": "/api",
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+        "PREFECT_WORKER_QUERY_SECONDS": "3",
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "WARNING",
         REPORTS_VARIABLE: f"{ui}/reports",
         SERVE_VARIABLE: str(os.getpid()),

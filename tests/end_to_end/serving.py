@@ -1,0 +1,115 @@
+"""A running `scratchlm serve`, and what a person does in its UI, through the API that the UI uses."""
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.end_to_end.conftest import Line
+from tests.store.test_laws import _processes_of
+
+TERMINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = 120, what: str = "it") -> Any:
+    """What the condition gives once it is true; fails after some seconds."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        found = condition()
+        if found:
+            return found
+        time.sleep(0.1)
+    pytest.fail(f"{what} did not come to be within {seconds} seconds")
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+class Serve:
+    """`scratchlm serve` for the recipe of a line."""
+
+    def __init__(self, line: Line, *options: str, **environment: str) -> None:
+        self.line, self.port = line, free_port()
+        self.out = line.root / "serve.out"
+        env = {**line.environment(), **environment}
+        env.pop("PREFECT_API_URL", None)
+        with self.out.open("w") as out:
+            self.process = subprocess.Popen(
+                line.command("serve", "recipe.yaml", "--port", str(self.port), *options),
+                cwd=line.root, env=env, stdout=out, stderr=out, start_new_session=True,
+            )  # fmt: skip
+        wait_until(lambda: "Prefect UI:" in self.said() or self.process.poll() is not None, what="the server")
+        assert self.process.poll() is None, self.said()
+
+    def said(self) -> str:
+        return self.out.read_text()
+
+    def post(self, path: str, body: dict[str, Any], code: int = 200) -> Any:
+        answer = httpx.post(f"http://127.0.0.1:{self.port}/api{path}", json=body, timeout=30)
+        assert answer.status_code in (code, 201), answer.text
+        return answer.json()
+
+    def get(self, path: str) -> Any:
+        return httpx.get(f"http://127.0.0.1:{self.port}/api{path}", timeout=30).json()
+
+    def deployment(self, name: str) -> dict[str, Any]:
+        return self.get(f"/deployments/name/{name}")
+
+    def start(self, name: str, **recipe: Any) -> str:
+        """Start a run of a deployment, with other sections of the recipe; returns its id."""
+        deployment = self.deployment(name)
+        parameters = {**deployment["parameters"], "recipe": {**deployment["parameters"]["recipe"], **recipe}}
+        return self.post(f"/deployments/{deployment['id']}/create_flow_run", {"parameters": parameters})["id"]
+
+    def state(self, run: str) -> dict[str, Any]:
+        return self.get(f"/flow_runs/{run}")["state"]
+
+    def end(self, run: str, seconds: float = 180) -> dict[str, Any]:
+        """The final state of a run."""
+
+        def ended() -> Any:
+            try:
+                state = self.state(run)
+            except httpx.HTTPError:
+                return None
+            return state if state["type"] in TERMINAL else None
+
+        return wait_until(ended, seconds, f"the end of {run}")
+
+    def stages(self, run: str) -> dict[str, str]:
+        """State name by task."""
+        tasks = self.post("/task_runs/filter", {"flow_runs": {"id": {"any_": [run]}}, "limit": 200})
+        return {task["name"].removesuffix(" (cached)"): task["state"]["name"] for task in tasks if task["state"]}
+
+    def processes(self, module: str) -> list[int]:
+        """Process ids of `python -m MODULE` of this serve."""
+        found = []
+        for pid in _processes_of(self.line.store):
+            try:
+                with open(f"/proc/{pid}/cmdline", "rb") as file:
+                    if f"-m\0{module}".encode() in file.read():
+                        found.append(pid)
+            except OSError:
+                continue
+        return found
+
+    def stop(self) -> float:
+        """SIGTERM; returns the seconds until it ended."""
+        started = time.monotonic()
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(90)
+            except subprocess.TimeoutExpired:
+                os.killpg(self.process.pid, signal.SIGKILL)
+                raise
+        return time.monotonic() - started

@@ -1,0 +1,256 @@
+"""serve under faults: real server, real worker, real training."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import sqlite3
+import time
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.end_to_end.conftest import RECIPE, Line
+from tests.end_to_end.serving import Serve, free_port, wait_until
+from tests.store.test_laws import _processes_of
+
+pytestmark = pytest.mark.end_to_end
+
+N_STEPS = 120
+TRAINING = {**RECIPE["train_model"], "tokens": 512 * N_STEPS, "evaluations": 1}
+EVERY_STEP = {**RECIPE["machine"], "checkpoint_every_seconds": 0}
+
+
+def training(seed: int) -> dict[str, Any]:
+    """Sections of a recipe for a training of its own."""
+    return {"train_model": {**TRAINING, "seed": seed}, "machine": EVERY_STEP}
+
+
+def work_folders(line: Line) -> set[Path]:
+    return set((line.store / "work").glob("train_model-*"))
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step-*"))
+
+
+def start_training(served: Serve, seed: int) -> tuple[str, Path]:
+    """A run that has saved twice: its id, and the folder of its checkpoints."""
+    before = work_folders(served.line)
+    run = served.start("pretrain/tiny", **training(seed))
+    folder = wait_until(lambda: next(iter(work_folders(served.line) - before), None), what="training")
+    wait_until(lambda: len(checkpoints(folder)) == 2, what="two checkpoints")
+    return run, folder
+
+
+def resumed_from(served: Serve, folder: Path) -> int | None:
+    """Step from which a training went on that has been published; it had `folder` for its checkpoints."""
+    published = served.line.store / "artifacts" / "train_model" / folder.name.removeprefix("train_model-")
+    return json.loads((published / "manifest.json").read_text())["metrics"]["resumed_from_step"]
+
+
+def train_again(served: Serve, seed: int, folder: Path) -> int | None:
+    """Start the same training once more, and cancel the rest of the run; returns the step from which it went on."""
+    run = served.start("pretrain/tiny", **training(seed))
+    wait_until(lambda: served.stages(run).get("train_model") == "Built", what="the training")
+    cancel(served, run)
+    return resumed_from(served, folder)
+
+
+def cancel(served: Serve, run: str) -> None:
+    """What the button in the UI does."""
+    served.post(f"/flow_runs/{run}/set_state", {"state": {"type": "CANCELLING"}, "force": False})
+
+
+@pytest.fixture(scope="module")
+def served(line: Line, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
+    """A server on a copy of the line, in which only training is to do."""
+    copy = Line(tmp_path_factory.mktemp("serve") / "copy", None)
+    shutil.copytree(line.root, copy.root, symlinks=True)
+    made = Serve(copy)
+    yield made
+    made.stop()
+
+
+@pytest.fixture(scope="module")
+def silent(served: Serve) -> tuple[str, float]:
+    """A run whose worker and whose own process were killed: its id, and when."""
+    run, _ = start_training(served, 1)
+    os.kill(served.processes("flows.worker")[0], signal.SIGKILL)
+    os.kill(served.processes("flows.engine")[0], signal.SIGKILL)
+    return run, time.time()
+
+
+def test_deployments_are_forms_that_refuse_what_is_wrong(served: Serve):
+    deployment = served.deployment("retrain/tiny")
+    schema = deployment["parameter_openapi_schema"]
+    tokens = schema["definitions"]["TrainConfig"]["properties"]["tokens"]
+    assert tokens["minimum"] == 1
+    assert "in tokens" in tokens["description"]
+    assert deployment["global_concurrency_limit"]["limit"] == 1
+    assert deployment["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
+    for parameters, sentence in (
+        ({"recipe": {**RECIPE, "train_modell": {}}}, "'train_modell' was unexpected"),
+        ({"recipe": {**RECIPE, "train_model": {"tokens": 0}}}, "0 is less than the minimum of 1"),
+        ({"store": 3}, "3 is not of type 'string'"),
+    ):
+        parameters = {**deployment["parameters"], **parameters}
+        answer = served.post(f"/deployments/{deployment['id']}/create_flow_run", {"parameters": parameters}, code=409)
+        assert sentence in answer["detail"]
+
+
+def test_what_only_the_whole_recipe_can_tell_is_one_sentence_too(served: Serve, silent: tuple):
+    run = served.start("pretrain/tiny", model={**RECIPE["model"], "n_heads": 3})
+    state = served.end(run)
+    assert state["type"] == "FAILED"
+    assert "d_model (32) must be divisible by n_heads (3)" in state["message"]
+
+
+def test_cancelled_training_saves_and_the_next_run_goes_on(served: Serve, silent: tuple):
+    run, folder = start_training(served, 2)
+    started = time.monotonic()
+    cancel(served, run)
+    assert served.end(run)["type"] == "CANCELLED"
+    wait_until(lambda: not served.processes("flows.engine"), 30, "the end of its process")
+    assert time.monotonic() - started < 30
+    assert not served.processes("tasks.ranks")
+    assert not served.processes("tasks.child")
+    saved = int(checkpoints(folder)[-1].name.removeprefix("step-"))
+    assert train_again(served, 2, folder) == saved
+
+
+def test_a_killed_worker_leaves_the_run_to_itself(served: Serve, silent: tuple):
+    run, folder = start_training(served, 3)
+    (process,) = served.processes("flows.engine")
+    (worker,) = served.processes("flows.worker")
+    os.kill(worker, signal.SIGKILL)
+    wait_until(lambda: set(served.processes("flows.worker")) - {worker}, what="another worker")
+    state = served.end(run)
+    assert state["type"] == "COMPLETED"
+    assert served.processes("flows.engine") in ([process], [])
+    assert resumed_from(served, folder) is None
+    assert "the worker ended and was started again" in served.said()
+
+
+def test_a_killed_flow_is_crashed_and_the_next_one_goes_on(served: Serve, silent: tuple):
+    run, folder = start_training(served, 4)
+    killed = time.monotonic()
+    os.kill(served.processes("flows.engine")[0], signal.SIGKILL)
+    assert served.end(run)["type"] == "CRASHED"
+    assert time.monotonic() - killed < 110
+    assert not served.processes("tasks.ranks")
+    saved = int(checkpoints(folder)[-1].name.removeprefix("step-"))
+    assert train_again(served, 4, folder) == saved
+
+
+def test_a_killed_server_costs_no_training(served: Serve, silent: tuple):
+    run, folder = start_training(served, 5)
+    os.kill(served.processes("flows.server")[0], signal.SIGKILL)
+    assert served.end(run)["type"] == "COMPLETED"
+    assert resumed_from(served, folder) is None
+
+
+def test_two_runs_that_want_the_same_train_once(served: Serve, silent: tuple):
+    runs = [served.start("pretrain/tiny", **training(6)) for _ in range(2)]
+    done = {"Built", "Cached"}
+    wait_until(lambda: all(served.stages(run).get("train_model") in done for run in runs), what="both trainings")
+    assert {served.stages(run)["train_model"] for run in runs} == done
+    for run in runs:
+        cancel(served, run)
+
+
+def test_a_run_without_a_heartbeat_is_crashed(served: Serve, silent: tuple[str, float]):
+    run, killed = silent
+    state = served.end(run, 110)
+    assert state["type"] == "CRASHED"
+    assert "heartbeat" in state["message"]
+    assert datetime.fromisoformat(state["timestamp"]).timestamp() - killed < 110
+
+
+def test_the_evaluate_deployment_takes_a_run_or_a_folder(served: Serve):
+    deployment = served.deployment("evaluate/any")
+    export = next((served.line.store / "artifacts" / "export_model").iterdir()) / "out"
+    benchmarks = {"tasks": ["sciq"], "limit": 10}
+    for model, expected in (("latest", "COMPLETED"), (str(export), "COMPLETED"), ("nowhere", "FAILED")):
+        parameters = {**deployment["parameters"], "model": model, "benchmarks": benchmarks}
+        run = served.post(f"/deployments/{deployment['id']}/create_flow_run", {"parameters": parameters})["id"]
+        state = served.end(run)
+        assert state["type"] == expected, state["message"]
+    assert "there is no folder 'nowhere'" in state["message"]
+
+
+def test_the_page_of_a_run(served: Serve):
+    run = served.start("pretrain/tiny")
+    assert served.end(run)["type"] == "COMPLETED"
+    assert set(served.stages(run).values()) == {"Cached"}
+    artifacts = {found["key"]: found for found in served.post("/artifacts/filter", {"flow_runs": {"id": {"any_": [run]}}})}
+    assert {"summary", "waterfall", "loss"} <= set(artifacts)
+    assert artifacts["loss"]["data"].startswith("data:image/png;base64,")
+    assert "bits per byte" in artifacts["summary"]["data"]
+    link = artifacts["summary"]["data"].split("[report](")[1].rstrip(")")
+    import httpx
+
+    assert httpx.get(link).text.startswith("<!doctype html>")
+
+
+def test_a_second_serve_is_told_of_the_first(served: Serve):
+    done = served.line.call("serve", "recipe.yaml", "--port", str(free_port()), code=2)
+    assert f"another `scratchlm serve` uses the store {served.line.store}, at http://127.0.0.1:{served.port}" in done.stderr
+
+
+def test_sigterm_ends_all_of_it_in_the_middle_of_a_run(served: Serve):
+    _, folder = start_training(served, 7)
+    assert served.stop() < 60
+    assert served.process.returncode == 0
+    wait_until(lambda: not _processes_of(served.line.store), 10, "the end of all processes")
+    saved = int(checkpoints(folder)[-1].name.removeprefix("step-"))
+    served.line.write_recipe(**training(7))
+    served.line.call("task", "train_model", "recipe.yaml")
+    assert resumed_from(served, folder) == saved
+
+
+def test_a_taken_port(tmp_path: Path):
+    line = Line(tmp_path, None)
+    line.write_recipe()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        done = line.call("serve", "recipe.yaml", "--port", port, code=2)
+    assert f"--port {port} on 127.0.0.1 cannot be used" in done.stderr
+
+
+@pytest.mark.parametrize("kind", ["newer", "garbage"])
+def test_a_database_that_cannot_be_used(kind: str, tmp_path: Path):
+    line = Line(tmp_path, None)
+    line.write_recipe()
+    database = line.store / "prefect" / "prefect.db"
+    database.parent.mkdir(parents=True)
+    if kind == "garbage":
+        database.write_text("not a database, but long enough to be taken for one " * 100)
+    else:
+        with sqlite3.connect(database) as connection:
+            connection.execute("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)")
+            connection.execute("INSERT INTO alembic_version VALUES ('ffffffffffff')")
+    done = line.call("serve", "recipe.yaml", "--port", str(free_port()), code=2)
+    assert "newer Prefect" in done.stderr if kind == "newer" else "is not a SQLite database" in done.stderr
+    assert "move it away" in done.stderr
+
+
+def test_schedules_are_checked(tmp_path: Path):
+    line = Line(tmp_path, None)
+    line.write_recipe()
+    port = ("--port", str(free_port()))
+    for options, sentence in (
+        (("--cron", "61 * * * *"), "--cron '61 * * * *'"),
+        (("--every", "often"), "such as 12h"),
+        (("--rrule", "FREQ=SOMETIMES"), "--rrule"),
+        (("--every", "1h", "--timezone", "Mars/Phobos"), "Mars/Phobos"),
+        (("--every", "1h", "--cron", "0 3 * * *"), "choose one"),
+    ):
+        done = line.call("serve", "recipe.yaml", *port, *options, code=2)
+        assert sentence in done.stderr

@@ -98,6 +98,12 @@ def run(
     machine: MachineFile = None,
     store: StoreFolder = DEFAULT_STORE,
     rehash: Rehash = False,
+    accept: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--accept", metavar="STAGE", help="Take its earlier result although code or libraries changed. Repeatable."
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a recipe: raw text to a benchmarked model. What is still valid is not computed again."""
@@ -105,6 +111,11 @@ def run(
         recipe, place, nodes = _open(recipe_file, assignments, machine, store, rehash)
         console = _console(as_json)
         from tasks.benchmarks import prepare_benchmarks
+        from tasks.errors import InputError
+
+        unknown = sorted(set(accept or ()) - {node.name for node in nodes})
+        if unknown:
+            raise InputError(f"--accept {unknown[0]}: there is no such stage: stages are {', '.join(n.name for n in nodes)}")
 
         prepare_benchmarks(recipe.evaluate_model)
         from flows.plan import plan as make_plan
@@ -139,7 +150,9 @@ def run(
 
                 token = display.set(shown)
                 try:
-                    _, ran, outcomes = run_here(pretrain, recipe=recipe, store=str(place.store.root), rehash=rehash)
+                    _, ran, outcomes = run_here(
+                        pretrain, recipe=recipe, store=str(place.store.root), rehash=rehash, accept=accept
+                    )
                 finally:
                     display.reset(token)
             assert ran is not None

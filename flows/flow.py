@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -202,7 +203,11 @@ _OPTIONS: dict[str, Any] = {"flow_run_name": _run_name, "persist_result": False,
 
 @flow(name="pretrain", **_OPTIONS)
 async def pretrain(
-    recipe: Recipe, store: str = "store", rehash: bool = False, secrets: dict[str, str] | None = None
+    recipe: Recipe,
+    store: str = "store",
+    rehash: bool = False,
+    accept: list[str] | None = None,
+    secrets: dict[str, str] | None = None,
 ) -> State[Any]:
     """Raw text to a benchmarked model. What is still valid is not computed again.
 
@@ -210,9 +215,11 @@ async def pretrain(
         recipe: what becomes of which text.
         store: folder of results.
         rehash: hash every source file again instead of trusting size and times.
+        accept: stages whose earlier result is taken although their code or libraries changed; the report says so.
         secrets: environment variable -> name of a Prefect Secret block, such as HF_TOKEN -> hub-token.
     """
     checked, place = await _open(recipe, store, rehash, secrets)
+    place = replace(place, accept=frozenset(accept or ()))
     prepare_benchmarks(checked.evaluate_model)
     run = start_run(place.store, checked)
     outcomes = await run_recipe(run, graph(checked), place)

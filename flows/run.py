@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from flows.recipe import Recipe
+from tasks.accept import accept_earlier
 from tasks.build import Outcome, build, build_here, look_up
 from tasks.errors import InputError
 from tasks.machine import Machine
@@ -59,6 +60,8 @@ class Place:
     store: Store
     sources: SourceDigests
     machine: Machine
+    accept: frozenset[str] = frozenset()
+    """Stages whose earlier result is taken although their code or libraries changed."""
 
 
 def open_place(recipe: Recipe | None, store: Path, *, rehash: bool = False, machine: Machine | None = None) -> Place:
@@ -130,6 +133,8 @@ async def build_shown(node: Node, inputs: dict[str, Stored], place: Place, on_pr
         shown.progressed(name, progress)
         on_progress(progress)
 
+    if name in place.accept:
+        accept_earlier(node, inputs, place.store, place.sources)
     try:
         outcome = await build(node, inputs, place.store, place.machine, place.sources, progressed)
     except BaseException as error:

@@ -1,4 +1,4 @@
-.PHONY: run test check clean help
+.PHONY: run serve test check clean help
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -13,6 +13,9 @@ help:  ## say what each target does
 
 run: $(VENV)/.installed  ## train, benchmark and report a model from raw text (RECIPE=FILE for another than the demo)
 	$(BIN)/scratchlm run $(RECIPE)
+
+serve: $(VENV)/.installed  ## Prefect server with UI, deployments of RECIPE and a worker; Ctrl-C ends them
+	$(BIN)/scratchlm serve $(RECIPE)
 
 test: check  ## formatting, types, layers, and every test
 	$(BIN)/pytest

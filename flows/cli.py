@@ -5,7 +5,7 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -89,6 +89,40 @@ def _open(
     recipe = load_recipe(recipe_file, assignments, machine)
     place = open_place(recipe, store, rehash=rehash)
     return recipe, place, graph(recipe)
+
+
+def _open_recipe_or_run(
+    recipe_file: Path, assignments: list[str] | None, machine: Path | None, store: Path
+) -> "tuple[Recipe, Place, list[Node]]":
+    """Like `_open`; a name that is no file is that of a run, whose recipe and graph are taken."""
+    from flows.runs import find_run, load_run, runs_folder
+    from tasks.store.store import Store
+
+    opened = Store(store)
+    if recipe_file.exists() or not (runs_folder(opened) / recipe_file / "run.json").is_file():
+        return _open(recipe_file, assignments, machine, store, False)
+    from flows import retrain as retraining
+    from flows.pretrain import graph
+    from flows.recipe import Recipe
+    from flows.run import open_place
+
+    record = find_run(opened, str(recipe_file)).record
+    recipe = Recipe.model_validate({**record["recipe"], "machine": record["machine"]})
+    former = load_run(runs_folder(opened) / record["champion"]) if record.get("champion") else None
+    nodes = retraining.graph(recipe, former) if record.get("flow") == "retrain" else graph(recipe)
+    return recipe, open_place(recipe, store), nodes
+
+
+@contextmanager
+def _profiled() -> Iterator[None]:
+    """Print the functions that take most time, to standard error."""
+    import cProfile
+    import pstats
+
+    profiler = cProfile.Profile()
+    with profiler:
+        yield
+    pstats.Stats(profiler, stream=sys.stderr).sort_stats("cumulative").print_stats(30)
 
 
 @app.command()
@@ -247,6 +281,72 @@ def retrain(
             typer.echo(json.dumps({"outcome": state.name, "reason": state.message, "run": made.name if made else None}))
 
 
+champion_app = typer.Typer(
+    help="The champion of a recipe: who it is, how it came to be, and the way back.", no_args_is_help=True
+)
+app.add_typer(champion_app, name="champion")
+ChampionName = Annotated[
+    str | None, typer.Argument(help="Name of the recipe; not needed if there is one only.", show_default=False)
+]
+
+
+def _champion_name(store: Path, name: str | None) -> str:
+    """The name that is given, or the only one that has a champion."""
+    from tasks.errors import InputError
+
+    names = sorted(path.stem for path in (store / "champions").glob("*.json"))
+    if name in names or (name is None and len(names) == 1):
+        return name or names[0]
+    known = f"names are {', '.join(names)}" if names else "there is none yet: `scratchlm retrain RECIPE` makes the first one"
+    raise InputError(f"no champion of {name!r} in {store}: {known}" if name else f"which champion? {known}")
+
+
+@champion_app.command("show")
+def champion_show(name: ChampionName = None, store: StoreFolder = DEFAULT_STORE, as_json: AsJson = False) -> None:
+    """Print the run that is the champion, and the folder of its model."""
+    with _exit_codes():
+        from flows.runs import load_run, runs_folder
+        from tasks.promote_model import read_champions
+        from tasks.store.store import Store
+
+        opened = Store(store)
+        champion = read_champions(opened, _champion_name(opened.root, name)).champion
+        assert champion is not None
+        model = load_run(runs_folder(opened) / champion).stored(opened, "export_model").out
+        typer.echo(json.dumps({"run": champion, "model": str(model)}) if as_json else f"{champion}\n{model}")
+
+
+@champion_app.command("history")
+def champion_history(name: ChampionName = None, store: StoreFolder = DEFAULT_STORE, as_json: AsJson = False) -> None:
+    """Print every promotion, refusal and rollback, the oldest first."""
+    with _exit_codes():
+        from tasks.promote_model import read_champions
+        from tasks.store.store import Store
+
+        opened = Store(store)
+        events = read_champions(opened, _champion_name(opened.root, name)).history
+        if as_json:
+            typer.echo(json.dumps([event.model_dump() for event in events]))
+        for event in () if as_json else events:
+            typer.echo(f"{event.at}  {event.event:<11}  {event.run}  by {event.by}: {event.reason}")
+
+
+@champion_app.command("rollback")
+def champion_rollback(
+    name: ChampionName = None,
+    store: StoreFolder = DEFAULT_STORE,
+    reason: Annotated[str, typer.Option("--reason", help="Why; kept in the history.")] = "",
+) -> None:
+    """Make the champion before this one the champion again."""
+    with _exit_codes():
+        from tasks.promote_model import roll_back
+        from tasks.store.store import Store
+
+        opened = Store(store)
+        champion = roll_back(opened, _champion_name(opened.root, name), reason or "no reason given").champion
+        typer.echo(f"the champion is {champion}")
+
+
 @app.command()
 def serve(
     recipe_files: Annotated[list[Path], typer.Argument(help="Recipes, one deployment each.", show_default=False)],
@@ -298,7 +398,7 @@ def plan(
 @app.command()
 def task(
     name: Annotated[str, typer.Argument(help="A stage, such as clean or train_model.", show_default=False)],
-    recipe_file: RecipeFile,
+    recipe_file: Annotated[Path, typer.Argument(help="A recipe, or the name of a run whose stage it is.", show_default=False)],
     assignments: Assignments = None,
     machine: MachineFile = None,
     store: StoreFolder = DEFAULT_STORE,
@@ -306,11 +406,15 @@ def task(
     sample: Annotated[
         int | None, typer.Option("--sample", min=1, help="Build this many shards of a map stage and publish no whole.")
     ] = None,
+    shard: Annotated[
+        int | None, typer.Option("--shard", min=0, help="Build the shard at this position only, counted from 0.")
+    ] = None,
+    profile: Annotated[bool, typer.Option("--profile", help="Print where the time goes (cProfile).")] = False,
     force: Annotated[bool, typer.Option("--force", help="Build it although its result is there.")] = False,
 ) -> None:
     """Run one stage in this process, on cached inputs, without any server: for debugging."""
     with _exit_codes():
-        recipe, place, nodes = _open(recipe_file, assignments, machine, store, False)
+        recipe, place, nodes = _open_recipe_or_run(recipe_file, assignments, machine, store)
         from tasks.benchmarks import prepare_benchmarks
 
         prepare_benchmarks(recipe.evaluate_model)
@@ -318,7 +422,8 @@ def task(
         from tasks.errors import InputError
 
         try:
-            outcome = run_task(name, nodes, place, first_shards=sample, force=force)
+            with _profiled() if profile else nullcontext():
+                outcome = run_task(name, nodes, place, first_shards=sample, shard=shard, force=force)
         except Exception as error:
             if pdb and not isinstance(error, InputError):
                 import pdb as debugger
@@ -328,7 +433,8 @@ def task(
                 raise typer.Exit(FAILURE_EXIT) from None
             raise
         if outcome is None:
-            typer.echo(f"{name}: {sample} shards at most were built; the whole was not published")
+            what = f"shard {shard}" if shard is not None else f"at most {sample} shards"
+            typer.echo(f"{name}: {what} built; the whole was not published")
         else:
             from flows.terminal import stage_line
 

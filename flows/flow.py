@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +14,7 @@ from prefect import flow, task
 from prefect.artifacts import acreate_progress_artifact, aupdate_progress_artifact
 from prefect.blocks.system import Secret
 from prefect.cache_policies import NO_CACHE
+from prefect.concurrency.asyncio import concurrency
 from prefect.exceptions import FlowPauseTimeout, PrefectException, TerminationSignal
 from prefect.flow_runs import pause_flow_run
 from prefect.input import RunInput
@@ -32,6 +34,7 @@ from flows.run import BuildNode, Place, build_shown, open_place, run_nodes, will
 from flows.runs import Run, start_run
 from tasks.benchmarks import prepare_benchmarks
 from tasks.build import Outcome
+from tasks.continue_training import continue_training
 from tasks.errors import InputError, StageFailed
 from tasks.evaluate_model import EvaluateModelConfig
 from tasks.machine import Machine
@@ -40,7 +43,9 @@ from tasks.promote_model import promote_model, refuse_model
 from tasks.secrets import redact
 from tasks.stage import Node
 from tasks.store.store import Stored
+from tasks.train_model import train_model
 
+ACCELERATOR = "accelerator"
 _ARTIFACT_SECONDS = 3.0
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -104,7 +109,11 @@ def build_in_prefect(place: Place, run: Run) -> BuildNode:
             artifact = _ProgressArtifact(node.name)
             following = asyncio.create_task(artifact.follow())
             try:
-                outcome = await build_shown(node, inputs, place, artifact)
+                trains = node.stage in (train_model, continue_training) and not will_hit(node, inputs, place)
+                # Where a server has a global concurrency limit of this name, trainings wait for each other.
+                slot = concurrency(ACCELERATOR, raise_on_lease_renewal_failure=False) if trains else nullcontext()
+                async with slot:
+                    outcome = await build_shown(node, inputs, place, artifact)
             except (StageFailed, InputError) as error:
                 errors.append(error)
                 reproduce = f"scratchlm task {node.name} {run.name} --store {place.store.root} --pdb"

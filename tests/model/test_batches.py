@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.batches import Windows, permute
+from model.batches import Mixture, Windows, permute
 from model.tokens import open_tokens, write_tokens
 
 
@@ -67,3 +67,14 @@ def test_each_epoch_visits_every_window_once(windows: Windows):
     first_tokens = [windows.batch(step, 1, 3, 0, 1)[0].tobytes() for step in range(2 * len(windows))]
     assert len(set(first_tokens[: len(windows)])) == len(windows)
     assert set(first_tokens[: len(windows)]) == set(first_tokens[len(windows) :])
+
+
+@given(share=st.floats(0, 0.99), count=st.integers(1, 40), seed=st.integers(0, 2**32))
+def test_a_mixture_keeps_its_proportion_on_any_number_of_ranks(share: float, count: int, seed: int):
+    first, second = Windows([np.arange(200)], 8), Windows([np.arange(1000, 1100)], 8)
+    mixture = Mixture(first, second, share)
+    whole = mixture.batch(3, 2 * count, seed, 0, 2 * count)
+    halves = [mixture.batch(3, 2 * count, seed, rank * count, count) for rank in range(2)]
+    assert np.array_equal(whole, np.concatenate(halves))
+    n_second = int((whole[:, 0] >= 1000).sum())
+    assert abs(n_second - share * 2 * count) <= 1

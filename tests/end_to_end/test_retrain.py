@@ -1,0 +1,106 @@
+"""A scheduled retraining finds text of a new kind, promotes, refuses ruined text, and can be rolled back."""
+
+import json
+import os
+import random
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.conftest import RECIPE, Line
+from tests.end_to_end.serving import Serve, wait_until
+
+pytestmark = pytest.mark.end_to_end
+
+SECTIONS = {
+    "clean": {"steps": [{"step": "fix_unicode"}]},
+    "train_model": {**RECIPE["train_model"], "tokens": 65_536, "tokens_per_batch": 1024},
+    "retrain": {"min_new_documents": 10},
+}
+
+
+def add_code(folder: Path) -> None:
+    """Python source, which a model of speeches never saw."""
+    files = [path for path in sorted(Path(os.__file__).parent.glob("*.py")) if path.stat().st_size > 9_000]
+    for i, path in enumerate(files[:40]):
+        (folder / f"code-{i:03d}.txt").write_text(path.read_text(errors="replace")[3_000:7_000])
+
+
+def events(line: Line) -> list[dict]:
+    return json.loads(line.call("champion", "history", "--json").stdout)
+
+
+def champion(line: Line) -> str:
+    return json.loads(line.call("champion", "show", "--json").stdout)["run"]
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory, prefect_server: str, speeches: list[Path]) -> Line:
+    """Sixty pieces of speeches, and their first champion."""
+    line = Line(tmp_path_factory.mktemp("retrain"), prefect_server)
+    line.corpus.mkdir()
+    for i, path in enumerate(speeches[:30]):
+        text = path.read_text()
+        for half in range(2):
+            (line.corpus / f"speech-{2 * i + half:03d}.txt").write_text(text[1_000 + 4_000 * half : 5_000 + 4_000 * half])
+    line.write_recipe(**SECTIONS)
+    line.call("retrain", "recipe.yaml")
+    return line
+
+
+def test_a_scheduled_retraining_promotes_and_refuses_and_is_rolled_back(first: Line):
+    former = champion(first)
+    add_code(first.corpus)
+    served = Serve(first, "--every", "10s")
+    try:
+        wait_until(lambda: len(events(first)) == 2, 180, "the promotion")
+        assert events(first)[1]["event"] == "promoted"
+        assert champion(first) != former
+
+        def named(name: str) -> list[dict]:
+            states = {"state": {"name": {"any_": [name]}}}
+            return served.post("/flow_runs/filter", {"flow_runs": states})
+
+        assert wait_until(lambda: named("Promoted"), 30)
+        quiet = wait_until(lambda: named("Nothing new"), 60)[0]
+        assert quiet["total_run_time"] < 10
+        assert quiet["state"]["message"].startswith("0 new documents")
+        for i, path in enumerate(sorted(first.corpus.glob("*.txt"))):
+            words = path.read_text().split()
+            random.Random(i).shuffle(words)
+            path.write_text(" ".join(words))
+        wait_until(lambda: len(events(first)) == 3, 180, "the refusal")
+    finally:
+        served.stop()
+    refused = events(first)[2]
+    assert refused["event"] == "refused"
+    assert "not surely better" in refused["reason"]
+    assert champion(first) == events(first)[1]["run"]
+    first.call("champion", "rollback", "--reason", "a test")
+    assert champion(first) == former
+    assert events(first)[-1]["reason"] == "a test"
+    assert "nothing to roll back to" in first.call("champion", "rollback", code=2).stderr
+
+
+def test_a_listed_split_cannot_be_retrained(first: Line):
+    recipe = first.root / "recipe.yaml"
+    done = first.call("retrain", str(recipe), "--set", "split={validation_ids: [text/speech-000.txt]}", code=2)
+    assert "retrain needs a split by hash" in done.stderr
+
+
+def test_another_split_than_the_champions_is_refused(first: Line):
+    done = first.call("retrain", "recipe.yaml", "--set", "split.seed=1", code=2)
+    assert "the section split is not that of the champion" in done.stderr
+
+
+def test_going_on_from_the_champions_weights(first: Line):
+    started = time.monotonic()
+    add_code(first.corpus)
+    line = first.call("retrain", "recipe.yaml", "--json", "--force", "--set", "retrain.start=champion")
+    done = json.loads(line.stdout.splitlines()[-1])
+    assert done["outcome"] in ("Promoted", "Refused")
+    record = json.loads((first.store / "runs" / done["run"] / "run.json").read_text())
+    assert record["stages"]["train_model"]["stage"] == "continue_training"
+    assert record["stages"]["train_tokenizer"]["cached"]
+    assert time.monotonic() - started < 300

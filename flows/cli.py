@@ -281,6 +281,105 @@ def retrain(
             typer.echo(json.dumps({"outcome": state.name, "reason": state.message, "run": made.name if made else None}))
 
 
+@app.command()
+def show(
+    what: Annotated[
+        str | None, typer.Argument(help="A run, or the beginning of a key; the list of runs if empty.", show_default=False)
+    ] = None,
+    store: StoreFolder = DEFAULT_STORE,
+    as_json: AsJson = False,
+) -> None:
+    """List the runs and champions of a store, or show one run or one result."""
+    with _exit_codes():
+        from flows.inspect_store import all_runs, show_artifact, show_run
+        from flows.runs import find_run
+        from tasks.errors import InputError
+        from tasks.promote_model import read_champions
+        from tasks.store.store import Store
+
+        opened = Store(store)
+        if what is None:
+            names = [path.stem for path in sorted((opened.root / "champions").glob("*.json"))]
+            champions = {read_champions(opened, name).champion for name in names}
+            runs = [
+                {"run": run.name, "status": run.record["status"], "flow": run.record.get("flow", "pretrain"),
+                 "champion": run.name in champions}
+                for run in all_runs(opened)
+            ]  # fmt: skip
+            if as_json:
+                typer.echo(json.dumps(runs))
+            for row in () if as_json else runs:
+                mark = "  champion" if row["champion"] else ""
+                typer.echo(f"{row['run']:<40} {row['flow']:<10} {row['status']}{mark}")
+            return
+        try:
+            shown = show_run(find_run(opened, what), opened)
+        except InputError as error:
+            try:
+                shown = show_artifact(opened, what)
+            except InputError as other:
+                raise InputError(f"{error}; {other}") from None
+        typer.echo(json.dumps(shown, indent=None if as_json else 1))
+
+
+@app.command()
+def diff(first: RunName, second: RunName, store: StoreFolder = DEFAULT_STORE, as_json: AsJson = False) -> None:
+    """Say how the second run differs from the first: recipe, code, inputs, counts, scores."""
+    with _exit_codes():
+        from flows.inspect_store import diff_runs
+        from flows.runs import find_run
+        from tasks.store.store import Store
+
+        opened = Store(store)
+        lines = diff_runs(find_run(opened, first), find_run(opened, second), opened)
+        if as_json:
+            typer.echo(json.dumps(lines))
+        for line in () if as_json else lines or ["no difference"]:
+            typer.echo(line)
+
+
+@app.command()
+def verify(store: StoreFolder = DEFAULT_STORE) -> None:
+    """Check every result in the store against its manifest, by full hashes."""
+    with _exit_codes():
+        from flows.inspect_store import verify_store
+        from tasks.store.store import Store
+
+        faults = 0
+        for fault in verify_store(Store(store)):
+            faults += 1
+            typer.echo(fault)
+        typer.echo(f"{faults} faults" if faults else "all results are what their manifests say")
+        if faults:
+            raise typer.Exit(FAILURE_EXIT)
+
+
+@app.command()
+def gc(
+    store: StoreFolder = DEFAULT_STORE,
+    keep_runs: Annotated[int, typer.Option("--keep-runs", min=1, help="Newest runs whose results stay.")] = 10,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Free what neither recent runs nor the champions' history need; says what, and asks."""
+    with _exit_codes():
+        from flows.inspect_store import find_garbage, remove
+        from tasks.errors import InputError
+        from tasks.store.store import Store
+
+        opened = Store(store)
+        garbage = find_garbage(opened, keep_runs)
+        for item in garbage:
+            typer.echo(f"{item.bytes / 1e6:10.1f} MB  {item.path.relative_to(opened.root)}")
+        typer.echo(f"{sum(item.bytes for item in garbage) / 1e6:10.1f} MB in {len(garbage)} folders")
+        if not garbage:
+            return
+        if not yes and not sys.stdin.isatty():
+            raise InputError("nothing was removed: there is nobody to ask; give --yes")
+        if yes or typer.confirm("remove them?"):
+            remove(garbage, opened)
+            typer.echo("removed")
+
+
 champion_app = typer.Typer(
     help="The champion of a recipe: who it is, how it came to be, and the way back.", no_args_is_help=True
 )

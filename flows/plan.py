@@ -49,7 +49,8 @@ def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
         yield path, value
 
 
-def _changed(old: Any, new: Any, path: str) -> list[tuple[str, Any, Any]]:
+def changed_values(old: Any, new: Any, path: str) -> list[tuple[str, Any, Any]]:
+    """Path, old and new value of each leaf that differs between two values in JSON types."""
     before, after = dict(_leaves(old, path)), dict(_leaves(new, path))
     names = sorted(before.keys() | after.keys())
     return [(name, before.get(name), after.get(name)) for name in names if before.get(name) != after.get(name)]
@@ -60,17 +61,17 @@ def explain_change(old: dict[str, Any] | None, new: dict[str, Any]) -> str:
     if old is None:
         return "no result yet"
     reasons = []
-    for name, before, after in _changed(old["config"], new["config"], new["stage"])[:3]:
+    for name, before, after in changed_values(old["config"], new["config"], new["stage"])[:3]:
         field = name.replace("train_model.train.", "train_model.").replace("train_model.model.", "model.")
         reasons.append(f"config {field} from {before!r} to {after!r}")
-    modules = sorted(name for name, _, _ in _changed(old["code"], new["code"], ""))
+    modules = sorted(name for name, _, _ in changed_values(old["code"], new["code"], ""))
     if modules:
         reasons.append(f"code of {', '.join(name.removeprefix('.') for name in modules[:3])}")
-    for name, before, after in _changed(old["libraries"], new["libraries"], ""):
+    for name, before, after in changed_values(old["libraries"], new["libraries"], ""):
         reasons.append(f"library {name.removeprefix('.')} from {before} to {after}")
     if old.get("source") != new.get("source"):
         reasons.append(f"source: {_source_change(old.get('source'), new.get('source'))}")
-    for name, before, after in _changed(old["inputs"], new["inputs"], ""):
+    for name, before, after in changed_values(old["inputs"], new["inputs"], ""):
         if before and after:
             reasons.append(f"input {name.removeprefix('.')}")
     return "; ".join(reasons) or "its result is not in the store any more"

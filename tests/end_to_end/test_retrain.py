@@ -28,7 +28,7 @@ def add_code(folder: Path) -> None:
 
 
 def events(line: Line) -> list[dict]:
-    return json.loads(line.call("champion", "history", "--json").stdout)
+    return json.loads((line.store / "champions" / "tiny.json").read_text())["history"]
 
 
 def champion(line: Line) -> str:
@@ -73,6 +73,7 @@ def test_a_scheduled_retraining_promotes_and_refuses_and_is_rolled_back(first: L
         wait_until(lambda: len(events(first)) == 3, 180, "the refusal")
     finally:
         served.stop()
+    assert json.loads(first.call("champion", "history", "--json").stdout) == events(first)
     refused = events(first)[2]
     assert refused["event"] == "refused"
     assert "not surely better" in refused["reason"]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from prefect.states import State
     from rich.console import Console
 
     from flows.recipe import Recipe
@@ -95,7 +96,7 @@ def _open_recipe_or_run(
     recipe_file: Path, assignments: list[str] | None, machine: Path | None, store: Path
 ) -> "tuple[Recipe, Place, list[Node]]":
     """Like `_open`; a name that is no file is that of a run, whose recipe and graph are taken."""
-    from flows.runs import find_run, load_run, runs_folder
+    from flows.runs import load_run, runs_folder
     from tasks.store.store import Store
 
     opened = Store(store)
@@ -106,7 +107,7 @@ def _open_recipe_or_run(
     from flows.recipe import Recipe
     from flows.run import open_place
 
-    record = find_run(opened, str(recipe_file)).record
+    record = load_run(runs_folder(opened) / recipe_file).record
     recipe = Recipe.model_validate({**record["recipe"], "machine": record["machine"]})
     former = load_run(runs_folder(opened) / record["champion"]) if record.get("champion") else None
     nodes = retraining.graph(recipe, former) if record.get("flow") == "retrain" else graph(recipe)
@@ -123,6 +124,22 @@ def _profiled() -> Iterator[None]:
     with profiler:
         yield
     pstats.Stats(profiler, stream=sys.stderr).sort_stats("cumulative").print_stats(30)
+
+
+def _run_flow(name: str, console: "Console", parameters: dict[str, Any]) -> "tuple[State[Any], Run | None, dict[str, Outcome]]":
+    """Run a flow from this process, on a server that is there or its own, and show it in the terminal."""
+    from flows.run import display
+    from flows.server import prefect_server
+    from flows.terminal import TerminalDisplay
+
+    with prefect_server(), TerminalDisplay(console) as shown:
+        from flows import flow
+
+        token = display.set(shown)
+        try:
+            return flow.run_here(getattr(flow, name), **parameters)
+        finally:
+            display.reset(token)
 
 
 @app.command()
@@ -153,10 +170,9 @@ def run(
 
         prepare_benchmarks(recipe.evaluate_model)
         from flows.plan import plan as make_plan
-        from flows.run import cached_outcomes, display
+        from flows.run import cached_outcomes
         from flows.runs import previous_entries, start_run, unchanged_run
-        from flows.server import prefect_server
-        from flows.terminal import TerminalDisplay, stage_line
+        from flows.terminal import stage_line
         from tasks.train_model import TrainModelConfig, check_machine
 
         rows = make_plan(nodes, place.store, place.sources, previous_entries(place.store, recipe.name))
@@ -179,16 +195,8 @@ def run(
             )
             if "train_model" in waiting:
                 check_machine(TrainModelConfig(model=recipe.model, train=recipe.train_model), place.machine.training())
-            with prefect_server(), TerminalDisplay(console) as shown:
-                from flows.flow import pretrain, run_here
-
-                token = display.set(shown)
-                try:
-                    _, ran, outcomes = run_here(
-                        pretrain, recipe=recipe, store=str(place.store.root), rehash=rehash, accept=accept
-                    )
-                finally:
-                    display.reset(token)
+            given = {"recipe": recipe, "store": str(place.store.root), "rehash": rehash, "accept": accept}
+            _, ran, outcomes = _run_flow("pretrain", console, given)
             assert ran is not None
             made = ran
         _finish(made, outcomes, place, console, as_json)
@@ -262,20 +270,10 @@ def retrain(
     """Train on the text that is there now, and make the model the champion only if it is better."""
     with _exit_codes():
         from flows.recipe import load_recipe
-        from flows.run import display
-        from flows.server import prefect_server
-        from flows.terminal import TerminalDisplay
 
         recipe, console = load_recipe(recipe_file, assignments, machine), _console(as_json)
-        with prefect_server(), TerminalDisplay(console) as shown:
-            from flows.flow import retrain as flow
-            from flows.flow import run_here
-
-            token = display.set(shown)
-            try:
-                state, made, _ = run_here(flow, recipe=recipe, store=str(store.absolute()), rehash=rehash, force=force)
-            finally:
-                display.reset(token)
+        given = {"recipe": recipe, "store": str(store.absolute()), "rehash": rehash, "force": force}
+        state, made, _ = _run_flow("retrain", console, given)
         console.print(f"[bold]{state.name}[/]: {state.message}", highlight=False)
         if as_json:
             typer.echo(json.dumps({"outcome": state.name, "reason": state.message, "run": made.name if made else None}))

@@ -20,7 +20,7 @@ from flows.recipe import Recipe
 from flows.retrain import check_recipe
 from tasks.errors import InputError
 
-HEARTBEAT_SECONDS, SILENCE_SECONDS = 30, 75
+SILENCE_SECONDS = 75
 _AUTOMATION = "Runs without a heartbeat have crashed"
 
 

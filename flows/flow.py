@@ -40,6 +40,7 @@ from tasks.evaluate_model import EvaluateModelConfig
 from tasks.machine import Machine
 from tasks.progress import Progress
 from tasks.promote_model import promote_model, refuse_model
+from tasks.report import render_report
 from tasks.secrets import redact
 from tasks.stage import Node
 from tasks.store.store import Stored
@@ -94,10 +95,11 @@ def build_in_prefect(place: Place, run: Run) -> BuildNode:
     async def build_node(node: Node, inputs: dict[str, Stored]) -> Outcome:
         outcomes: list[Outcome] = []
         errors: list[BaseException] = []
+        hit = will_hit(node, inputs, place)
 
         @task(
             name=node.name,
-            task_run_name=f"{node.name} (cached)" if will_hit(node, inputs, place) else node.name,
+            task_run_name=f"{node.name} (cached)" if hit else node.name,
             retries=node.stage.retries,
             retry_delay_seconds=exponential_backoff(2),
             retry_condition_fn=_may_retry,
@@ -109,7 +111,7 @@ def build_in_prefect(place: Place, run: Run) -> BuildNode:
             artifact = _ProgressArtifact(node.name)
             following = asyncio.create_task(artifact.follow())
             try:
-                trains = node.stage in (train_model, continue_training) and not will_hit(node, inputs, place)
+                trains = node.stage in (train_model, continue_training) and not hit
                 # Where a server has a global concurrency limit of this name, trainings wait for each other.
                 slot = concurrency(ACCELERATOR, raise_on_lease_renewal_failure=False) if trains else nullcontext()
                 async with slot:
@@ -308,7 +310,7 @@ async def _settle(
     state = await settle(return_state=True)  # type: ignore
     if state.is_failed():
         return state
-    pages.render(run, place.store)
+    render_report(run.path, place.store)
     return Completed(name=name, message=f"{run.name}: {reason}")
 
 

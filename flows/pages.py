@@ -2,7 +2,6 @@
 
 import base64
 import os
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,11 +14,6 @@ from flows.server import REPORTS_VARIABLE
 from tasks.report import loss_image, read_lines, render_report, waterfall
 from tasks.store.manifest import Manifest
 from tasks.store.store import Store
-
-
-def render(run: Run, store: Store) -> Path:
-    """Write the report of a run."""
-    return render_report(run.path, store)
 
 
 def report_link(run: Run) -> str:
@@ -95,7 +89,7 @@ async def publish(run: Run, store: Store) -> None:
 
     A server that does not answer costs the page, not the run.
     """
-    render(run, store)
+    render_report(run.path, store)
     stored = {name: run.stored(store, name) for name in run.record["stages"]}
     manifests = {name: found.manifest for name, found in stored.items()}
     try:

@@ -101,16 +101,6 @@ class Served:
         """The end of what it printed."""
         return self.log_path.read_text(errors="replace")[-3000:]
 
-    def stop(self, seconds: float) -> None:
-        """End it: SIGTERM, then SIGKILL."""
-        if self.child.poll() is None:
-            self.child.terminate()
-        try:
-            self.child.wait(seconds)
-        except subprocess.TimeoutExpired:
-            self.child.kill()
-            self.child.wait()
-
 
 def _check_port(port: int) -> None:
     with socket.socket() as probe:
@@ -179,7 +169,7 @@ def _stop(served: dict[str, Served], say: Callable[[str], None]) -> None:
             child.kill()
     for name in ("worker", "server"):
         if name in served:
-            served[name].stop(10.0)
+            process.stop(served[name].child, 10.0)
 
 
 def serve(

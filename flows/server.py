@@ -75,12 +75,7 @@ def prefect_server() -> Iterator[None]:
             yield
         finally:
             os.environ.pop(API_URL, None)
-            server.terminate()
-            try:
-                server.wait(_STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                server.kill()
-                server.wait()
+            process.stop(server, _STOP_SECONDS)
 
 
 def main(port: int, runs: str | None = None) -> None:

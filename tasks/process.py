@@ -5,6 +5,7 @@ import contextlib
 import ctypes
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -68,6 +69,17 @@ def exit_on_sigterm() -> None:
         raise SystemExit(128 + number)
 
     signal.signal(signal.SIGTERM, leave)
+
+
+def stop(child: "subprocess.Popen[bytes]", seconds: float) -> None:
+    """End a child: SIGTERM, and SIGKILL if it is still there after some seconds."""
+    if child.poll() is None:
+        child.terminate()
+    try:
+        child.wait(seconds)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
 
 
 async def run_child(arguments: list[str], log: Path, poll: Callable[[], None], poll_seconds: float = 0.25) -> int:

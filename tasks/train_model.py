@@ -102,13 +102,7 @@ def _run_ranks(spec_path: Path, work: Path, machine: TrainingMachine, hang_secon
                     retryable=True,
                 )
     finally:
-        if launcher.poll() is None:
-            launcher.terminate()
-            try:
-                launcher.wait(_STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                launcher.kill()
-                launcher.wait()
+        process.stop(launcher, _STOP_SECONDS)
     error = ranks.read(error_path)
     if error:
         kind, message = error

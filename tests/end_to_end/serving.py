@@ -54,7 +54,12 @@ class Serve:
         return self.out.read_text()
 
     def post(self, path: str, body: dict[str, Any], code: int = 200) -> Any:
-        answer = httpx.post(f"http://127.0.0.1:{self.port}/api{path}", json=body, timeout=30)
+        for _ in range(5):
+            answer = httpx.post(f"http://127.0.0.1:{self.port}/api{path}", json=body, timeout=30)
+            # SQLite was locked: Prefect asks its clients to come again, and its own do.
+            if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+                break
+            time.sleep(1)
         assert answer.status_code in (code, 201), answer.text
         return answer.json()
 

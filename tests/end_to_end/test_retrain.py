@@ -66,13 +66,16 @@ def test_a_scheduled_retraining_promotes_and_refuses_and_is_rolled_back(first: L
         quiet = wait_until(lambda: named("Nothing new"), 60)[0]
         assert quiet["total_run_time"] < 10
         assert quiet["state"]["message"].startswith("0 new documents")
-        for i, path in enumerate(sorted(first.corpus.glob("*.txt"))):
-            words = path.read_text().split()
+        good = {path: path.read_text() for path in sorted(first.corpus.glob("*.txt"))}
+        for i, (path, text) in enumerate(good.items()):
+            words = text.split()
             random.Random(i).shuffle(words)
             path.write_text(" ".join(words))
         wait_until(lambda: len(events(first)) == 3, 180, "the refusal")
     finally:
         served.stop()
+    for path, text in good.items():
+        path.write_text(text)
     assert json.loads(first.call("champion", "history", "--json").stdout) == events(first)
     refused = events(first)[2]
     assert refused["event"] == "refused"

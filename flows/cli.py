@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from flows.recipe import Recipe
     from flows.run import Place
     from flows.runs import Run
+    from model.generate import Sampling
     from tasks.build import Outcome
     from tasks.stage import Node
 
@@ -506,6 +507,10 @@ def task(
     shard: Annotated[
         int | None, typer.Option("--shard", min=0, help="Build the shard at this position only, counted from 0.")
     ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Copy the files of the result, or of these shards, to a new folder."),
+    ] = None,
     profile: Annotated[bool, typer.Option("--profile", help="Print where the time goes (cProfile).")] = False,
     force: Annotated[bool, typer.Option("--force", help="Build it although its result is there.")] = False,
 ) -> None:
@@ -520,7 +525,7 @@ def task(
 
         try:
             with _profiled() if profile else nullcontext():
-                outcome = run_task(name, nodes, place, first_shards=sample, shard=shard, force=force)
+                outcome = run_task(name, nodes, place, first_shards=sample, shard=shard, force=force, out=out)
         except Exception as error:
             if pdb and not isinstance(error, InputError):
                 import pdb as debugger
@@ -538,6 +543,8 @@ def task(
             _console().print(stage_line(name, outcome), highlight=False)
             typer.echo(json.dumps(outcome.stored.manifest.metrics, indent=1))
             typer.echo(outcome.stored.out)
+        if out:
+            typer.echo(out)
 
 
 @app.command()
@@ -573,37 +580,129 @@ def report(run_name: RunName = "latest", store: StoreFolder = DEFAULT_STORE) -> 
         typer.echo(render_report(find_run(opened, run_name).path, opened))
 
 
+ModelName = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A run (latest, or the beginning or end of its name) or a Hugging Face folder.")
+]
+MaxTokens = Annotated[int, typer.Option("--tokens", min=1, help="Most tokens to write.")]
+Temperature = Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token each time.")]
+TopK = Annotated[int, typer.Option(min=0, help="Choose among this many likeliest tokens; 0 among all.")]
+TopP = Annotated[
+    float, typer.Option(help="Choose among the likeliest tokens with this probability together; above 0, at most 1.")
+]
+MinP = Annotated[float, typer.Option(min=0.0, max=1.0, help="Least share of the likeliest token's probability.")]
+Penalty = Annotated[float, typer.Option("--repetition-penalty", help="Above 1: tokens that are there already become rarer.")]
+Stop = Annotated[list[str] | None, typer.Option("--stop", metavar="TEXT", help="Stop before this text. Repeatable.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of the choice.")]
+
+
+def _sampling(**values: Any) -> "Sampling":
+    from pydantic import ValidationError
+
+    from flows.recipe import explain
+    from model.generate import Sampling
+    from tasks.errors import InputError
+
+    try:
+        return Sampling.model_validate({**values, "stop": values["stop"] or ()})
+    except ValidationError as error:
+        raise InputError(explain(error, "the options", kind=Sampling)) from None
+
+
 @app.command()
 def generate(
-    run_name: RunName,
-    prompt: Annotated[str, typer.Argument(help="Text to go on from.")] = "",
+    model: ModelName,
+    prompts: Annotated[list[str] | None, typer.Argument(metavar="[PROMPT]...", help="Texts to go on from.")] = None,
     store: StoreFolder = DEFAULT_STORE,
-    tokens: Annotated[int, typer.Option(min=1, help="Most tokens to write.")] = 100,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token each time.")] = 0.8,
-    top_k: Annotated[int, typer.Option(min=0, help="Choose among this many likeliest tokens; 0 among all.")] = 50,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the choice.")] = 0,
+    tokens: MaxTokens = 100,
+    temperature: Temperature = 0.8,
+    top_k: TopK = 50,
+    top_p: TopP = 1.0,
+    min_p: MinP = 0.0,
+    repetition_penalty: Penalty = 1.0,
+    stop: Stop = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
 ) -> None:
-    """Let the model of a run go on from a prompt."""
+    """Let a model go on from one text, or from several at once."""
     with _exit_codes():
-        from flows.runs import find_run
+        from flows.talk import load_speaker, model_folder
         from tasks.store.store import Store
 
-        opened = Store(store)
-        made = find_run(opened, run_name)
-        trained, vocabulary = made.stored(opened, "train_model"), made.stored(opened, "train_tokenizer")
-        from model.generate import generate as go_on
-        from model.train import load_model
-        from tasks.train_tokenizer import end_of_text_id, load_tokenizer
-
-        (model, _), tokenizer = load_model(trained.out), load_tokenizer(vocabulary.out)
-        pieces = go_on(
-            model, tokenizer, prompt, end_of_text=end_of_text_id(tokenizer), context_length=model.config.context_length,
-            max_tokens=tokens, temperature=temperature, top_k=top_k, seed=seed,
+        sampling = _sampling(
+            max_tokens=tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+            repetition_penalty=repetition_penalty, stop=stop, seed=seed,
         )  # fmt: skip
-        typer.echo(prompt, nl=False)
-        for piece in pieces:
-            typer.echo(piece, nl=False)
-        typer.echo()
+        speaker = load_speaker(model_folder(model, Store(store)))
+        from model.generate import complete, generate_text
+
+        texts = prompts or [""]
+        ids = [speaker.encode(text) for text in texts]
+        if len(texts) == 1 and not as_json:
+            typer.echo(texts[0], nl=False)
+            for (piece,) in generate_text(speaker.model, speaker.tokenizer, ids, sampling, speaker.ends):
+                typer.echo(piece, nl=False)
+                sys.stdout.flush()
+            typer.echo()
+            return
+        answers = complete(speaker.model, speaker.tokenizer, ids, sampling, speaker.ends)
+        if as_json:
+            typer.echo(json.dumps([{"prompt": text, "text": answer} for text, answer in zip(texts, answers, strict=True)]))
+        for text, answer in () if as_json else zip(texts, answers, strict=True):
+            typer.echo(f"{text}{answer}\n")
+
+
+@app.command()
+def chat(
+    model: ModelName,
+    store: StoreFolder = DEFAULT_STORE,
+    system: Annotated[str | None, typer.Option("--system", help="What the model is told before the conversation.")] = None,
+    tokens: MaxTokens = 200,
+    temperature: Temperature = 0.8,
+    top_k: TopK = 50,
+    top_p: TopP = 1.0,
+    min_p: MinP = 0.0,
+    repetition_penalty: Penalty = 1.0,
+    stop: Stop = None,
+    seed: Seed = 0,
+) -> None:
+    """Talk to a fine-tuned model: one line a message; Ctrl-C ends an answer, Ctrl-D the conversation."""
+    with _exit_codes():
+        from flows.talk import load_speaker, model_folder
+        from tasks.errors import InputError
+        from tasks.store.store import Store
+
+        sampling = _sampling(
+            max_tokens=tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+            repetition_penalty=repetition_penalty, stop=stop, seed=seed,
+        )  # fmt: skip
+        speaker = load_speaker(model_folder(model, Store(store)))
+        _ = speaker.template
+        messages = [{"role": "system", "content": system}] if system else []
+        while True:
+            try:
+                line = input("> " if sys.stdin.isatty() else "").strip()
+            except EOFError:
+                return
+            if not line:
+                continue
+            messages.append({"role": "user", "content": line})
+            n_before, answer = len(messages), ""
+            try:
+                for piece in speaker.answer(messages, sampling):
+                    answer += piece
+                    typer.echo(piece, nl=False)
+                    sys.stdout.flush()
+            except InputError as error:
+                typer.echo(f"error: {error}", err=True)
+                messages.pop()
+                continue
+            except KeyboardInterrupt:
+                if not sys.stdin.isatty():
+                    raise
+            typer.echo()
+            if len(messages) < n_before:
+                typer.echo("(the beginning of the conversation no longer fits and is forgotten)", err=True)
+            messages.append({"role": "assistant", "content": answer.strip() or "…"})
 
 
 @app.command()

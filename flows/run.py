@@ -1,6 +1,7 @@
 """How the graph is run: independent branches together, each stage once its inputs are there."""
 
 import asyncio
+import shutil
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -174,6 +175,7 @@ def run_task(
     first_shards: int | None = None,
     shard: int | None = None,
     force: bool = False,
+    out: Path | None = None,
 ) -> Outcome | None:
     """Build one stage in this process on finished inputs, for a debugger.
 
@@ -183,10 +185,13 @@ def run_task(
         first_shards: build only this many missing shards and publish no whole; returns None.
         shard: build only the shard at this position and publish no whole; returns None.
         force: build it although it is there.
+        out: new folder for a copy of the files, those of shard K below shards/K.
 
     Raises:
-        InputError: if the stage does not exist, or an input is not built yet.
+        InputError: if the stage does not exist, an input is not built yet, or `out` is not empty.
     """
+    if out and (out.exists() and (not out.is_dir() or any(out.iterdir()))):
+        raise InputError(f"--out {str(out)!r} is there and not an empty folder: give another one")
     order = topological(nodes)
     stages = {node.name: node for node in order}
     if name not in stages:
@@ -204,6 +209,21 @@ def run_task(
         done[node] = stored
     node = needed[-1]
     inputs = {input_name: done[upstream] for input_name, upstream in node.inputs.items()}
-    return build_here(
+    outcome = build_here(
         node, inputs, place.store, place.machine, place.sources, first_shards=first_shards, shard=shard, force=force
     )
+    if out:
+        keys = look_up(node, inputs, place.store, place.sources)[0].shard_keys
+        _copy(node, place.store, outcome, {i: key for i, key in enumerate(keys or ()) if key and shard in (None, i)}, out)
+    return outcome
+
+
+def _copy(node: Node, store: Store, outcome: Outcome | None, shard_keys: dict[int, str], out: Path) -> None:
+    """Copy the files of a result, or of those of its shards that are there."""
+    folders = {out: outcome.stored.out} if outcome and outcome.stored.manifest.shards is None else {}
+    for position, key in shard_keys.items():
+        found = store.find_whole("shards", node.stage.name, key)
+        if found:
+            folders[out / "shards" / f"{position:05d}"] = found.out
+    for target, source in folders.items():
+        shutil.copytree(source, target, dirs_exist_ok=True)

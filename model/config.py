@@ -21,10 +21,11 @@ class ModelConfig(Config):
 
     n_layers: int = Field(4, ge=1, description="Number of Transformer blocks.")
     d_model: int = Field(256, ge=8, description="Width of the residual stream, in features.")
-    n_heads: int = Field(4, ge=1, description="Number of query heads; divides d_model.")
+    n_heads: int = Field(4, ge=1, description="Number of query heads; divides d_model unless d_head is given.")
     n_kv_heads: int | None = Field(
         None, ge=1, description="Number of key and value heads (grouped-query attention); n_heads if empty."
     )
+    d_head: int | None = Field(None, ge=2, description="Features of one head; d_model / n_heads if empty. rmsnorm only.")
     d_feedforward: int | None = Field(
         None,
         ge=8,
@@ -41,13 +42,18 @@ class ModelConfig(Config):
 
     @model_validator(mode="after")
     def _shapes_fit(self) -> Self:
-        if self.d_model % self.n_heads:
+        if self.d_head and self.norm != "rmsnorm":
+            raise ValueError(
+                "d_head with norm layernorm exports to no stock transformers class: leave it out, or set norm to rmsnorm"
+            )
+        if not self.d_head and self.d_model % self.n_heads:
             raise ValueError(
                 f"d_model ({self.d_model}) must be divisible by n_heads ({self.n_heads}): "
                 f"take d_model {self.d_model // self.n_heads * self.n_heads or self.n_heads} or another n_heads"
             )
         if self.head_dim % 2:
-            raise ValueError(f"d_model / n_heads ({self.head_dim}) must be even for RoPE: change d_model or n_heads")
+            what = "d_head" if self.d_head else "d_model / n_heads"
+            raise ValueError(f"{what} ({self.head_dim}) must be even for RoPE: change it")
         if self.n_heads % self.kv_heads:
             raise ValueError(f"n_heads ({self.n_heads}) must be divisible by n_kv_heads ({self.kv_heads})")
         if self.qk_norm and (self.norm, self.feed_forward) != ("rmsnorm", "swiglu"):
@@ -60,7 +66,7 @@ class ModelConfig(Config):
     @property
     def head_dim(self) -> int:
         """Features of one head."""
-        return self.d_model // self.n_heads
+        return self.d_head or self.d_model // self.n_heads
 
     @property
     def kv_heads(self) -> int:
@@ -79,13 +85,13 @@ def flops_per_token(config: ModelConfig, vocabulary_size: int) -> int:
     """Matrix FLOPs that training spends on one token, forward and backward, without recomputation.
 
     6 for each matrix weight that multiplies (Kaplan et al. 2020, arXiv 2001.08361, section 2.1)
-    plus the causal half of the attention products: 6 x n_layers x d_model x context_length.
+    plus the causal half of the attention products: 6 x n_layers x n_heads x d_head x context_length.
     """
     matrices = 3 if config.feed_forward == "swiglu" else 2
     attention = config.d_model * config.head_dim * (2 * config.n_heads + 2 * config.kv_heads)
     block = attention + matrices * config.d_model * config.feedforward_dim
     weights = config.n_layers * block + vocabulary_size * config.d_model
-    return 6 * weights + 6 * config.n_layers * config.d_model * config.context_length
+    return 6 * weights + 6 * config.n_layers * config.n_heads * config.head_dim * config.context_length
 
 
 class TrainConfig(Config):

@@ -154,25 +154,29 @@ def _micro_batch(spec: TrainSpec) -> tuple[int, int]:
     return micro_batch, per_rank // micro_batch
 
 
-def _save_model(model: Transformer, spec: TrainSpec) -> None:
-    """Write the weights (float32) and the description; rank 0 only has files to write."""
+def save_model(model: Transformer, folder: Path, tokenizer_sha256: str) -> None:
+    """Write the weights (float32) and the description, as `load_model` reads them."""
+    weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    if model.config.tie_embeddings:
+        del weights["lm_head.weight"]
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(weights, folder / WEIGHTS)
+    description = {
+        "model": model.config.model_dump(mode="json"),
+        "vocabulary_size": model.vocabulary_size,
+        "tokenizer_sha256": tokenizer_sha256,
+    }
+    (folder / DESCRIPTION).write_text(json.dumps(description, indent=2, sort_keys=True) + "\n")
+
+
+def _save_trained(model: Transformer, spec: TrainSpec) -> None:
+    """Write the model; rank 0 only has files to write."""
     import deepspeed
 
     parameters = list(model.parameters())
     with deepspeed.zero.GatheredParameters(parameters, modifier_rank=None, enabled=spec.machine.zero_stage == 3):
-        if dist.get_rank():
-            return
-        weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    if spec.model.tie_embeddings:
-        del weights["lm_head.weight"]
-    spec.out.mkdir(parents=True, exist_ok=True)
-    save_file(weights, spec.out / WEIGHTS)
-    description = {
-        "model": spec.model.model_dump(mode="json"),
-        "vocabulary_size": spec.vocabulary_size,
-        "tokenizer_sha256": spec.tokenizer_sha256,
-    }
-    (spec.out / DESCRIPTION).write_text(json.dumps(description, indent=2, sort_keys=True) + "\n")
+        if dist.get_rank() == 0:
+            save_model(model, spec.out, spec.tokenizer_sha256)
 
 
 class _Metrics:
@@ -315,7 +319,7 @@ def train(spec: TrainSpec, progress: Callable[[int, int, str], None]) -> dict[st
             if save_now and step + 1 < config.n_steps:
                 save(step + 1)
                 last_save = time.monotonic()
-        _save_model(model, spec)
+        _save_trained(model, spec)
         if metrics:
             metrics.sync()
     speed = config.n_steps * config.tokens_per_batch / step_seconds

@@ -40,9 +40,29 @@ def rope_tables(n_positions: int, head_dim: int, theta: float) -> tuple[Tensor, 
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate `x` (B, heads, T, d) by its positions; `cos` and `sin` are (T, d)."""
+    """Rotate `x` (B, heads, T, d) by its positions; `cos` and `sin` are (T, d), or (B, 1, T, d)."""
     first, second = x.chunk(2, dim=-1)
     return x * cos.to(x.dtype) + torch.cat((-second, first), dim=-1) * sin.to(x.dtype)
+
+
+class KeyValueCache:
+    """Keys and values of the tokens that a layer has seen: two buffers (B, K, capacity, d), filled from the front."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity, self.length = capacity, 0
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Add (B, K, T, d) of T tokens; returns what there is now, (B, K, length, d) each."""
+        if self.keys is None or self.values is None:
+            batch, heads, _, features = keys.shape
+            self.keys, self.values = (keys.new_empty(batch, heads, self.capacity, features) for _ in range(2))
+        end = self.length + keys.shape[2]
+        self.keys[:, :, self.length : end] = keys
+        self.values[:, :, self.length : end] = values
+        self.length = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
 
 
 class Attention(nn.Module):
@@ -58,14 +78,26 @@ class Attention(nn.Module):
         self.q_norm = build_norm(config, self.head_dim) if config.qk_norm else nn.Identity()
         self.k_norm = build_norm(config, self.head_dim) if config.qk_norm else nn.Identity()
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """x (B, T, D) -> (B, T, D)."""
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None = None, cache: KeyValueCache | None = None
+    ) -> Tensor:
+        """x (B, T, D) -> (B, T, D).
+
+        Args:
+            cos, sin: see `apply_rope`.
+            mask: which of S keys each token attends to, bool, broadcast to (B, H, T, S); causal if None.
+            cache: keys and values of the S - T tokens before these; these are added to it.
+        """
         batch, length, _ = x.shape
         q = self.q_norm(self.q_proj(x).view(batch, length, self.n_heads, self.head_dim)).transpose(1, 2)
         k = self.k_norm(self.k_proj(x).view(batch, length, self.kv_heads, self.head_dim)).transpose(1, 2)
         v = self.v_proj(x).view(batch, length, self.kv_heads, self.head_dim).transpose(1, 2)
         q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self.kv_heads != self.n_heads)
+        if cache is not None:
+            k, v = cache.append(k, v)
+        y = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None and length > 1, enable_gqa=self.kv_heads != self.n_heads
+        )
         return self.o_proj(y.transpose(1, 2).reshape(batch, length, -1))
 
 
@@ -106,9 +138,11 @@ class Block(nn.Module):
         self.feed_forward_norm = build_norm(config, config.d_model)
         self.feed_forward = SwiGLU(config) if config.feed_forward == "swiglu" else GELU(config)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """x (B, T, D) -> (B, T, D)."""
-        x = x + self.attention(self.attention_norm(x), cos, sin)
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None = None, cache: KeyValueCache | None = None
+    ) -> Tensor:
+        """x (B, T, D) -> (B, T, D); the rest as in `Attention`."""
+        x = x + self.attention(self.attention_norm(x), cos, sin, mask, cache)
         return x + self.feed_forward(self.feed_forward_norm(x))
 
 
@@ -160,9 +194,13 @@ class Transformer(nn.Module):
         self.lm_head = nn.Linear(config.d_model, vocabulary_size, bias=False)
         if config.tie_embeddings:
             self.lm_head.weight = self.embedding.weight
-        cos, sin = rope_tables(config.context_length, config.head_dim, config.rope_theta)
         self.cos: Tensor
         self.sin: Tensor
+        self.fill_tables()
+
+    def fill_tables(self) -> None:
+        """Compute the tables of RoPE, which are not part of the weights."""
+        cos, sin = rope_tables(self.config.context_length, self.config.head_dim, self.config.rope_theta)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
@@ -185,18 +223,33 @@ class Transformer(nn.Module):
             else:
                 parameter.normal_(0.0, parameter.shape[1] ** -0.5, generator=generator)
 
-    def hidden_states(self, tokens: Tensor) -> Tensor:
-        """Token ids (B, T), T at most the context length -> normed states (B, T, D)."""
+    def hidden_states(
+        self,
+        tokens: Tensor,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+        caches: list[KeyValueCache] | None = None,
+    ) -> Tensor:
+        """Token ids (B, T) -> normed states (B, T, D).
+
+        Args:
+            positions: position of each token, int64 (B, T), below the context length; 0 to T - 1 if None.
+            mask: see `Attention`.
+            caches: one for each block; only with `positions`, and with a mask unless T is 1 or they are empty.
+        """
         length = tokens.shape[1]
         if length > self.config.context_length:
             raise ValueError(f"{length} tokens do not fit into the context length {self.config.context_length}")
-        cos, sin = self.cos[:length], self.sin[:length]
+        if positions is None:
+            cos, sin = self.cos[:length], self.sin[:length]
+        else:
+            cos, sin = self.cos[positions][:, None], self.sin[positions][:, None]
         x = self.embedding(tokens)
-        for block in self.blocks:
+        for i, block in enumerate(self.blocks):
             if self.activation_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, cos, sin, use_reentrant=False)
+                x = checkpoint(block, x, cos, sin, mask, use_reentrant=False)
             else:
-                x = block(x, cos, sin)
+                x = block(x, cos, sin, mask, caches[i] if caches else None)
         return self.norm(x)
 
     def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:

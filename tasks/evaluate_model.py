@@ -121,15 +121,20 @@ def _benchmarks(
 
 def _samples(model: Any, tokenizer: Any, device: str) -> list[dict[str, str]]:
     """What the model writes after some prompts, with a fixed seed."""
-    from model.generate import generate
+    import torch
+    import transformers
 
     written = []
+    length = min(100, model.config.max_position_embeddings // 2)
     for seed, prompt in enumerate(_PROMPTS):
-        pieces = generate(
-            lambda tokens: model(tokens.to(device)).logits, tokenizer.backend_tokenizer, prompt,
-            end_of_text=tokenizer.eos_token_id, context_length=model.config.max_position_embeddings, max_tokens=100, seed=seed,
-        )  # fmt: skip
-        written.append({"prompt": prompt, "text": "".join(pieces)})
+        ids = [tokenizer.eos_token_id, *tokenizer(prompt, add_special_tokens=False)["input_ids"]]
+        transformers.set_seed(seed)
+        tokens = torch.tensor([ids], device=device)
+        written_ids = model.generate(
+            tokens, attention_mask=torch.ones_like(tokens), do_sample=True, temperature=0.8, top_k=50, max_new_tokens=length,
+            pad_token_id=tokenizer.eos_token_id,
+        )[0, len(ids) :]  # fmt: skip
+        written.append({"prompt": prompt, "text": tokenizer.decode(written_ids, skip_special_tokens=True)})
     return written
 
 

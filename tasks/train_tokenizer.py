@@ -10,6 +10,7 @@ from pydantic import Field
 
 from model.base_config import Config
 from tasks.documents.files import DOCUMENTS, SELECTION, document_digest, read_table
+from tasks.errors import InputError
 from tasks.stage import Artifact, Metrics, stage
 
 if TYPE_CHECKING:
@@ -55,11 +56,22 @@ def load_tokenizer(folder: Path) -> "Tokenizer":
     return tokenizer
 
 
+def end_of_text(tokenizer: "Tokenizer") -> str:
+    """The special token that ends a text.
+
+    Raises:
+        InputError: if the tokenizer has none.
+    """
+    for name in (END_OF_TEXT, "<|end_of_text|>", "</s>"):
+        if tokenizer.token_to_id(name) is not None:
+            return name
+    raise InputError(f"the tokenizer has none of {END_OF_TEXT}, <|end_of_text|> and </s>: take one that has")
+
+
 def end_of_text_id(tokenizer: "Tokenizer") -> int:
-    """Id of the one special token."""
-    found = tokenizer.token_to_id(END_OF_TEXT)
-    if found is None:
-        raise ValueError(f"the tokenizer has no {END_OF_TEXT}: it is not one of scratchlm")
+    """Id of `end_of_text`."""
+    found = tokenizer.token_to_id(end_of_text(tokenizer))
+    assert found is not None
     return found
 
 

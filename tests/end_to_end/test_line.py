@@ -148,6 +148,16 @@ def test_task_runs_one_stage_here(line: Line):
     assert '"kept"' in done.stdout
 
 
+def test_task_copies_what_it_made(line: Line, tmp_path: Path):
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    line.call("task", "train_tokenizer", "recipe.yaml", "--out", str(whole))
+    built = Path(line.first["artifacts"]["train_tokenizer"]["path"])
+    assert (whole / "tokenizer.json").read_bytes() == (built / "tokenizer.json").read_bytes()
+    line.call("task", "clean", "recipe.yaml", "--shard", "1", "--out", str(part))
+    assert [path.name for path in (part / "shards").iterdir()] == ["00001"]
+    assert "not an empty folder" in line.call("task", "clean", "recipe.yaml", "--out", str(part), code=2).stderr
+
+
 def test_task_trains_in_one_process_to_the_same_bytes(line: Line):
     digest = line.first["artifacts"]["train_model"]["digest"]
     done = line.call("task", "train_model", "recipe.yaml", "--force")

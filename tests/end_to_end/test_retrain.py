@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import time
 from pathlib import Path
 
 import pytest
@@ -98,13 +97,32 @@ def test_another_split_than_the_champions_is_refused(first: Line):
     assert "the section split is not that of the champion" in done.stderr
 
 
-def test_going_on_from_the_champions_weights(first: Line):
-    started = time.monotonic()
+def test_going_on_from_the_champions_weights_once_a_person_approves(first: Line):
     add_code(first.corpus)
-    line = first.call("retrain", "recipe.yaml", "--json", "--force", "--set", "retrain.start=champion")
-    done = json.loads(line.stdout.splitlines()[-1])
-    assert done["outcome"] in ("Promoted", "Refused")
-    record = json.loads((first.store / "runs" / done["run"] / "run.json").read_text())
+    before = champion(first)
+    served = Serve(first)
+    try:
+        secret = served.get("/block_types/slug/secret")["id"]
+        schema = served.post("/block_schemas/filter", {"block_schemas": {"block_type_id": {"any_": [secret]}}})[0]["id"]
+        block = {"name": "hub-token", "data": {"value": "canary-block"}, "block_type_id": secret, "block_schema_id": schema}
+        served.post("/block_documents/", block)
+        deployment = served.deployment("retrain/tiny")
+        recipe = {**deployment["parameters"]["recipe"], "retrain": {"start": "champion", "approval": True}}
+        parameters = {**deployment["parameters"], "recipe": recipe, "force": True, "secrets": {"HF_TOKEN": "hub-token"}}
+        run = served.post(f"/deployments/{deployment['id']}/create_flow_run", {"parameters": parameters})["id"]
+        paused = wait_until(lambda: next((s for s in [served.state(run)] if s["type"] == "PAUSED"), None), 180, "the question")
+        asked = f"/flow_runs/{run}/input/{paused['state_details']['run_input_keyset']['description']}"
+        wait_until(lambda: "bits per byte" in served.get(asked), 30, "the comparison")
+        assert champion(first) == before
+        served.post(f"/flow_runs/{run}/resume", {"run_input": {"approve": True, "reason": "reads well"}})
+        state = served.end(run)
+    finally:
+        served.stop()
+    assert state["name"] == "Promoted"
+    assert events(first)[-1]["by"] == "a person in the Prefect UI"
+    assert "reads well" in events(first)[-1]["reason"]
+    record = json.loads((first.store / "runs" / champion(first) / "run.json").read_text())
     assert record["stages"]["train_model"]["stage"] == "continue_training"
     assert record["stages"]["train_tokenizer"]["cached"]
-    assert time.monotonic() - started < 300
+    kept = [path for path in first.store.rglob("*") if path.is_file() and not path.is_symlink()]
+    assert not any(b"canary-block" in path.read_bytes() for path in kept)

@@ -3,12 +3,10 @@
 from pathlib import Path
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.tokens import open_tokens
-from tasks.documents.files import DOCUMENTS_SCHEMA, SELECTION_SCHEMA, write_table
 from tasks.stage import Artifact, Shard
 from tasks.tokenize import TokenizeConfig, tokenize
 from tasks.train_tokenizer import (
@@ -18,27 +16,7 @@ from tasks.train_tokenizer import (
     load_tokenizer,
     train_tokenizer,
 )
-
-
-def write(folder: Path, texts: list[str], sides: list[str] | None = None) -> tuple[Artifact, Artifact]:
-    names = [f"s/{i}" for i in range(len(texts))]
-    rows = [{"id": name, "text": text, "source": "s", "metadata": "{}"} for name, text in zip(names, texts, strict=True)]
-    write_table(folder / "documents" / "documents.parquet", rows, DOCUMENTS_SCHEMA)
-    chosen = sides or ["train"] * len(texts)
-    selected = [{"id": name, "side": side, "reason": None} for name, side in zip(names, chosen, strict=True)]
-    write_table(folder / "selection" / "selection.parquet", selected, SELECTION_SCHEMA)
-    return Artifact(folder, (folder / "documents",)), Artifact(folder, (folder / "selection",))
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory, speeches: list[Path]) -> Artifact:
-    """A tokenizer of 600 entries from real prose."""
-    folder = tmp_path_factory.mktemp("tokenizer")
-    documents, selection = write(folder, [path.read_text()[:20_000] for path in speeches[::40]])
-    out = folder / "out"
-    metrics = train_tokenizer.fn(TrainTokenizerConfig(vocabulary_size=600), documents=documents, selection=selection, out=out)
-    assert metrics["vocabulary_size"] == 600
-    return Artifact(out)
+from tests.tasks.conftest import write
 
 
 @given(st.text() | st.lists(st.sampled_from([END_OF_TEXT, "<|", "a", " ", "\n", "é", "𝄞", "1234"])).map("".join))

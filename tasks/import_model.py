@@ -1,0 +1,60 @@
+"""import_model: a Hugging Face folder as a model and a tokenizer of ours, the inverse of export_model."""
+
+import json
+import shutil
+from pathlib import Path
+
+from model.base_config import Config
+from tasks.errors import InputError
+from tasks.hugging_face import load_hugging_face_folder
+from tasks.stage import Artifact, Metrics, stage
+from tasks.train_tokenizer import TOKEN_BYTES, TOKENIZER, end_of_text_id, load_tokenizer, tokenizer_sha256
+
+
+class ImportModelConfig(Config):
+    """Nothing to choose: config.json says it all."""
+
+
+def bytes_of_tokens(folder: Path, vocabulary_size: int) -> list[int]:
+    """Bytes of text that each id stands for; 0 for special tokens and for rows of the embedding without a token.
+
+    Raises:
+        InputError: if the tokenizer is not byte-level BPE.
+    """
+    saved = json.loads((folder / TOKENIZER).read_text())
+    decoders = saved.get("decoder") or {}
+    kinds = {decoders.get("type"), *(part.get("type") for part in decoders.get("decoders", ()))}
+    if saved["model"]["type"] != "BPE" or "ByteLevel" not in kinds:
+        raise InputError(
+            f"{folder / TOKENIZER} is no byte-level BPE tokenizer, as those of Llama 3 and Qwen are: take another model"
+        )
+    sizes = [0] * vocabulary_size
+    for token, number in saved["model"]["vocab"].items():
+        # In a byte-level vocabulary each character of an entry stands for one byte.
+        sizes[number] = len(token)
+    for added in saved.get("added_tokens", ()):
+        sizes[added["id"]] = 0 if added["special"] else len(added["content"].encode())
+    return sizes
+
+
+@stage(libraries=("torch", "tokenizers", "safetensors"))
+def import_model(config: ImportModelConfig, folder: Artifact, out: Path) -> Metrics:
+    """Write model.safetensors (float32), model.json, tokenizer.json and token_bytes.json.
+
+    Args:
+        folder: result of snapshot_model.
+
+    Raises:
+        InputError: if model or tokenizer cannot be ours.
+    """
+    from model.train import save_model
+    from model.transformer import count_parameters
+
+    model = load_hugging_face_folder(folder.path)
+    sizes = bytes_of_tokens(folder.path, model.vocabulary_size)
+    tokenizer = load_tokenizer(folder.path)
+    end_of_text_id(tokenizer)
+    shutil.copyfile(folder.path / TOKENIZER, out / TOKENIZER)
+    (out / TOKEN_BYTES).write_text(json.dumps(sizes))
+    save_model(model, out, tokenizer_sha256(folder.path))
+    return {"parameters": count_parameters(model), "vocabulary_size": model.vocabulary_size}

@@ -2,14 +2,15 @@
 
     python benchmarks/retraining.py --text FOLDER [--share 0.05] [--store DIR]
 
-FOLDER holds .txt, .jsonl (also .gz, .zst) or .parquet files of 100 MB or more. They are linked
-into a working folder; the files that come last by name and are at least SHARE of the bytes are
-left out at first, then added. BPE training is not counted: retraining keeps the tokenizer.
+FOLDER holds .txt, .jsonl (also .gz, .zst) or .parquet files of 100 MB or more. They are copied
+into a working folder in an order by the hash of their names, so that the last are like the rest;
+the last, at least SHARE of the bytes, are left out at first, then added. BPE training is not counted: retraining keeps the tokenizer.
 CPU-seconds are those of the stages' processes, start-up included.
 """
 
 import argparse
 import asyncio
+import hashlib
 import os
 import resource
 import shutil
@@ -50,7 +51,8 @@ def main() -> None:
     options.add_argument("--shard-bytes", type=int, default=4_000_000, help="ingest.shard_bytes")
     options.add_argument("--store", type=Path, help="folder for results; a temporary one if empty")
     given = options.parse_args()
-    files = sorted(path for path in given.text.rglob("*") if path.is_file())
+    files = [path for path in given.text.rglob("*") if path.is_file()]
+    files.sort(key=lambda path: hashlib.sha256(path.name.encode()).hexdigest())
     total = sum(path.stat().st_size for path in files)
     new: list[Path] = []
     while sum(path.stat().st_size for path in new) < given.share * total:
@@ -66,12 +68,12 @@ def main() -> None:
                 "split": {"validation_fraction": 0.02},
             }
         )
-        shutil.copytree(given.text, text)
-        for path in new:
-            (text / path.relative_to(given.text)).unlink()
+        text.mkdir()
+        for i, path in enumerate(files):
+            shutil.copyfile(path, text / f"{i:06d}-{path.name}")
         outcomes, first = prepare(recipe, store, None)
-        for path in new:
-            shutil.copyfile(path, text / path.relative_to(given.text))
+        for i, path in enumerate(new, len(files)):
+            shutil.copyfile(path, text / f"{i:06d}-{path.name}")
         kept = train_tokenizer.result(outcomes["train_tokenizer"].stored.manifest.key, "train_tokenizer")
         _, again = prepare(recipe, store, kept)
     share = sum(path.stat().st_size for path in new) / total

@@ -40,6 +40,7 @@ from tasks.store.manifest import OUT, Manifest, ShardRecord
 from tasks.store.sources import SourceDigests
 from tasks.store.store import BrokenArtifact, Store, Stored
 
+_SMALL_BYTES, _POOL_SECONDS = 4_000_000, 4.0
 _LOCK_POLL_SECONDS = 0.2
 
 
@@ -201,15 +202,28 @@ def _initialize_worker(parent: int) -> None:
     process.die_with_parent(parent)
 
 
+def _is_small(spec: _Spec, stage: Stage, position: int) -> bool:
+    folders = [spec.inputs[name].shards[position] for name in stage.shard_inputs]
+    return sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file()) < _SMALL_BYTES
+
+
 def _build_shards(spec: _Spec, stage: Stage, positions: list[int]) -> int:
-    """Build the shards at `positions`, in a pool if there are workers for it; returns how many were built."""
+    """Build the shards at `positions`, in a pool if there are workers for it; returns how many were built.
+
+    Small shards are built here for the first seconds, which a pool of workers needs for its imports.
+    """
     assert spec.shard_keys is not None
-    workers = min(len(positions), Machine.model_validate(spec.machine).n_workers)
     total, built = len(spec.shard_keys), 0
     finished = total - len(positions)
     progress(finished, total, "shards")
+    workers = 1 if process.in_process else min(len(positions), Machine.model_validate(spec.machine).n_workers)
+    deadline = time.perf_counter() + _POOL_SECONDS
+    while workers > 1 and positions and time.perf_counter() < deadline and _is_small(spec, stage, positions[0]):
+        built += _build_shard(_ShardJob(spec=spec, position=positions[0]))
+        positions, finished = positions[1:], finished + 1
+        progress(finished, total, "shards")
     with ExitStack() as stack:
-        if workers <= 1 or process.in_process:
+        if workers <= 1 or len(positions) <= 1:
             results = (_build_shard(_ShardJob(spec=spec, position=position)) for position in positions)
         else:
             pool = concurrent.futures.ProcessPoolExecutor(

@@ -99,7 +99,8 @@ def normalized(source: str) -> str:
     return ast.dump(_Normalizer().visit(ast.parse(source)))
 
 
-def imported_modules(source: str, module: str, *, is_package: bool = False) -> set[str]:
+@cache
+def imported_modules(source: str, module: str, *, is_package: bool = False) -> frozenset[str]:
     """Names of all modules that `source` may import, also inside functions; relative names are resolved."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(source)):
@@ -113,7 +114,7 @@ def imported_modules(source: str, module: str, *, is_package: bool = False) -> s
                 base = ".".join([*parents, base] if base else parents)
             names.add(base)
             names.update(f"{base}.{alias.name}" for alias in node.names)
-    return names
+    return frozenset(names)
 
 
 @cache

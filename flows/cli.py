@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from prefect.states import State
     from rich.console import Console
 
-    from flows.recipe import Recipe
+    from flows.recipe import AnyRecipe
     from flows.run import Place
     from flows.runs import Run
     from model.generate import Sampling
@@ -83,19 +83,25 @@ def _exit_codes() -> Iterator[None]:
 
 def _open(
     recipe_file: Path, assignments: list[str] | None, machine: Path | None, store: Path, rehash: bool
-) -> "tuple[Recipe, Place, list[Node]]":
-    from flows.pretrain import graph
-    from flows.recipe import load_recipe
+) -> "tuple[AnyRecipe, Place, list[Node]]":
+    from flows.recipe import load_any_recipe
     from flows.run import open_place
 
-    recipe = load_recipe(recipe_file, assignments, machine)
+    recipe = load_any_recipe(recipe_file, assignments, machine)
     place = open_place(recipe, store, rehash=rehash)
-    return recipe, place, graph(recipe)
+    return recipe, place, _graph(recipe, place)
+
+
+def _graph(recipe: "AnyRecipe", place: "Place") -> "list[Node]":
+    from flows import finetune, pretrain
+    from flows.recipe import Recipe
+
+    return pretrain.graph(recipe) if isinstance(recipe, Recipe) else finetune.graph(recipe, place.store)
 
 
 def _open_recipe_or_run(
     recipe_file: Path, assignments: list[str] | None, machine: Path | None, store: Path
-) -> "tuple[Recipe, Place, list[Node]]":
+) -> "tuple[AnyRecipe, Place, list[Node]]":
     """Like `_open`; a name that is no file is that of a run, whose recipe and graph are taken."""
     from flows.runs import load_run, runs_folder
     from tasks.store.store import Store
@@ -104,15 +110,17 @@ def _open_recipe_or_run(
     if recipe_file.exists() or not (runs_folder(opened) / recipe_file / "run.json").is_file():
         return _open(recipe_file, assignments, machine, store, False)
     from flows import retrain as retraining
-    from flows.pretrain import graph
-    from flows.recipe import Recipe
+    from flows.recipe import FinetuneRecipe, Recipe
     from flows.run import open_place
 
     record = load_run(runs_folder(opened) / recipe_file).record
-    recipe = Recipe.model_validate({**record["recipe"], "machine": record["machine"]})
+    kind: type[AnyRecipe] = FinetuneRecipe if record.get("flow") == "finetune" else Recipe
+    recipe = kind.model_validate({**record["recipe"], "machine": record["machine"]})
+    place = open_place(recipe, store)
     former = load_run(runs_folder(opened) / record["champion"]) if record.get("champion") else None
-    nodes = retraining.graph(recipe, former) if record.get("flow") == "retrain" else graph(recipe)
-    return recipe, open_place(recipe, store), nodes
+    if isinstance(recipe, Recipe) and record.get("flow") == "retrain":
+        return recipe, place, retraining.graph(recipe, former)
+    return recipe, place, _graph(recipe, place)
 
 
 @contextmanager
@@ -143,6 +151,12 @@ def _run_flow(name: str, console: "Console", parameters: dict[str, Any]) -> "tup
             display.reset(token)
 
 
+Accept = Annotated[
+    list[str] | None,
+    typer.Option("--accept", metavar="STAGE", help="Take its earlier result although code or libraries changed. Repeatable."),
+]
+
+
 @app.command()
 def run(
     recipe_file: RecipeFile,
@@ -150,84 +164,118 @@ def run(
     machine: MachineFile = None,
     store: StoreFolder = DEFAULT_STORE,
     rehash: Rehash = False,
-    accept: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--accept", metavar="STAGE", help="Take its earlier result although code or libraries changed. Repeatable."
-        ),
-    ] = None,
+    accept: Accept = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a recipe: raw text to a benchmarked model. What is still valid is not computed again."""
     with _exit_codes():
-        recipe, place, nodes = _open(recipe_file, assignments, machine, store, rehash)
-        console = _console(as_json)
-        from tasks.benchmarks import prepare_benchmarks
+        from flows.recipe import load_recipe
+
+        load_recipe(recipe_file, assignments, machine)
+        _run_recipe("pretrain", recipe_file, assignments, machine, store, rehash, accept, as_json)
+
+
+@app.command()
+def finetune(
+    recipe_file: RecipeFile,
+    assignments: Assignments = None,
+    machine: MachineFile = None,
+    store: StoreFolder = DEFAULT_STORE,
+    rehash: Rehash = False,
+    accept: Accept = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a base model answer: conversations to a tuned model, compared with its base."""
+    with _exit_codes():
+        from flows.recipe import FinetuneRecipe, load_any_recipe
         from tasks.errors import InputError
 
-        unknown = sorted(set(accept or ()) - {node.name for node in nodes})
-        if unknown:
-            raise InputError(f"--accept {unknown[0]}: there is no such stage: stages are {', '.join(n.name for n in nodes)}")
-
-        prepare_benchmarks(recipe.evaluate_model)
-        from flows.plan import plan as make_plan
-        from flows.run import cached_outcomes
-        from flows.runs import previous_entries, start_run, unchanged_run
-        from flows.terminal import stage_line
-        from tasks.train_model import TrainModelConfig, check_machine
-
-        rows = make_plan(nodes, place.store, place.sources, previous_entries(place.store, recipe.name))
-        waiting = [row.stage for row in rows if row.state != "cached"]
-        outcomes = None
-        if not waiting and not os.environ.get("PREFECT_API_URL"):
-            outcomes = cached_outcomes(nodes, place)
-        if outcomes is not None:
-            known = unchanged_run(place.store, recipe, outcomes)
-            made = known or start_run(place.store, recipe)
-            for stage, outcome in outcomes.items():
-                console.print(stage_line(stage, outcome), highlight=False)
-                if not known:
-                    made.note(stage, outcome)
-            if not known:
-                made.end("completed")
-        else:
-            console.print(
-                f"[bold]{recipe.name}[/]: {len(rows) - len(waiting)} of {len(rows)} stages are cached", highlight=False
+        if not isinstance(load_any_recipe(recipe_file, assignments, machine), FinetuneRecipe):
+            raise InputError(
+                f"{recipe_file} has no base, so it is a recipe for training from scratch: use `scratchlm run`, or add base"
             )
-            if "train_model" in waiting:
-                check_machine(TrainModelConfig(model=recipe.model, train=recipe.train_model), place.machine.training())
-            given = {"recipe": recipe, "store": str(place.store.root), "rehash": rehash, "accept": accept}
-            _, ran, outcomes = _run_flow("pretrain", console, given)
-            assert ran is not None
-            made = ran
-        _finish(made, outcomes, place, console, as_json)
+        _run_recipe("finetune", recipe_file, assignments, machine, store, rehash, accept, as_json)
+
+
+def _run_recipe(
+    flow: str, recipe_file: Path, assignments: list[str] | None, machine: Path | None, store: Path, rehash: bool,
+    accept: list[str] | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Run a recipe by its flow, or show the earlier run if nothing at all changed."""
+    recipe, place, nodes = _open(recipe_file, assignments, machine, store, rehash)
+    console = _console(as_json)
+    from flows.recipe import Recipe
+    from tasks.benchmarks import prepare_benchmarks
+    from tasks.errors import InputError
+
+    unknown = sorted(set(accept or ()) - {node.name for node in nodes})
+    if unknown:
+        raise InputError(f"--accept {unknown[0]}: there is no such stage: stages are {', '.join(n.name for n in nodes)}")
+
+    prepare_benchmarks(recipe.evaluate_model)
+    from flows.plan import plan as make_plan
+    from flows.run import cached_outcomes
+    from flows.runs import previous_entries, start_run, unchanged_run
+    from flows.terminal import stage_line
+    from tasks.train_model import TrainModelConfig, check_machine
+
+    rows = make_plan(nodes, place.store, place.sources, previous_entries(place.store, recipe.name))
+    waiting = [row.stage for row in rows if row.state != "cached"]
+    outcomes = None
+    if not waiting and not os.environ.get("PREFECT_API_URL"):
+        outcomes = cached_outcomes(nodes, place)
+    if outcomes is not None:
+        known = unchanged_run(place.store, recipe, outcomes, flow)
+        made = known or start_run(place.store, recipe, flow)
+        for stage, outcome in outcomes.items():
+            console.print(stage_line(stage, outcome), highlight=False)
+            if not known:
+                made.note(stage, outcome)
+        if not known:
+            made.end("completed")
+    else:
+        console.print(f"[bold]{recipe.name}[/]: {len(rows) - len(waiting)} of {len(rows)} stages are cached", highlight=False)
+        if "train_model" in waiting and isinstance(recipe, Recipe):
+            check_machine(TrainModelConfig(model=recipe.model, train=recipe.train_model), place.machine.training())
+        given = {"recipe": recipe, "store": str(place.store.root), "rehash": rehash, "accept": accept}
+        _, ran, outcomes = _run_flow(flow, console, given)
+        assert ran is not None
+        made = ran
+    _finish(made, outcomes, place, console, as_json)
 
 
 def _finish(made: "Run", outcomes: "dict[str, Outcome]", place: "Place", console: "Console", as_json: bool) -> None:
     """Render the report, print scores and its path, and the line of JSON."""
     from flows.runs import REPORT
-    from flows.terminal import score_table
+    from flows.terminal import answers_table, score_table
 
     report = made.path / REPORT
     if not report.is_file():
         from tasks.report import render_report
 
         report = render_report(made.path, place.store)
-    evaluation = outcomes["evaluate_model"].stored.manifest.metrics
-    held_out = outcomes["evaluate_held_out"].stored.manifest.metrics
-    training = outcomes["train_model"].stored.manifest.metrics
     console.print()
-    console.print(score_table(evaluation))
-    console.print(
-        f"\nheld-out bits per byte [bold]{held_out['bits_per_byte']:.4f}[/] "
-        f"({held_out['documents']} documents), {training['step_seconds']:.0f} seconds of training steps",
-        highlight=False,
-    )
+    console.print(score_table(outcomes["evaluate_model"].stored.manifest.metrics))
+    training = outcomes[_trained(outcomes)].stored.manifest.metrics
+    seconds = f"{training['step_seconds']:.0f} seconds of training steps"
+    if "compare_answers" in outcomes:
+        console.print(answers_table(outcomes["compare_answers"].stored.manifest.metrics))
+        console.print(f"\n{seconds}", highlight=False)
+    else:
+        held_out = outcomes["evaluate_held_out"].stored.manifest.metrics
+        console.print(
+            f"\nheld-out bits per byte [bold]{held_out['bits_per_byte']:.4f}[/] ({held_out['documents']} documents), {seconds}",
+            highlight=False,
+        )
     console.print(f"run    {made.name}", highlight=False)
     console.print(f"model  {outcomes['export_model'].stored.out}", highlight=False)
     console.print(f"report {report}", highlight=False)
     if as_json:
         typer.echo(json.dumps(_summary(made, outcomes, report)))
+
+
+def _trained(outcomes: "dict[str, Outcome]") -> str:
+    return "finetune_model" if "finetune_model" in outcomes else "train_model"
 
 
 def _summary(made: "Run", outcomes: "dict[str, Outcome]", report: Path) -> dict[str, Any]:
@@ -241,19 +289,24 @@ def _summary(made: "Run", outcomes: "dict[str, Outcome]", report: Path) -> dict[
         }
         for stage, outcome in outcomes.items()
     }
-    training = outcomes["train_model"].stored.manifest.metrics
+    trained = outcomes[_trained(outcomes)]
+    training = trained.stored.manifest.metrics
     evaluation = outcomes["evaluate_model"].stored.manifest.metrics
+    if "compare_answers" in outcomes:
+        measured: dict[str, Any] = {"answers": outcomes["compare_answers"].stored.manifest.metrics["groups"]}
+    else:
+        measured = {"bits_per_byte": outcomes["evaluate_held_out"].stored.manifest.metrics["bits_per_byte"]}
     return {
         "run": made.name,
         "artifacts": artifacts,
         "results": {
-            "bits_per_byte": outcomes["evaluate_held_out"].stored.manifest.metrics["bits_per_byte"],
+            **measured,
             "step_seconds": training["step_seconds"],
             "tokens": training["tokens"],
             "parameters": training["parameters"],
             "benchmarks": evaluation["benchmarks"],
         },
-        "resumed_from_step": None if outcomes["train_model"].cached else training["resumed_from_step"],
+        "resumed_from_step": None if trained.cached else training["resumed_from_step"],
         "report": str(report),
     }
 
@@ -457,11 +510,11 @@ def serve(
 ) -> None:
     """Start a Prefect server with UI, the deployments of these recipes, and a worker, on this computer."""
     with _exit_codes():
-        from flows.recipe import load_recipe
+        from flows.recipe import load_any_recipe
         from flows.serve import make_schedule
         from flows.serve import serve as serve_until_stopped
 
-        recipes = [load_recipe(path) for path in recipe_files]
+        recipes = [load_any_recipe(path) for path in recipe_files]
         console = _console()
         schedule = partial(make_schedule, cron, every, rrule, timezone)
         serve_until_stopped(recipes, store, port, schedule, lambda line: console.print(line, highlight=False))

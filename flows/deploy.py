@@ -15,8 +15,8 @@ from prefect.exceptions import ObjectAlreadyExists
 from prefect.schedules import Schedule
 from prefect.states import StateType
 
-from flows.flow import evaluate, pretrain, retrain
-from flows.recipe import Recipe
+from flows.flow import evaluate, finetune, pretrain, retrain
+from flows.recipe import AnyRecipe, Recipe
 from flows.retrain import check_recipe
 from tasks.errors import InputError
 
@@ -69,7 +69,7 @@ async def create_automation() -> None:
             await client.create_automation(automation)
 
 
-async def create_deployments(recipes: list[Recipe], store: Path, pool: str, schedule: Schedule | None) -> list[str]:
+async def create_deployments(recipes: list[AnyRecipe], store: Path, pool: str, schedule: Schedule | None) -> list[str]:
     """Deployments of every recipe; returns their names.
 
     A schedule is for retrain; without one, what was set in the UI stays.
@@ -91,6 +91,9 @@ async def create_deployments(recipes: list[Recipe], store: Path, pool: str, sche
     fault = None
     for recipe in recipes:
         given = {"recipe": recipe.model_dump(mode="json", exclude_unset=True), **at}
+        if not isinstance(recipe, Recipe):
+            await deploy(finetune, recipe.name, given)
+            continue
         await deploy(pretrain, recipe.name, given)
         try:
             check_recipe(recipe)

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from flows.recipe import Recipe
+from flows.recipe import FinetuneRecipe, Recipe
 from tasks.errors import InputError
 
 
@@ -65,15 +65,18 @@ def _default(value: Any) -> str:
 
 
 def list_fields(section: str | None) -> list[FieldHelp]:
-    """The fields of one section of a recipe, or of all.
+    """The fields of one section of a recipe, or of all; those of fine-tuning alone come last.
 
     Raises:
         InputError: if there is no such section.
     """
     found = list(_fields(Recipe, ""))
+    found += [
+        field for field in _fields(FinetuneRecipe, "") if field.name.split(".")[0].split("[")[0] not in Recipe.model_fields
+    ]
     if section is None:
         return found
-    chosen = [field for field in found if field.name.split(".")[0].split("[")[0] == section]
-    if not chosen and section not in Recipe.model_fields:
-        raise InputError(f"a recipe has no section {section!r}: sections are {', '.join(Recipe.model_fields)}")
-    return chosen
+    sections = list(dict.fromkeys([*Recipe.model_fields, *FinetuneRecipe.model_fields]))
+    if section not in sections:
+        raise InputError(f"a recipe has no section {section!r}: sections are {', '.join(sections)}")
+    return [field for field in found if field.name.split(".")[0].split("[")[0] == section]

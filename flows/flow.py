@@ -26,10 +26,11 @@ from prefect.tasks import exponential_backoff
 from pydantic import BaseModel, Field, ValidationError
 
 from flows import evaluate as evaluation
+from flows import finetune as finetuning
 from flows import pages
 from flows import retrain as retraining
 from flows.pretrain import graph
-from flows.recipe import Recipe, check_no_secrets, explain
+from flows.recipe import FinetuneRecipe, Recipe, check_no_secrets, explain
 from flows.run import BuildNode, Place, build_shown, open_place, run_nodes, will_hit
 from flows.runs import Run, start_run
 from tasks.benchmarks import prepare_benchmarks
@@ -37,6 +38,7 @@ from tasks.build import Outcome
 from tasks.continue_training import continue_training
 from tasks.errors import InputError, StageFailed
 from tasks.evaluate_model import EvaluateModelConfig
+from tasks.finetune_model import finetune_model
 from tasks.machine import Machine
 from tasks.progress import Progress
 from tasks.promote_model import promote_model, refuse_model
@@ -111,7 +113,7 @@ def build_in_prefect(place: Place, run: Run) -> BuildNode:
             artifact = _ProgressArtifact(node.name)
             following = asyncio.create_task(artifact.follow())
             try:
-                trains = node.stage in (train_model, continue_training) and not hit
+                trains = node.stage in (train_model, continue_training, finetune_model) and not hit
                 # Where a server has a global concurrency limit of this name, trainings wait for each other.
                 slot = concurrency(ACCELERATOR, raise_on_lease_renewal_failure=False) if trains else nullcontext()
                 async with slot:
@@ -199,9 +201,14 @@ async def _load_secrets(secrets: dict[str, str] | None) -> None:
         os.environ[variable] = str(loaded.get())  # type: ignore[attr-defined]
 
 
-async def _open(recipe: Any, store: str, rehash: bool, secrets: dict[str, str] | None) -> tuple[Recipe, Place]:
+_SomeRecipe = TypeVar("_SomeRecipe", Recipe, FinetuneRecipe)
+
+
+async def _open(
+    kind: type[_SomeRecipe], recipe: Any, store: str, rehash: bool, secrets: dict[str, str] | None
+) -> tuple[_SomeRecipe, Place]:
     await _load_secrets(secrets)
-    checked = _checked(Recipe, recipe, "recipe")
+    checked = _checked(kind, recipe, "recipe")
     check_no_secrets(checked)
     return checked, open_place(checked, Path(store), rehash=rehash)
 
@@ -229,14 +236,40 @@ async def pretrain(
         accept: stages whose earlier result is taken although their code or libraries changed; the report says so.
         secrets: environment variable -> name of a Prefect Secret block, such as HF_TOKEN -> hub-token.
     """
-    checked, place = await _open(recipe, store, rehash, secrets)
-    place = replace(place, accept=frozenset(accept or ()))
-    prepare_benchmarks(checked.evaluate_model)
-    run = start_run(place.store, checked)
-    outcomes = await run_recipe(run, graph(checked), place)
+    checked, place = await _open(Recipe, recipe, store, rehash, secrets)
+    return await _run_all(checked, "pretrain", graph(checked), replace(place, accept=frozenset(accept or ())))
+
+
+async def _run_all(recipe: Recipe | FinetuneRecipe, name: str, nodes: list[Node], place: Place) -> State[Any]:
+    """A new run of a recipe, from its beginning to its page."""
+    prepare_benchmarks(recipe.evaluate_model)
+    run = start_run(place.store, recipe, name)
+    outcomes = await run_recipe(run, nodes, place)
     await pages.publish(run, place.store)
     _finished[run.name] = (run, outcomes)
     return Completed(message=run.name)
+
+
+@flow(name="finetune", **_OPTIONS)
+async def finetune(
+    recipe: FinetuneRecipe,
+    store: str = "store",
+    rehash: bool = False,
+    accept: list[str] | None = None,
+    secrets: dict[str, str] | None = None,
+) -> State[Any]:
+    """Make a base model answer: conversations to a tuned model, compared with its base.
+
+    Args:
+        recipe: the base, and what it becomes by which conversations.
+        store: folder of results.
+        rehash: hash every source file again instead of trusting size and times.
+        accept: stages whose earlier result is taken although their code or libraries changed; the report says so.
+        secrets: environment variable -> name of a Prefect Secret block, such as HF_TOKEN -> hub-token.
+    """
+    checked, place = await _open(FinetuneRecipe, recipe, store, rehash, secrets)
+    nodes = finetuning.graph(checked, place.store)
+    return await _run_all(checked, "finetune", nodes, replace(place, accept=frozenset(accept or ())))
 
 
 class Approval(RunInput):
@@ -259,7 +292,7 @@ async def retrain(
         force: train although there is less new text than section retrain asks for.
         secrets: environment variable -> name of a Prefect Secret block, such as HF_TOKEN -> hub-token.
     """
-    checked, place = await _open(recipe, store, rehash, secrets)
+    checked, place = await _open(Recipe, recipe, store, rehash, secrets)
     retraining.check_recipe(checked)
     with place.store.lock("retrain", checked.name, wait=False) as held:
         if not held:

@@ -38,6 +38,18 @@ def summary_markdown(run: Run, manifests: dict[str, Manifest]) -> str:
             cells = [f"{score[field]:.3f}" if field in score else "" for field in ("acc", "acc_stderr", "chance")]
             lines.append(f"| {name} | {' | '.join(cells)} | {score['items']:,} |")
         lines.append("")
+    if "compare_answers" in manifests:
+        lines += ["| held-out answers | base | tuned | difference | 95% interval |", "|---|---|---|---|---|"]
+        for name, found in manifests["compare_answers"].metrics["groups"].items():
+            low, high = found["interval"]
+            cells = [
+                f"{found['base']:.3f}",
+                f"{found['tuned']:.3f}",
+                f"{found['difference']:+.3f}",
+                f"{low:+.3f} to {high:+.3f}",
+            ]
+            lines.append(f"| {name} ({found['conversations']}) | {' | '.join(cells)} |")
+        lines.append("")
     return "\n".join([*lines, f"run `{run.name}`, {report_link(run)}"])
 
 
@@ -100,8 +112,9 @@ async def publish(run: Run, store: Store) -> None:
         ]  # fmt: skip
         if falls:
             await acreate_table_artifact(falls, key="waterfall", description="Where every document ended.")
-        if "train_model" in stored:
-            image = loss_image(read_lines(stored["train_model"].out / "figures" / "metrics.jsonl"))
+        trained = stored.get("train_model") or stored.get("finetune_model")
+        if trained:
+            image = loss_image(read_lines(trained.out / "figures" / "metrics.jsonl"))
             url = f"data:image/png;base64,{base64.b64encode(image).decode()}"
             await acreate_image_artifact(url, key="loss", description="Loss while training.")
         if "compare_models" in manifests:

@@ -13,11 +13,14 @@ from tasks.clean import CleanConfig
 from tasks.decontaminate import DecontaminateConfig
 from tasks.documents.signatures import MinhashConfig
 from tasks.errors import InputError
+from tasks.evaluate_answers import EvaluateAnswersConfig
 from tasks.evaluate_model import EvaluateModelConfig
 from tasks.export_model import ExportModelConfig
+from tasks.finetune_model import FinetuneConfig
 from tasks.index_benchmarks import NGramsConfig
-from tasks.ingest import IngestConfig
+from tasks.ingest import IngestConfig, Source
 from tasks.machine import Machine
+from tasks.read_conversations import ReadConversationsConfig
 from tasks.secrets import secret_values
 from tasks.split import SplitConfig
 from tasks.tokenize import TokenizeConfig
@@ -95,6 +98,69 @@ class Recipe(Config):
                 )
         return self
 
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """Where the text comes from."""
+        return self.ingest.sources
+
+
+class TokenizeConversationsSection(Config):
+    """What becomes of conversations that are too long."""
+
+    max_too_long: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Largest share of conversations longer than the context; they are dropped. Above it the run stops.",
+    )
+
+
+class FinetuneRecipe(Config):
+    """What a base model becomes by which conversations: one section for each stage, and the machine apart."""
+
+    name: str = Field(
+        "finetune", pattern=r"^[A-Za-z0-9_.-]+$", description="Name of the recipe; runs of one name are compared."
+    )
+    base: str = Field(
+        min_length=1,
+        description="A run (latest, or the beginning or end of its name), or a Hugging Face folder with safetensors.",
+    )
+    context_length: int | None = Field(
+        None, ge=8, description="Length of a training window, in tokens; that of the base, at most 4,096, if empty."
+    )
+    read_conversations: ReadConversationsConfig = Field(description="Where the conversations come from.")
+    index_benchmarks: NGramsConfig = Field(NGramsConfig(), description="N-grams of benchmark items.")
+    decontaminate: DecontaminateConfig = Field(DecontaminateConfig(), description="Conversations that contain benchmark items.")
+    split: SplitConfig = Field(SplitConfig(), description="Which conversations are held out.")
+    tokenize_conversations: TokenizeConversationsSection = Field(
+        TokenizeConversationsSection(), description="Conversations that are too long."
+    )
+    finetune: FinetuneConfig = Field(FinetuneConfig(), description="How the base is trained further.")
+    export_model: ExportModelConfig = Field(ExportModelConfig(), description="The Hugging Face folder.")
+    evaluate_answers: EvaluateAnswersConfig = Field(EvaluateAnswersConfig(), description="Answers to held-out conversations.")
+    evaluate_model: EvaluateModelConfig = Field(EvaluateModelConfig(), description="Benchmarks, of base and tuned model.")
+    machine: Machine = Field(Machine(), description="Where and how fast; changes no result and enters no key.")
+
+    @model_validator(mode="after")
+    def _sections_fit(self) -> Self:
+        names = [source.name for source in self.sources]
+        wanted = self.split.validation_source
+        if wanted is not None and wanted not in names:
+            raise ValueError(
+                f"split.validation_source {wanted!r} is no source of read_conversations: sources are {', '.join(names)}"
+            )
+        if wanted is not None and len(names) == 1:
+            raise ValueError("split.validation_source holds out the only source: add another to train on")
+        return self
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """Where the conversations come from."""
+        return self.read_conversations.sources
+
+
+AnyRecipe = Recipe | FinetuneRecipe
+
 
 def _section(kind: Any) -> type[BaseModel] | None:
     options = [kind, *get_args(kind)]
@@ -156,7 +222,7 @@ def explain(error: ValidationError, origin: str, machine: str | None = None, kin
     return "\n".join(_sentence(fault, place, model) for fault, place in zip(roots, origins, strict=True))
 
 
-def check_no_secrets(recipe: Recipe) -> None:
+def check_no_secrets(recipe: AnyRecipe) -> None:
     """Refuse a recipe in which a secret is written: recipes are kept and shown.
 
     Raises:
@@ -241,15 +307,24 @@ def load_recipe(path: Path, assignments: list[str] | None = None, machine: Path 
     Raises:
         InputError: with one sentence for each fault.
     """
+    recipe = load_any_recipe(path, assignments, machine)
+    if not isinstance(recipe, Recipe):
+        raise InputError(f"{path} has a base, so it is a recipe for fine-tuning: use `scratchlm finetune {path}`")
+    return recipe
+
+
+def load_any_recipe(path: Path, assignments: list[str] | None = None, machine: Path | None = None) -> AnyRecipe:
+    """Like `load_recipe`; a recipe with the field base is one for fine-tuning."""
     values = read_yaml(path, "recipe")
     values.setdefault("name", path.stem)
     if machine:
         values["machine"] = read_yaml(machine, "machine file")
     for assignment in assignments or []:
         _set(values, assignment)
+    kind: type[AnyRecipe] = FinetuneRecipe if "base" in values or "read_conversations" in values else Recipe
     try:
-        recipe = Recipe.model_validate(values)
+        recipe = kind.model_validate(values)
     except ValidationError as error:
-        raise InputError(explain(error, str(path), str(machine) if machine else None)) from None
+        raise InputError(explain(error, str(path), str(machine) if machine else None, kind)) from None
     check_no_secrets(recipe)
     return recipe

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from flows.recipe import Recipe
+from flows.recipe import AnyRecipe
 from tasks.accept import accept_earlier
 from tasks.build import Outcome, build, build_here, look_up
 from tasks.errors import InputError
@@ -65,7 +65,7 @@ class Place:
     """Stages whose earlier result is taken although their code or libraries changed."""
 
 
-def open_place(recipe: Recipe | None, store: Path, *, rehash: bool = False, machine: Machine | None = None) -> Place:
+def open_place(recipe: AnyRecipe | None, store: Path, *, rehash: bool = False, machine: Machine | None = None) -> Place:
     """The store at a path, with the recipe's machine, or the one given where there is no recipe.
 
     Raises:
@@ -76,7 +76,7 @@ def open_place(recipe: Recipe | None, store: Path, *, rehash: bool = False, mach
         opened.root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--store {str(store)!r} cannot be a folder: {error}") from error
-    for source in recipe.ingest.sources if recipe else ():
+    for source in recipe.sources if recipe else ():
         folder = Path(source.path).expanduser() if not source.path.startswith("~") else Path(source.path)
         if folder.is_dir() and opened.root.resolve().is_relative_to(folder.resolve()):
             raise InputError(

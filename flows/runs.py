@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from flows.recipe import Recipe
+from flows.recipe import AnyRecipe
 from tasks.build import Outcome
 from tasks.errors import InputError
 from tasks.store.store import Store, Stored
@@ -81,11 +81,11 @@ def runs_folder(store: Store) -> Path:
     return store.root / "runs"
 
 
-def start_run(store: Store, recipe: Recipe, flow: str = "pretrain", champion: str | None = None) -> Run:
+def start_run(store: Store, recipe: AnyRecipe, flow: str = "pretrain", champion: str | None = None) -> Run:
     """A new run of a recipe; `latest` points at it from now on.
 
     Args:
-        flow: what runs, pretrain or retrain.
+        flow: what runs, pretrain, retrain or finetune.
         champion: run that a retraining is compared with.
     """
     values = recipe.model_dump(mode="json")
@@ -108,7 +108,7 @@ def new_run(store: Store, name: str, record: dict[str, Any]) -> Run:
     return run
 
 
-def unchanged_run(store: Store, recipe: Recipe, outcomes: dict[str, Outcome]) -> Run | None:
+def unchanged_run(store: Store, recipe: AnyRecipe, outcomes: dict[str, Outcome], flow: str) -> Run | None:
     """The newest run, if it was of this very recipe and machine, completed, and came to these very results."""
     try:
         run = load_run(runs_folder(store) / LATEST)
@@ -119,7 +119,7 @@ def unchanged_run(store: Store, recipe: Recipe, outcomes: dict[str, Outcome]) ->
     keys = {stage: outcome.stored.manifest.key for stage, outcome in outcomes.items()}
     record = run.record
     same = (record["recipe"], record["machine"], record["status"]) == (values, machine, "completed")
-    same = same and record.get("flow", "pretrain") == "pretrain"
+    same = same and record.get("flow", "pretrain") == flow
     return run if same and {stage: entry["key"] for stage, entry in run.record["stages"].items()} == keys else None
 
 

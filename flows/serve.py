@@ -18,7 +18,7 @@ from zoneinfo import ZoneInfo
 import psutil
 
 from flows.engine import SERVE_VARIABLE
-from flows.recipe import Recipe
+from flows.recipe import AnyRecipe
 from flows.runs import runs_folder
 from flows.server import API_URL, DEFAULTS, REPORTS_VARIABLE, is_up
 from tasks import process
@@ -173,7 +173,7 @@ def _stop(served: dict[str, Served], say: Callable[[str], None]) -> None:
 
 
 def serve(
-    recipes: list[Recipe], store: Path, port: int, schedule: Callable[[], "Schedule | None"], say: Callable[[str], None]
+    recipes: list[AnyRecipe], store: Path, port: int, schedule: Callable[[], "Schedule | None"], say: Callable[[str], None]
 ) -> None:
     """Serve until SIGINT or SIGTERM.
 
@@ -243,7 +243,7 @@ def serve(
         say("stopping")
 
 
-def _deploy(recipes: list[Recipe], store: Path, schedule: "Schedule | None") -> list[str]:
+def _deploy(recipes: list[AnyRecipe], store: Path, schedule: "Schedule | None") -> list[str]:
     import asyncio
 
     from flows.deploy import create_automation, create_deployments, create_work_pool

@@ -119,6 +119,20 @@ def predict_line(rows: list[Planned]) -> str:
     return f"{len(todo)} stages to build, at most about {duration(sum(known))} by the last run{rest}"
 
 
+def answers_table(compared: dict[str, Any]) -> Table:
+    """Right answers of base and tuned model to held-out conversations."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("held-out answers", "base", "tuned", "difference", "95% interval", "conversations"):
+        table.add_column(column, justify="left" if column == "held-out answers" else "right")
+    for name, found in compared["groups"].items():
+        low, high = found["interval"]
+        table.add_row(
+            name, f"{found['base']:.3f}", f"{found['tuned']:.3f}", f"{found['difference']:+.3f}", f"{low:+.3f} to {high:+.3f}",
+            f"{found['conversations']:,}",
+        )  # fmt: skip
+    return table
+
+
 def score_table(evaluation: dict[str, Any]) -> Table:
     """The scores of a model beside chance."""
     table = Table(box=None, pad_edge=False)

@@ -15,7 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-PADDING = -100
+from model.transformer import IGNORED
+
+PADDING = IGNORED
 
 
 def document_windows(document: np.ndarray, context_length: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -97,7 +97,7 @@ def build_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimi
     Weight decay is for matrices only. Muon gets the matrices of the blocks; embedding,
     head and gains get AdamW.
     """
-    named = list(model.named_parameters())
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     muon = [p for name, p in named if name.startswith("blocks.") and p.ndim == 2] if config.optimizer == "muon" else []
     taken = {id(p) for p in muon}
     rest = [p for _, p in named if id(p) not in taken]

@@ -52,6 +52,7 @@ def write_tokens(
     tokenizer_sha256: str,
     vocabulary_size: int,
     end_of_text_id: int,
+    trained: Sequence[np.ndarray] | None = None,
 ) -> TokensHeader:
     """Write `path` (NAME.arrow) and NAME.documents.arrow.
 
@@ -64,6 +65,7 @@ def write_tokens(
         tokenizer_sha256: hash of the tokenizer file.
         vocabulary_size: entries of the tokenizer.
         end_of_text_id: id that is put before each document.
+        trained: for each document which of its tokens a loss is taken of, bool; all of them if None.
     """
     dtype = token_dtype(vocabulary_size)
     lengths = np.fromiter((len(document) + 1 for document in documents), np.uint64, len(documents))
@@ -72,6 +74,9 @@ def write_tokens(
     for document, end, length in zip(documents, ends.tolist(), lengths.tolist(), strict=True):
         tokens[end - length] = end_of_text_id
         tokens[end - length + 1 : end] = document
+    mask = None
+    if trained is not None:
+        mask = np.concatenate([piece for each in trained for piece in ([0], each)] or [[]]).astype(np.uint8)
     header = TokensHeader(
         format_version=FORMAT_VERSION,
         tokenizer_sha256=tokenizer_sha256,
@@ -80,10 +85,11 @@ def write_tokens(
         n_tokens=len(tokens),
         n_documents=len(documents),
         n_bytes=sum(byte_counts),
-        checksum=xxhash.xxh3_128_hexdigest(tokens.tobytes()),
+        checksum=_checksum(tokens, mask),
     )
     metadata = {_METADATA: header.model_dump_json().encode()}
-    _write(path, pa.table({"tokens": tokens}).replace_schema_metadata(metadata))
+    columns = {"tokens": pa.array(tokens)} | ({} if mask is None else {"trained": pa.array(mask)})
+    _write(path, pa.table(columns).replace_schema_metadata(metadata))
     table = {
         "end": pa.array(ends, pa.uint64()),
         "id": pa.array(ids, pa.string()),
@@ -92,6 +98,13 @@ def write_tokens(
     }
     _write(path.with_suffix(".documents.arrow"), pa.table(table))
     return header
+
+
+def _checksum(tokens: np.ndarray, trained: np.ndarray | None) -> str:
+    found = xxhash.xxh3_128(tokens.data)
+    if trained is not None:
+        found.update(trained.data)
+    return found.hexdigest()
 
 
 def _write(path: Path, table: pa.Table) -> None:
@@ -106,6 +119,8 @@ class Tokens:
     path: Path
     header: TokensHeader
     ids: np.ndarray
+    trained: np.ndarray | None = None
+    """Of which tokens a loss is taken: uint8, 0 or 1, as long as `ids`; None means of all."""
 
     @cached_property
     def documents(self) -> pa.Table:
@@ -129,16 +144,20 @@ def open_tokens(path: Path, tokenizer_sha256: str | None = None) -> Tokens:
         raise TokensError(f"{path} is not a token file of scratchlm ({error}): build the stage tokenize again") from error
     chunks = table.column("tokens").chunks
     ids = chunks[0].to_numpy() if chunks else np.empty(0, token_dtype(header.vocabulary_size))
+    trained = None
+    if "trained" in table.column_names:
+        chunks = table.column("trained").chunks
+        trained = chunks[0].to_numpy() if chunks else np.empty(0, np.uint8)
     if header.format_version != FORMAT_VERSION:
         raise TokensError(f"{path} has format {header.format_version}, this version reads {FORMAT_VERSION}: tokenize again")
-    if xxhash.xxh3_128_hexdigest(ids.data) != header.checksum or len(ids) != header.n_tokens:
+    if _checksum(ids, trained) != header.checksum or len(ids) != header.n_tokens:
         raise TokensError(f"{path} is damaged: its checksum is wrong; delete its folder and run again")
     if tokenizer_sha256 not in (None, header.tokenizer_sha256):
         raise TokensError(
             f"{path} was made by tokenizer {header.tokenizer_sha256[:12]}, not by {str(tokenizer_sha256)[:12]}: "
             "tokens and tokenizer do not belong together"
         )
-    return Tokens(path, header, ids)
+    return Tokens(path, header, ids, trained)
 
 
 def select_documents(tokens: Tokens, ids: set[str], *, inside: bool) -> list[np.ndarray]:

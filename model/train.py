@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,16 +20,19 @@ import torch.distributed as dist
 from pydantic import BaseModel, ConfigDict
 from safetensors.torch import load_file, save_file
 
+from model.adapters import AdapterConfig, adapter_weights, add_adapters, merge_adapters
 from model.batches import Mixture, Windows
 from model.checkpoint import load_checkpoint, save_checkpoint
 from model.config import ModelConfig, TrainConfig, TrainingMachine, flops_per_token
+from model.conversations import PackedConversations, PreferencePairs, documents_of
 from model.held_out import PADDING, measure_held_out
 from model.optimizer import build_optimizer, set_rates
-from model.tokens import open_tokens, select_documents
+from model.tokens import Tokens, open_tokens, select_documents
 from model.transformer import Transformer, count_parameters
 
 METRICS = "metrics.jsonl"
 WEIGHTS = "model.safetensors"
+ADAPTER_WEIGHTS = "adapter.safetensors"
 DESCRIPTION = "model.json"
 
 
@@ -37,6 +40,9 @@ class TrainSpec(BaseModel):
     """Everything that a rank needs to know.
 
     Attributes:
+        objective: text: every next token; conversations: those that the mask of the tokens names, packed;
+            preferences: DPO on pairs, with `reference`, a file of log-probabilities, and `beta`.
+        adapter: train these beside the frozen weights of `start`.
         start: folder of a trained model whose weights are the first ones; None starts at random.
         new_documents: file of JSON with the ids of the documents that are new; then
             `replay_weight` of the windows come from the others.
@@ -54,6 +60,10 @@ class TrainSpec(BaseModel):
     vocabulary_size: int
     work: Path
     out: Path
+    objective: Literal["text", "conversations", "preferences"] = "text"
+    adapter: AdapterConfig | None = None
+    reference: Path | None = None
+    beta: float = 0.1
     start: Path | None = None
     new_documents: Path | None = None
     replay_weight: float = 0.0
@@ -78,9 +88,36 @@ def load_model(folder: Path) -> tuple[Transformer, dict[str, Any]]:
     return model.eval(), description
 
 
-def training_windows(spec: TrainSpec) -> Windows | Mixture:
-    """The windows to train on; new and known documents in proportion if the spec tells them apart."""
+class _Text:
+    """Windows of text as rows of a batch: every next token is a target."""
+
+    def __init__(self, windows: Windows | Mixture, context_length: int) -> None:
+        self.windows, self.context_length = windows, context_length
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def trained_tokens(self, step: int, rows_per_batch: int, seed: int) -> int:
+        return rows_per_batch * self.context_length
+
+    def batch(self, step: int, rows_per_batch: int, seed: int, first: int, count: int) -> dict[str, np.ndarray]:
+        read = self.windows.batch(step, rows_per_batch, seed, first, count)
+        return {"tokens": read[:, :-1], "targets": read[:, 1:]}
+
+
+def training_rows(spec: TrainSpec) -> _Text | PackedConversations | PreferencePairs:
+    """What a batch is made of; new and known documents in proportion if the spec tells them apart."""
     shards = [open_tokens(path, spec.tokenizer_sha256) for path in spec.train_shards]
+    length = spec.model.context_length
+    if spec.objective == "conversations":
+        return PackedConversations(documents_of(shards), length)
+    if spec.objective == "preferences":
+        assert spec.reference is not None
+        return PreferencePairs(documents_of(shards), np.load(spec.reference), length)
+    return _Text(_windows(spec, shards), length)
+
+
+def _windows(spec: TrainSpec, shards: list[Tokens]) -> Windows | Mixture:
     length = spec.model.context_length
     if not spec.new_documents:
         return Windows([shard.ids for shard in shards], length)
@@ -90,6 +127,24 @@ def training_windows(spec: TrainSpec) -> Windows | Mixture:
         for inside in (True, False)
     )
     return Mixture(new, known, spec.replay_weight)
+
+
+def validation_pairs(spec: TrainSpec) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Inputs and targets (T,) to measure while training; of conversations the first ones, of pairs the chosen side."""
+    shards = [open_tokens(path, spec.tokenizer_sha256) for path in spec.validation_shards]
+    length = spec.model.context_length
+    if spec.objective == "text":
+        return validation_windows([shard.ids for shard in shards], length, spec.train.evaluation_tokens)
+    documents = documents_of(shards)[:: 2 if spec.objective == "preferences" else 1]
+    pairs, n_tokens = [], 0
+    for document in documents:
+        if n_tokens >= spec.train.evaluation_tokens:
+            break
+        inputs, targets = np.zeros(length, np.int64), np.full(length, PADDING, np.int64)
+        inputs[: len(document)], targets[: len(document)] = document.inputs, document.targets
+        pairs.append((inputs, targets))
+        n_tokens += len(document)
+    return pairs
 
 
 def validation_windows(shards: list[np.ndarray], context_length: int, n_tokens: int) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -146,9 +201,14 @@ def _deepspeed_config(spec: TrainSpec, micro_batch: int, accumulation: int) -> d
     }
 
 
+def _rows_per_batch(spec: TrainSpec) -> int:
+    """Windows in a step, or pairs of them."""
+    return spec.train.tokens_per_batch // spec.model.context_length // (2 if spec.objective == "preferences" else 1)
+
+
 def _micro_batch(spec: TrainSpec) -> tuple[int, int]:
-    """Windows of a forward pass and passes in a step, for one rank."""
-    per_rank = spec.train.tokens_per_batch // spec.model.context_length // spec.machine.ranks
+    """Rows of a forward pass and passes in a step, for one rank."""
+    per_rank = _rows_per_batch(spec) // spec.machine.ranks
     wanted = spec.machine.windows_per_micro_batch or per_rank
     micro_batch = next(size for size in range(min(wanted, per_rank), 0, -1) if per_rank % size == 0)
     return micro_batch, per_rank // micro_batch
@@ -175,8 +235,13 @@ def _save_trained(model: Transformer, spec: TrainSpec) -> None:
 
     parameters = list(model.parameters())
     with deepspeed.zero.GatheredParameters(parameters, modifier_rank=None, enabled=spec.machine.zero_stage == 3):
-        if dist.get_rank() == 0:
-            save_model(model, spec.out, spec.tokenizer_sha256)
+        if dist.get_rank():
+            return
+        if spec.adapter:
+            spec.out.mkdir(parents=True, exist_ok=True)
+            save_file(adapter_weights(model), spec.out / ADAPTER_WEIGHTS)
+            merge_adapters(model)
+        save_model(model, spec.out, spec.tokenizer_sha256)
 
 
 class _Metrics:
@@ -227,12 +292,7 @@ def train(spec: TrainSpec, progress: Callable[[int, int, str], None]) -> dict[st
         torch.cuda.set_device(device)
     with _process_group(machine.device), _stop_signal() as stop_requested:
         rank = dist.get_rank()
-        windows = training_windows(spec)
-        validation = validation_windows(
-            [open_tokens(path, spec.tokenizer_sha256).ids for path in spec.validation_shards],
-            spec.model.context_length,
-            config.evaluation_tokens,
-        )
+        rows, validation = training_rows(spec), validation_pairs(spec)
         token_bytes = np.array(json.loads(spec.token_bytes.read_text()), np.int64)
 
         model = Transformer(spec.model, spec.vocabulary_size)
@@ -240,9 +300,12 @@ def train(spec: TrainSpec, progress: Callable[[int, int, str], None]) -> dict[st
             model.load_state_dict(load_model(spec.start)[0].state_dict())
         else:
             model.initialize(config.seed)
+        n_parameters = count_parameters(model)
+        if spec.adapter:
+            add_adapters(model, spec.adapter, config.seed)
         model.activation_checkpointing = machine.activation_checkpointing == "full"
         model.autocast_dtype = torch.bfloat16 if config.dtype == "bfloat16" else None
-        n_parameters = count_parameters(model)
+        n_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         model.to(device)
         micro_batch, accumulation = _micro_batch(spec)
         engine, optimizer, _, _ = deepspeed.initialize(
@@ -258,8 +321,7 @@ def train(spec: TrainSpec, progress: Callable[[int, int, str], None]) -> dict[st
         metrics = _Metrics(spec.work / METRICS, first_step) if rank == 0 else None
         step_seconds = state.get("step_seconds", 0.0)
         evaluate_after = {round((i + 1) * config.n_steps / config.evaluations) - 1 for i in range(config.evaluations)}
-        windows_per_batch = config.tokens_per_batch // spec.model.context_length
-        windows_per_rank = micro_batch * accumulation
+        rows_per_batch, rows_per_rank = _rows_per_batch(spec), micro_batch * accumulation
 
         def save(step: int) -> None:
             if metrics:
@@ -276,11 +338,16 @@ def train(spec: TrainSpec, progress: Callable[[int, int, str], None]) -> dict[st
         for step in range(first_step, config.n_steps):
             started = time.perf_counter()
             share = set_rates(config, optimizer, step)
-            batch = windows.batch(step, windows_per_batch, config.seed, rank * windows_per_rank, windows_per_rank)
-            tokens = torch.from_numpy(batch).to(device)
+            batch = {
+                name: torch.from_numpy(values).to(device)
+                for name, values in rows.batch(step, rows_per_batch, config.seed, rank * rows_per_rank, rows_per_rank).items()
+            }
+            # Micro-batches have different numbers of targets; so each is divided by the mean of all ranks.
+            mean_targets = rows.trained_tokens(step, rows_per_batch, config.seed) / (machine.ranks * accumulation)
             total = torch.zeros((), device=device)
-            for micro in tokens.split(micro_batch):
-                micro_loss = engine(micro[:, :-1], micro[:, 1:])
+            for start in range(0, rows_per_rank, micro_batch):
+                micro = {name: values[start : start + micro_batch] for name, values in batch.items()}
+                micro_loss = engine(**micro, denominator=max(mean_targets, 1.0), beta=spec.beta)
                 engine.backward(micro_loss)
                 engine.step()
                 total += micro_loss.detach() / accumulation
@@ -325,10 +392,11 @@ def train(spec: TrainSpec, progress: Callable[[int, int, str], None]) -> dict[st
     speed = config.n_steps * config.tokens_per_batch / step_seconds
     return {
         "parameters": n_parameters,
+        "trained_parameters": n_trained,
         "vocabulary_size": spec.vocabulary_size,
         "steps": config.n_steps,
         "tokens": config.n_steps * config.tokens_per_batch,
-        "epochs": round(config.n_steps * windows_per_batch / len(windows), 3),
+        "epochs": round(config.n_steps * rows_per_batch / len(rows), 3),
         "final_loss_nats": loss,
         "validation_bits_per_byte": bits_per_byte,
         "step_seconds": round(step_seconds, 3),

@@ -12,6 +12,9 @@ from torch.utils.checkpoint import checkpoint
 
 from model.config import ModelConfig
 
+IGNORED = -100
+"""A target of which no loss is taken."""
+
 
 class LayerNorm(nn.LayerNorm):
     """LayerNorm with a weight and no bias."""
@@ -156,7 +159,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, targets: Tensor, rows: int) -> Tensor:
         # Summed over chunks in float32: in bfloat16 the error would grow with the batch.
-        grad_x, grad_weight = torch.empty_like(x), torch.zeros_like(weight, dtype=torch.float32)
+        grad_x = torch.empty_like(x)
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         loss = torch.zeros((), dtype=torch.float32, device=x.device)
         for start in range(0, x.shape[0], rows):
             chunk, target = x[start : start + rows], targets[start : start + rows, None]
@@ -166,6 +170,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             gradient.scatter_add_(1, target, gradient.new_full(target.shape, -1.0))
             gradient = gradient.to(x.dtype)
             torch.mm(gradient, weight, out=grad_x[start : start + rows])
+            if grad_weight is None:
+                continue
             if weight.dtype == torch.float32:
                 grad_weight.addmm_(gradient.T, chunk)
             else:
@@ -176,7 +182,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *grad_outputs: Tensor):
         grad_x, grad_weight = ctx.saved_tensors
-        grad_weight = (grad_weight * grad_outputs[0]).to(grad_x.dtype)
+        if grad_weight is not None:
+            grad_weight = (grad_weight * grad_outputs[0]).to(grad_x.dtype)
         return grad_x * grad_outputs[0], grad_weight, None, None
 
 
@@ -252,18 +259,62 @@ class Transformer(nn.Module):
                 x = block(x, cos, sin, mask, caches[i] if caches else None)
         return self.norm(x)
 
-    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
-        """Logits (B, T, V), or with `targets` (B, T) the mean cross entropy in nats (a scalar)."""
+    def forward(
+        self,
+        tokens: Tensor,
+        targets: Tensor | None = None,
+        segments: Tensor | None = None,
+        positions: Tensor | None = None,
+        reference: Tensor | None = None,
+        *,
+        denominator: float | None = None,
+        beta: float = 0.0,
+    ) -> Tensor:
+        """Logits (B, T, V), or with `targets` the loss (a scalar).
+
+        Args:
+            tokens: ids (B, T), or (B, 2, T) for preference pairs, chosen before rejected.
+            targets: of the shape of `tokens`; `IGNORED` where there is no loss. The loss is the
+                summed cross entropy in nats, divided by `denominator`, or by the number of targets.
+            segments: (B, T); a token attends to its own segment only. All attend if None.
+            positions: (B, T); see `hidden_states`.
+            reference: log-probabilities (B, 2) of the pairs under the reference model, in nats;
+                then the loss is that of DPO with `beta`, summed and divided by `denominator`.
+        """
+        if targets is not None and reference is not None:
+            return self._preference_loss(tokens, targets, reference, beta) / (denominator or len(tokens))
         # Here and not around the call: DeepSpeed's engine switches off the autocast of its caller.
         with torch.autocast(tokens.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
-            states = self.hidden_states(tokens)
+            mask = None
+            if segments is not None:
+                length = tokens.shape[1]
+                causal = torch.ones(length, length, dtype=torch.bool, device=tokens.device).tril()
+                mask = ((segments[:, :, None] == segments[:, None]) & causal)[:, None]
+            states = self.hidden_states(tokens, positions, mask)
             if targets is None:
                 return self.lm_head(states)
-            flat, weight = states.flatten(0, 1), self.lm_head.weight
+            flat, wanted, weight = states.flatten(0, 1), targets.flatten(), self.lm_head.weight
+            if segments is not None:
+                flat, wanted = flat[wanted != IGNORED], wanted[wanted != IGNORED]
             if self.autocast_dtype is not None:
                 flat, weight = flat.to(self.autocast_dtype), weight.to(self.autocast_dtype)
-            total = _LinearCrossEntropy.apply(flat, weight, targets.flatten(), 512)
-            return total / targets.numel()
+            total = _LinearCrossEntropy.apply(flat, weight, wanted, 512)
+            return total / (denominator or targets.numel())
+
+    def log_probabilities(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """Summed log-probability of the targets of each row that are not `IGNORED`: (B, T), (B, T) -> (B,), float32, in nats."""
+        with torch.autocast(tokens.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
+            states, wanted = self.hidden_states(tokens), targets != IGNORED
+            logits = self.lm_head(states[wanted])
+        nats = F.cross_entropy(logits.float(), targets[wanted], reduction="none")
+        rows = torch.arange(len(tokens), device=tokens.device)[:, None].expand_as(targets)[wanted]
+        return -torch.zeros(len(tokens), dtype=nats.dtype, device=nats.device).index_add(0, rows, nats)
+
+    def _preference_loss(self, tokens: Tensor, targets: Tensor, reference: Tensor, beta: float) -> Tensor:
+        """Summed loss of direct preference optimisation (Rafailov et al. 2023, arXiv 2305.18290, equation 7)."""
+        found = self.log_probabilities(tokens.flatten(0, 1), targets.flatten(0, 1)).view(-1, 2)
+        chosen, rejected = (found - reference).unbind(1)
+        return -F.logsigmoid(beta * (chosen - rejected)).sum()
 
 
 def count_parameters(model: nn.Module) -> int:

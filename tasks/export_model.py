@@ -8,15 +8,20 @@ from typing import Any
 from pydantic import Field
 
 from model.base_config import Config
+from model.config import ModelConfig
+from tasks.chat_template import fast_tokenizer
 from tasks.errors import StageFailed
-from tasks.hugging_face import build_hugging_face_model, class_name
+from tasks.hugging_face import build_hugging_face_model, class_name, hugging_face_names
 from tasks.stage import Artifact, Metrics, stage
 from tasks.train_tokenizer import TOKEN_BYTES, end_of_text, end_of_text_id, load_tokenizer, tokenizer_sha256
 
+ADAPTER_WEIGHTS = "adapter.safetensors"
+
 
 class ExportModelConfig(Config):
-    """How close the exported model must be."""
+    """What is shipped, and how close the exported model must be."""
 
+    chat: bool = Field(False, description="Ship the chat template: for a model that was trained on conversations.")
     max_logit_difference: float = Field(1e-4, gt=0, description="Largest difference of a logit in float32.")
 
 
@@ -41,7 +46,39 @@ It has read nothing but its training text, and says what that text makes likely:
 """
 
 
-@stage(libraries=("torch", "transformers", "tokenizers", "safetensors", "numpy", "pyarrow", "deepspeed", "xxhash"))
+def _export_adapter(trained: Path, config: ModelConfig, folder: Path) -> None:
+    """Write the adapters for stock `peft` on the exported base."""
+    from safetensors.torch import load_file, save_file
+
+    from model.adapters import AdapterConfig, lora_config
+
+    adapter = AdapterConfig.model_validate_json((trained / "adapter.json").read_text())
+    weights = load_file(trained / ADAPTER_WEIGHTS)
+    names = hugging_face_names(list(weights), config)
+    folder.mkdir()
+    save_file(
+        {f"base_model.model.{name}": value for name, value in zip(names, weights.values(), strict=True)},
+        folder / "adapter_model.safetensors",
+    )
+    targets = {name.split(".")[-3 if "magnitude" not in name else -2] for name in names if "lora_A" in name}
+    saved = lora_config(adapter, target_modules=sorted(targets), task_type="CAUSAL_LM", inference_mode=True)
+    saved.save_pretrained(folder)
+
+
+@stage(
+    libraries=(
+        "torch",
+        "transformers",
+        "tokenizers",
+        "safetensors",
+        "numpy",
+        "pyarrow",
+        "deepspeed",
+        "xxhash",
+        "jinja2",
+        "peft",
+    )
+)
 def export_model(config: ExportModelConfig, model: Artifact, tokenizer: Artifact, out: Path) -> Metrics:
     """Write a folder for `transformers.from_pretrained`: config, safetensors, tokenizer, generation config, model card.
 
@@ -68,16 +105,11 @@ def export_model(config: ExportModelConfig, model: Artifact, tokenizer: Artifact
         do_sample=True, temperature=0.8, top_k=50, max_new_tokens=128,
     )  # fmt: skip
     theirs.save_pretrained(out)
-    fast = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=raw,
-        bos_token=end,
-        eos_token=end,
-        pad_token=end,
-        model_max_length=ours.config.context_length,
-        clean_up_tokenization_spaces=False,
-    )
+    fast = fast_tokenizer(raw, ours.config.context_length, chat=config.chat)
     fast.save_pretrained(out)
     shutil.copyfile(tokenizer.path / TOKEN_BYTES, out / TOKEN_BYTES)
+    if (model.path / ADAPTER_WEIGHTS).exists():
+        _export_adapter(model.path, ours.config, out / "adapter")
 
     generator = torch.Generator().manual_seed(0)
     shape = (2, ours.config.context_length)

@@ -7,7 +7,7 @@ import io
 import json
 import os
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -72,7 +72,7 @@ class IngestConfig(Config):
 
 
 @dataclass(frozen=True)
-class _Record:
+class Record:
     """A document, or the reason why there is none."""
 
     where: str
@@ -224,28 +224,32 @@ def _open_lines(path: Path, suffix: str) -> Iterator[bytes]:
         yield from stream
 
 
-def _from_mapping(source: Source, where: str, row: int, value: Any) -> _Record:
+def _from_mapping(source: Source, where: str, row: int, value: Any) -> Record:
     if not isinstance(value, dict):
-        return _Record(where, row, error="not an object with fields")
+        return Record(where, row, error="not an object with fields")
     text = value.get(source.text_field)
     if not isinstance(text, str):
         kind = "is missing" if source.text_field not in value else f"is {type(text).__name__}, not text"
-        return _Record(where, row, error=f"field {source.text_field!r} {kind}")
+        return Record(where, row, error=f"field {source.text_field!r} {kind}")
     identifier = value.get(source.id_field)
     metadata = {name: item for name, item in value.items() if name not in (source.text_field, source.id_field)}
     if identifier is not None and not isinstance(identifier, str | int):
-        return _Record(where, row, error=f"field {source.id_field!r} is {type(identifier).__name__}, not a name or number")
+        return Record(where, row, error=f"field {source.id_field!r} is {type(identifier).__name__}, not a name or number")
     try:
         for part in (text, str(identifier), sorted_json(metadata)):
             part.encode()
     except UnicodeEncodeError:
-        return _Record(where, row, error="the record has a lone surrogate, so it is not Unicode")
+        return Record(where, row, error="the record has a lone surrogate, so it is not Unicode")
     except (TypeError, ValueError) as error:
-        return _Record(where, row, error=f"its other fields cannot be kept: {type(error).__name__}")
-    return _Record(where, row, text, None if identifier is None else str(identifier), metadata)
+        return Record(where, row, error=f"its other fields cannot be kept: {type(error).__name__}")
+    return Record(where, row, text, None if identifier is None else str(identifier), metadata)
 
 
-def _read_file(source: Source, where: str, path: Path) -> Iterator[_Record]:
+Convert = Callable[[Source, str, int, Any], Record]
+"""Source, file, row and value of a row -> the document that it holds."""
+
+
+def _read_file(source: Source, where: str, path: Path, convert: Convert) -> Iterator[Record]:
     """Every record of a file; what cannot be read becomes a record with an error."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -255,12 +259,12 @@ def _read_file(source: Source, where: str, path: Path) -> Iterator[_Record]:
     row: int | None = None
     try:
         if suffix == ".txt":
-            yield _Record(where, None, path.read_bytes().decode("utf-8-sig"))
+            yield Record(where, None, path.read_bytes().decode("utf-8-sig"))
         elif suffix == ".parquet":
             row = 0
             for batch in pq.ParquetFile(path).iter_batches():
                 for value in batch.to_pylist():
-                    yield _from_mapping(source, where, row, value)
+                    yield convert(source, where, row, value)
                     row += 1
         else:
             for row, line in enumerate(_open_lines(path, suffix or "")):
@@ -269,17 +273,17 @@ def _read_file(source: Source, where: str, path: Path) -> Iterator[_Record]:
                 try:
                     value = json.loads(line)
                 except (ValueError, RecursionError) as error:
-                    yield _Record(where, row, error=f"not JSON in UTF-8 ({type(error).__name__})")
+                    yield Record(where, row, error=f"not JSON in UTF-8 ({type(error).__name__})")
                     continue
-                yield _from_mapping(source, where, row, value)
+                yield convert(source, where, row, value)
     except UnicodeDecodeError as error:
-        yield _Record(where, row, error=f"not UTF-8 at byte {error.start}")
+        yield Record(where, row, error=f"not UTF-8 at byte {error.start}")
     except (OSError, EOFError, pa.ArrowException, zstandard.ZstdError, zlib.error) as error:
         rest = "" if row is None else f" after row {row}"
-        yield _Record(where, row, error=f"unreadable{rest}: {type(error).__name__}")
+        yield Record(where, row, error=f"unreadable{rest}: {type(error).__name__}")
 
 
-def _read_dataset(source: Source) -> Iterator[_Record]:
+def _read_dataset(source: Source, convert: Convert) -> Iterator[Record]:
     try:
         rows = _open_dataset(source)
     except (ValueError, KeyError, OSError) as error:
@@ -288,7 +292,7 @@ def _read_dataset(source: Source) -> Iterator[_Record]:
             f"ingest.sources: the dataset of {source.name!r} ({source.path}, split {source.split!r}) cannot be opened: {sentence}"
         ) from error
     for row, value in enumerate(rows):
-        yield _from_mapping(source, source.split, row, value)
+        yield convert(source, source.split, row, value)
 
 
 def _open_dataset(source: Source) -> Iterable[Any]:
@@ -303,17 +307,17 @@ def _open_dataset(source: Source) -> Iterable[Any]:
     return datasets.load_dataset(str(folder or name), name=source.subset, split=source.split, streaming=True, revision=revision)
 
 
-def _records(config: IngestConfig) -> Iterator[tuple[Source, _Record]]:
+def _records(config: IngestConfig, convert: Convert) -> Iterator[tuple[Source, Record]]:
     for source in sorted(config.sources, key=lambda source: source.name):
         if source.path.startswith(DATASET):
-            for record in _read_dataset(source):
+            for record in _read_dataset(source, convert):
                 yield source, record
             continue
         root, files = _files(source)
         for i, path in enumerate(files):
             # A name that is not UTF-8 is kept readable.
             where = path.relative_to(root).as_posix().encode("utf-8", "backslashreplace").decode()
-            for record in _read_file(source, where, path):
+            for record in _read_file(source, where, path, convert):
                 yield source, record
             progress(i + 1, len(files), f"files of {source.name}")
 
@@ -358,15 +362,20 @@ def ingest(config: IngestConfig, out: Path) -> Metrics:
     Raises:
         InputError: if nothing can be read, or more than `max_error_rate` cannot.
     """
+    return write_documents(config, out, _from_mapping)
+
+
+def write_documents(config: IngestConfig, out: Path, convert: Convert) -> Metrics:
+    """What `ingest` does, with another way to make a document of a row."""
     writer = _ShardWriter(out, config.shard_bytes)
     seen: set[int] = set()
     by_source: dict[str, dict[str, int]] = {}
     errors: list[dict[str, Any]] = []
-    for source, record in _records(config):
+    for source, record in _records(config, convert):
         counts = by_source.setdefault(source.name, {"documents": 0, "bytes": 0, "errors": 0, "repeated_ids": 0})
         where = record.where if record.row is None else f"{record.where}:{record.row}"
         if record.error is None and not (record.text or "").strip():
-            record = _Record(record.where, record.row, error="no text")
+            record = Record(record.where, record.row, error="no text")
         if record.error is not None:
             counts["errors"] += 1
             errors.append({"source": source.name, "where": where, "error": record.error})
@@ -423,7 +432,7 @@ def unread_records(config: IngestConfig, before: list[Any], now: list[Any]) -> I
         if current in before:
             continue
         if source.path.startswith(DATASET):
-            records: Iterator[_Record] = _read_dataset(source)
+            records: Iterator[Record] = _read_dataset(source, _from_mapping)
             yield from ((text_digest(record.text), len(record.text.encode())) for record in records if record.text)
             continue
         root, files = _files(source)
@@ -432,7 +441,7 @@ def unread_records(config: IngestConfig, before: list[Any], now: list[Any]) -> I
             where = path.relative_to(root).as_posix().encode("utf-8", "backslashreplace").decode()
             if tuple(stamps[where]) in contents:
                 continue
-            for record in _read_file(source, where, path):
+            for record in _read_file(source, where, path, _from_mapping):
                 if (record.text or "").strip():
                     assert record.text is not None
                     yield text_digest(record.text), len(record.text.encode())

@@ -206,6 +206,10 @@ def render_report(run: Path, store: Store) -> Path:
         found = store.find_whole("artifacts", entry.get("stage", name), entry["key"])
         if found:
             stored[name] = found
+    # What a fine-tuning reads and trains is shown where a pretraining shows its own.
+    for name, own in (("ingest", "read_conversations"), ("train_model", "finetune_model")):
+        if own in stored:
+            stored[name] = stored[own]
     manifests = {name: found.manifest for name, found in stored.items()}
     lines = read_lines(stored["train_model"].out / "figures" / "metrics.jsonl") if "train_model" in stored else []
     evaluation = manifests["evaluate_model"].metrics if "evaluate_model" in manifests else None
@@ -227,6 +231,7 @@ def render_report(run: Path, store: Store) -> Path:
         evaluation=evaluation,
         held_out=manifests["evaluate_held_out"].metrics if "evaluate_held_out" in manifests else None,
         comparison=manifests["compare_models"].metrics if "compare_models" in manifests else None,
+        answers=manifests["compare_answers"].metrics if "compare_answers" in manifests else None,
         score_svg=score_chart(evaluation["benchmarks"]) if evaluation else "",
         samples=_read_json(evaluated.out / "samples.json") if evaluated else None,
         stages=_stages(record, stored),

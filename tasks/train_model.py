@@ -143,7 +143,8 @@ def train_under_torchrun(
     resolved = machine.training()
     check_machine(config, resolved)
     digest = tokenizer_sha256(tokenizer.path)
-    _check_corpus(config, tokens, digest)
+    if start.get("objective", "text") == "text":
+        _check_corpus(config, tokens, digest)
     train_shards, validation_shards = ([path / f"{side}.arrow" for path in tokens.shards] for side in SIDES)
     spec = training.TrainSpec(
         model=config.model,

@@ -1,0 +1,55 @@
+"""compare_answers: does the tuned model answer held-out conversations better than its base?"""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from model.base_config import Config
+from tasks.compare_models import compare_items
+from tasks.documents.files import read_table
+from tasks.errors import StageFailed
+from tasks.evaluate_answers import ANSWERS
+from tasks.stage import Artifact, Metrics, stage
+
+
+class CompareAnswersConfig(Config):
+    """Nothing to choose."""
+
+
+def _bits_per_byte(rows: list[dict[str, Any]]) -> float:
+    return sum(row["nats"] for row in rows) / math.log(2) / max(1.0, sum(row["bytes"] for row in rows))
+
+
+@stage(libraries=("numpy", "scipy", "pyarrow"))
+def compare_answers(config: CompareAnswersConfig, base: Artifact, tuned: Artifact, out: Path) -> Metrics:
+    """Give for each group the share of right answers of both, their difference with its 95% interval, and bits per byte of the right answers.
+
+    Args:
+        base, tuned: results of evaluate_answers on the same conversations.
+
+    Raises:
+        StageFailed: if the conversations are not the same.
+    """
+    first, second = (read_table(folder.path / ANSWERS).to_pylist() for folder in (base, tuned))
+    if [row["id"] for row in first] != [row["id"] for row in second]:
+        raise StageFailed("base and tuned model were asked different conversations")
+    groups: dict[str, Any] = {}
+    for name in dict.fromkeys(row["group"] for row in first):
+        rows = [(old, new) for old, new in zip(first, second, strict=True) if old["group"] == name]
+        old_rows, new_rows = [old for old, _ in rows], [new for _, new in rows]
+        found = compare_items(*({i: row["correct"] for i, row in enumerate(side)} for side in (old_rows, new_rows)))
+        groups[name] = {
+            "conversations": len(rows),
+            "base": found["champion"],
+            "tuned": found["challenger"],
+            "difference": found["difference"],
+            "interval": found["interval"],
+            "base_bits_per_byte": _bits_per_byte(old_rows),
+            "tuned_bits_per_byte": _bits_per_byte(new_rows),
+            "examples": [
+                {"question": new["question"], "expected": new["expected"], "base": old["answered"], "tuned": new["answered"]}
+                for wanted in (1.0, 0.0)
+                for old, new in [pair for pair in rows if pair[1]["correct"] == wanted][:3]
+            ],
+        }
+    return {"groups": groups}

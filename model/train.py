@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from pydantic import BaseModel, ConfigDict
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from model.adapters import AdapterConfig, adapter_weights, add_adapters, merge_adapters
 from model.batches import Mixture, Windows
@@ -29,11 +29,10 @@ from model.held_out import PADDING, measure_held_out
 from model.optimizer import build_optimizer, set_rates
 from model.tokens import Tokens, open_tokens, select_documents
 from model.transformer import Transformer, count_parameters
+from model.weights import load_model, save_model
 
 METRICS = "metrics.jsonl"
-WEIGHTS = "model.safetensors"
 ADAPTER_WEIGHTS = "adapter.safetensors"
-DESCRIPTION = "model.json"
 
 
 class TrainSpec(BaseModel):
@@ -75,17 +74,6 @@ class Stopped(Exception):
 
 class Diverged(ValueError):
     """The loss is not finite any more."""
-
-
-def load_model(folder: Path) -> tuple[Transformer, dict[str, Any]]:
-    """The trained model below `folder` in float32 on the CPU, and its description (model.json)."""
-    description = json.loads((folder / DESCRIPTION).read_text())
-    model = Transformer(ModelConfig.model_validate(description["model"]), description["vocabulary_size"])
-    weights = load_file(folder / WEIGHTS)
-    if model.config.tie_embeddings:
-        weights["lm_head.weight"] = weights["embedding.weight"]
-    model.load_state_dict(weights)
-    return model.eval(), description
 
 
 class _Text:
@@ -212,21 +200,6 @@ def _micro_batch(spec: TrainSpec) -> tuple[int, int]:
     wanted = spec.machine.windows_per_micro_batch or per_rank
     micro_batch = next(size for size in range(min(wanted, per_rank), 0, -1) if per_rank % size == 0)
     return micro_batch, per_rank // micro_batch
-
-
-def save_model(model: Transformer, folder: Path, tokenizer_sha256: str) -> None:
-    """Write the weights (float32) and the description, as `load_model` reads them."""
-    weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    if model.config.tie_embeddings:
-        del weights["lm_head.weight"]
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(weights, folder / WEIGHTS)
-    description = {
-        "model": model.config.model_dump(mode="json"),
-        "vocabulary_size": model.vocabulary_size,
-        "tokenizer_sha256": tokenizer_sha256,
-    }
-    (folder / DESCRIPTION).write_text(json.dumps(description, indent=2, sort_keys=True) + "\n")
 
 
 def _save_trained(model: Transformer, spec: TrainSpec) -> None:

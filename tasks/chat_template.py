@@ -43,8 +43,8 @@ def chat_template(tokenizer: "Tokenizer") -> str:
     )
 
 
-def fast_tokenizer(tokenizer: "Tokenizer", context_length: int, *, chat: bool) -> Any:
-    """The tokenizer as `transformers` has it, with the chat template if it is to have one."""
+def fast_tokenizer(tokenizer: "Tokenizer", *, chat: bool, context_length: int = 10**9) -> Any:
+    """The tokenizer as `transformers` has it, with the chat template if it is to have one; it warns of longer texts."""
     import transformers
 
     end = end_of_text(tokenizer)

@@ -6,9 +6,8 @@ from typing import Any
 
 from model.base_config import Config
 from tasks.compare_models import compare_items
-from tasks.documents.files import read_table
+from tasks.documents.files import ANSWERS, read_table
 from tasks.errors import StageFailed
-from tasks.evaluate_answers import ANSWERS
 from tasks.stage import Artifact, Metrics, stage
 
 

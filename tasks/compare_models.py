@@ -8,10 +8,8 @@ from typing import Any
 from pydantic import Field
 
 from model.base_config import Config
-from tasks.documents.files import read_table
+from tasks.documents.files import HELD_OUT, ITEMS, read_table
 from tasks.errors import StageFailed
-from tasks.evaluate_held_out import HELD_OUT
-from tasks.evaluate_model import ITEMS
 from tasks.find_new import NEW
 from tasks.stage import Artifact, Metrics, stage
 

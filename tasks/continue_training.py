@@ -18,7 +18,7 @@ class ContinueTrainingConfig(TrainModelConfig):
     replay_weight: float = Field(ge=0, le=1, description="Share of the windows that come from text which is not new.")
 
 
-@stage(libraries=("torch", "deepspeed", "numpy", "pyarrow", "xxhash", "safetensors", "tokenizers"), retries=2)
+@stage(libraries=("torch", "deepspeed", "numpy", "pyarrow", "xxhash", "safetensors", "tokenizers", "peft"), retries=2)
 def continue_training(
     config: ContinueTrainingConfig, start: Artifact, tokens: Artifact, tokenizer: Artifact, new: Artifact,
     out: Path, work: Path, machine: Machine,

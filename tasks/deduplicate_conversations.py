@@ -19,8 +19,8 @@ class DeduplicateConversationsConfig(Config):
 def _said(metadata: str) -> int:
     """Digest of who says what, without case and white space."""
     values = json.loads(metadata)
-    values.pop("group", None)
-    return text_digest(" ".join(json.dumps(values, sort_keys=True, ensure_ascii=False).casefold().replace("\\n", " ").split()))
+    turns = [message for name in ("messages", "chosen", "rejected") for message in values.get(name, ())]
+    return text_digest(json.dumps([(turn["role"], " ".join(turn["content"].split()).casefold()) for turn in turns]))
 
 
 @stage(libraries=("pyarrow",))

@@ -8,14 +8,13 @@ from pydantic import Field
 
 from model.base_config import Config
 from tasks.chat_template import encode_conversation, fast_tokenizer
-from tasks.documents.files import DOCUMENTS, SELECTION, Schema, read_table, write_table
+from tasks.documents.files import ANSWERS, DOCUMENTS, SELECTION, Schema, read_table, write_table
 from tasks.errors import StageFailed
 from tasks.machine import Machine
 from tasks.progress import progress
 from tasks.stage import Artifact, Metrics, stage
 from tasks.train_tokenizer import end_of_text_id, load_tokenizer
 
-ANSWERS = "answers.parquet"
 ANSWERS_SCHEMA: Schema = {
     "id": "string", "group": "string", "question": "string", "expected": "string", "answered": "string", "correct": "double",
     "nats": "double", "bytes": "double",
@@ -73,7 +72,7 @@ def evaluate_answers(
     loaded = load_hugging_face_folder(model.path).to(resolved.device)
     tokenizer = load_tokenizer(model.path)
     context_length = loaded.config.context_length
-    fast = fast_tokenizer(tokenizer, context_length, chat=True)
+    fast = fast_tokenizer(tokenizer, chat=True)
     plain, ends = load_tokenizer(model.path), frozenset([end_of_text_id(tokenizer)])
     sampling = Sampling(max_tokens=config.max_tokens, temperature=0)
     questions = _questions(documents, selection, config.limit)

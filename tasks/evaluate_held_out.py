@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from model.base_config import Config
-from tasks.documents.files import DOCUMENTS, SELECTION, Schema, read_table, write_table
+from tasks.documents.files import DOCUMENTS, HELD_OUT, SELECTION, Schema, read_table, write_table
 from tasks.errors import StageFailed
 from tasks.machine import Machine
 from tasks.progress import progress
 from tasks.stage import Artifact, Metrics, stage
 from tasks.train_tokenizer import TOKEN_BYTES, end_of_text_id, load_tokenizer
 
-HELD_OUT = "held_out.parquet"
 HELD_OUT_SCHEMA: Schema = {"id": "string", "nats": "double", "tokens": "uint64", "bytes": "uint64"}
 
 

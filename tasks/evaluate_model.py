@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from tasks.benchmarks import Benchmarks, fingerprint_benchmarks, item_texts, load_tasks
-from tasks.documents.files import Schema, write_table
+from tasks.documents.files import ITEMS, Schema, write_table
 from tasks.errors import InputError, StageFailed
 from tasks.machine import Machine
 from tasks.progress import progress
 from tasks.stage import Artifact, Metrics, stage
 
-SCORES, ITEMS, SAMPLES = "scores.json", "items.parquet", "samples.json"
+SCORES, SAMPLES = "scores.json", "samples.json"
 _PROMPTS = ("", "The", "We must", "In the last year,")
 ITEMS_SCHEMA: Schema = {
     "task": "string", "item": "uint32", "correct": "double", "gold_nats": "double",

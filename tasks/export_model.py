@@ -105,7 +105,7 @@ def export_model(config: ExportModelConfig, model: Artifact, tokenizer: Artifact
         do_sample=True, temperature=0.8, top_k=50, max_new_tokens=128,
     )  # fmt: skip
     theirs.save_pretrained(out)
-    fast = fast_tokenizer(raw, ours.config.context_length, chat=config.chat)
+    fast = fast_tokenizer(raw, chat=config.chat, context_length=ours.config.context_length)
     fast.save_pretrained(out)
     shutil.copyfile(tokenizer.path / TOKEN_BYTES, out / TOKEN_BYTES)
     if (model.path / ADAPTER_WEIGHTS).exists():

@@ -102,7 +102,7 @@ def build_hugging_face_model(folder: Path, end_of_text: int) -> tuple[Any, Any]:
     """Our model below `folder` and the stock model with the same weights, both float32 in evaluation mode."""
     import transformers
 
-    from model.train import load_model
+    from model.weights import load_model
 
     model, description = load_model(folder)
     config = hugging_face_config(model.config, description["vocabulary_size"], end_of_text)

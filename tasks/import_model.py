@@ -37,7 +37,7 @@ def bytes_of_tokens(folder: Path, vocabulary_size: int) -> list[int]:
     return sizes
 
 
-@stage(libraries=("torch", "tokenizers", "safetensors"))
+@stage(libraries=("torch", "tokenizers", "safetensors", "transformers", "pyarrow"))
 def import_model(config: ImportModelConfig, folder: Artifact, out: Path) -> Metrics:
     """Write model.safetensors (float32), model.json, tokenizer.json and token_bytes.json.
 
@@ -47,8 +47,8 @@ def import_model(config: ImportModelConfig, folder: Artifact, out: Path) -> Metr
     Raises:
         InputError: if model or tokenizer cannot be ours.
     """
-    from model.train import save_model
     from model.transformer import count_parameters
+    from model.weights import save_model
 
     model = load_hugging_face_folder(folder.path)
     sizes = bytes_of_tokens(folder.path, model.vocabulary_size)

@@ -28,7 +28,7 @@ def reference_log_probabilities(
 
     from model.conversations import PreferencePairs, documents_of
     from model.tokens import open_tokens
-    from model.train import load_model
+    from model.weights import load_model
 
     resolved = machine.training()
     torch.set_num_threads(resolved.threads or torch.get_num_threads())

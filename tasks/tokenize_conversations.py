@@ -26,7 +26,7 @@ class TokenizeConversationsConfig(Config):
 def _fit(config: TokenizeConversationsConfig, metrics: Metrics) -> None:
     kept = sum(metrics.get(side, {}).get("documents", 0) for side in SIDES)
     too_long = metrics.get("too_long", {})
-    count = sum(too_long.values())
+    count = len(too_long)
     if count > config.max_too_long * (kept + count):
         longest, n_tokens = max(too_long.items(), key=lambda item: item[1]) if too_long else ("", 0)
         raise InputError(
@@ -52,7 +52,7 @@ def tokenize_conversations(
     from model.tokens import write_tokens
 
     loaded = load_tokenizer(tokenizer.path)
-    fast = fast_tokenizer(loaded, config.context_length, chat=True)
+    fast = fast_tokenizer(loaded, chat=True)
     digest, end_of_text = tokenizer_sha256(tokenizer.path), end_of_text_id(loaded)
     rows = read_table(documents.path / DOCUMENTS, ["id", "source", "text", "metadata"]).to_pylist()
     sides = read_table(selection.path / SELECTION, ["side"]).column("side").to_pylist()

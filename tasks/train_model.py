@@ -112,7 +112,7 @@ def _run_ranks(spec_path: Path, work: Path, machine: TrainingMachine, hang_secon
 
 
 @stage(
-    libraries=("torch", "deepspeed", "numpy", "pyarrow", "xxhash", "safetensors", "tokenizers"),
+    libraries=("torch", "deepspeed", "numpy", "pyarrow", "xxhash", "safetensors", "tokenizers", "peft"),
     retries=2,
 )
 def train_model(

@@ -2,7 +2,8 @@
 
 documents.parquet: the documents. digests.parquet: a digest of the text of each. verdicts.parquet: one row for each row of a documents
 file, in its order: was it kept, and if not, why. selection.parquet: the side that each
-document ends on. index.parquet: n-grams of benchmark items.
+document ends on. index.parquet: n-grams of benchmark items. held_out.parquet, items.parquet
+and answers.parquet: what a model makes of held-out documents, benchmark items and questions.
 """
 
 import hashlib
@@ -18,6 +19,9 @@ TEXT_DIGESTS = "digests.parquet"
 VERDICTS = "verdicts.parquet"
 SELECTION = "selection.parquet"
 INDEX = "index.parquet"
+HELD_OUT = "held_out.parquet"
+ITEMS = "items.parquet"
+ANSWERS = "answers.parquet"
 SIDES = ("train", "validation")
 
 Schema = dict[str, str]

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from model.config import ModelConfig
-from model.train import load_model
+from model.weights import load_model
 from tasks.hugging_face import build_hugging_face_model
 from tests.model.test_transformer import VARIANTS, build
 

@@ -8,7 +8,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from model.train import load_model
+from model.weights import load_model
 from tasks.errors import InputError
 from tasks.hugging_face import load_hugging_face_folder, model_config_of
 from tasks.import_model import ImportModelConfig, bytes_of_tokens, import_model

@@ -10,28 +10,34 @@ from pathlib import Path
 
 import pytest
 
-from flows.pretrain import graph
+from flows import evaluate, finetune, pretrain, retrain
 from flows.recipe import Recipe
 from model.base_config import Config
-from tasks.stage import Artifact, Shard, map_stage, stage
+from tasks.stage import Artifact, Shard, Stage, map_stage, stage
 from tasks.store.code import code_digests, third_party_imports
 from tests.conftest import ROOT
 
 NEUTRAL = {"pydantic"}
 """Read configurations, and decide no byte of a result."""
 
-NODES = graph(Recipe.model_validate({"ingest": {"sources": [{"path": "x"}]}}))
+NODES = pretrain.graph(Recipe.model_validate({"ingest": {"sources": [{"path": "x"}]}}))
+STAGES = {
+    value.name: value
+    for module in (pretrain, retrain, evaluate, finetune)
+    for value in vars(module).values()
+    if isinstance(value, Stage)
+}
 
 
-@pytest.mark.parametrize("node", NODES, ids=lambda node: node.stage.name)
-def test_declared_libraries_are_those_that_are_imported(node):
+@pytest.mark.parametrize("found", STAGES.values(), ids=STAGES)
+def test_declared_libraries_are_those_that_are_imported(found):
     distributions = metadata.packages_distributions()
     imported = {
         distributions[name][0].lower().replace("_", "-")
-        for name in third_party_imports(node.stage.fn.__module__)
+        for name in third_party_imports(found.fn.__module__)
         if name in distributions
     }
-    declared = {name.lower().replace("_", "-") for name in node.stage.libraries}
+    declared = {name.lower().replace("_", "-") for name in found.libraries}
     assert imported - NEUTRAL <= declared
 
 

@@ -1,0 +1,38 @@
+"""A model on disk: its weights as safetensors, and what it is in model.json."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+
+from model.config import ModelConfig
+from model.transformer import Transformer
+
+WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+
+
+def load_model(folder: Path) -> tuple[Transformer, dict[str, Any]]:
+    """The trained model below `folder` in float32 on the CPU, and its description (model.json)."""
+    description = json.loads((folder / DESCRIPTION).read_text())
+    model = Transformer(ModelConfig.model_validate(description["model"]), description["vocabulary_size"])
+    weights = load_file(folder / WEIGHTS)
+    if model.config.tie_embeddings:
+        weights["lm_head.weight"] = weights["embedding.weight"]
+    model.load_state_dict(weights)
+    return model.eval(), description
+
+
+def save_model(model: Transformer, folder: Path, tokenizer_sha256: str) -> None:
+    """Write the weights (float32) and the description, as `load_model` reads them."""
+    weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    if model.config.tie_embeddings:
+        del weights["lm_head.weight"]
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(weights, folder / WEIGHTS)
+    description = {
+        "model": model.config.model_dump(mode="json"),
+        "vocabulary_size": model.vocabulary_size,
+        "tokenizer_sha256": tokenizer_sha256,
+    }
+    (folder / DESCRIPTION).write_text(json.dumps(description, indent=2, sort_keys=True) + "\n")

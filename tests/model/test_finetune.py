@@ -1,0 +1,200 @@
+"""Training on conversations: packing changes nothing, adapters merge, preferences are preferred; all through DeepSpeed."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model.adapters import AdapterConfig, add_adapters, merge_adapters
+from model.config import ModelConfig, TrainConfig, TrainingMachine
+from model.conversations import Document, PackedConversations, PreferencePairs, documents_of, pack
+from model.tokens import open_tokens, write_tokens
+from model.train import TrainSpec
+from model.weights import load_model, save_model
+from tasks.export_model import ExportModelConfig, _export_adapter
+from tasks.hugging_face import class_name, hugging_face_config, hugging_face_weights
+from tasks.ranks import train_here
+from tests.model.test_transformer import SMALL, VARIANTS, build
+
+LENGTH = SMALL["context_length"]
+
+
+def talks(n: int = 24, seed: int = 0) -> list[Document]:
+    """Conversations of 4 to 13 tokens, of which the second half is trained."""
+    generator = np.random.default_rng(seed)
+    found = []
+    for _ in range(n):
+        ids = generator.integers(1, 50, generator.integers(4, 14)).astype(np.uint16)
+        ids[0] = 0
+        found.append(Document(ids, (np.arange(len(ids)) >= len(ids) // 2).astype(np.uint8)))
+    return found
+
+
+@settings(max_examples=60, deadline=None)
+@given(lengths=st.lists(st.integers(1, 16), max_size=40))
+def test_packing_loses_nothing_and_overfills_nothing(lengths: list[int]):
+    windows = pack(lengths, 16)
+    assert sorted(index for window in windows for index in window) == list(range(len(lengths)))
+    assert all(sum(lengths[index] for index in window) <= 16 for window in windows)
+    assert len(windows) <= 11 / 9 * max(1, -(-sum(lengths) // 16)) * 2 + 1
+
+
+def test_a_packed_conversation_is_read_as_if_it_were_alone():
+    model, documents = build(), talks()
+    packed = PackedConversations(documents, LENGTH)
+    assert len(packed) < len(documents)
+    batch = {name: torch.from_numpy(values) for name, values in packed.batch(0, len(packed), 0, 0, len(packed)).items()}
+    mask = ((batch["segments"][:, :, None] == batch["segments"][:, None]) & torch.ones(LENGTH, LENGTH).tril().bool())[:, None]
+    with torch.no_grad():
+        together = model.hidden_states(batch["tokens"], batch["positions"], mask)
+        alone = {}
+        for document in documents:
+            alone[tuple(document.inputs)] = model.hidden_states(torch.from_numpy(document.inputs)[None])[0]
+        for row in range(len(packed)):
+            for segment in range(1, int(batch["segments"][row].max()) + 1):
+                places = batch["segments"][row] == segment
+                expected = alone[tuple(batch["tokens"][row][places].tolist())]
+                assert torch.allclose(together[row][places], expected, atol=1e-5)
+
+
+def test_the_loss_is_the_mean_over_what_is_trained():
+    model, documents = build(), talks()
+    packed = PackedConversations(documents, LENGTH)
+    batch = {name: torch.from_numpy(values) for name, values in packed.batch(0, len(packed), 0, 0, len(packed)).items()}
+    n_trained = packed.trained_tokens(0, len(packed), 0)
+    loss = model(**batch, denominator=n_trained)
+    nats = [
+        -model.log_probabilities(*(torch.from_numpy(part)[None] for part in (d.inputs, d.targets))).item() for d in documents
+    ]
+    assert n_trained == sum(int(document.trained[1:].sum()) for document in documents)
+    assert loss.item() == pytest.approx(sum(nats) / n_trained, rel=1e-5)
+
+
+def test_adapters_begin_as_nothing_and_merge_to_the_same():
+    for kind in ("lora", "dora"):
+        model, x = build(), torch.randint(50, (2, LENGTH), generator=torch.Generator().manual_seed(0))
+        plain = model(x)
+        add_adapters(model, AdapterConfig(kind=kind, rank=4), seed=1)
+        assert torch.allclose(model(x), plain, atol=1e-5)
+        generator = torch.Generator().manual_seed(2)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+        moved = model(x)
+        assert (moved - plain).abs().max() > 0.1
+        merge_adapters(model)
+        assert not [name for name, _ in model.named_parameters() if "lora" in name]
+        assert torch.allclose(model(x), moved, atol=1e-5)
+
+
+def spec(folder: Path, documents: list[Document], **fields) -> TrainSpec:
+    base = folder / "base"
+    if not base.exists():
+        save_model(build(), base, "x")
+    shard = folder / "train.arrow"
+    write_tokens(
+        shard, [document.ids[1:] for document in documents], [str(i) for i in range(len(documents))], ["s"] * len(documents),
+        [1] * len(documents), tokenizer_sha256="x", vocabulary_size=50, end_of_text_id=0,
+        trained=[document.trained[1:] for document in documents],
+    )  # fmt: skip
+    (folder / "token_bytes.json").write_text(json.dumps([0] + [1] * 49))
+    train = {"tokens": 40 * 4 * LENGTH, "tokens_per_batch": 4 * LENGTH, "optimizer": "adamw", "learning_rate": 0.01}
+    train |= {"warmup_fraction": 0.1, "decay_fraction": 0.9, "evaluations": 1}
+    (folder / "work").mkdir(exist_ok=True)
+    values = {
+        "model": ModelConfig(**SMALL), "train": TrainConfig(**train), "train_shards": [shard], "validation_shards": [shard],
+        "machine": TrainingMachine(threads=1, ranks=1, device="cpu"), "token_bytes": folder / "token_bytes.json",
+        "tokenizer_sha256": "x", "vocabulary_size": 50, "work": folder / "work", "out": folder / "out", "start": base,
+        "objective": "conversations",
+    }  # fmt: skip
+    return TrainSpec.model_validate({**values, **fields})
+
+
+def losses(folder: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (folder / "work" / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_tokens_with_a_mask_come_back(tmp_path: Path):
+    spec(tmp_path, talks())
+    found = documents_of([open_tokens(tmp_path / "train.arrow")])
+    for ours, theirs in zip(talks(), found, strict=True):
+        assert ours.ids.tolist() == theirs.ids.tolist()
+        assert ours.trained.tolist() == theirs.trained.tolist()
+
+
+def test_micro_batches_change_no_loss(tmp_path: Path):
+    seen = []
+    for i, windows in enumerate((4, 1)):
+        folder = tmp_path / str(i)
+        folder.mkdir()
+        machine = TrainingMachine(threads=1, ranks=1, device="cpu", windows_per_micro_batch=windows)
+        train_here(spec(folder, talks(), machine=machine))
+        seen.append(losses(folder))
+    assert np.allclose(seen[0], seen[1], rtol=1e-4)
+    assert seen[0][-1] < 0.6 * seen[0][0]
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+@pytest.mark.parametrize("fields", [VARIANTS[0], VARIANTS[5]])
+def test_stock_peft_loads_the_adapter_on_the_exported_base(tmp_path: Path, kind: str, fields: dict):
+    import peft
+
+    base = build(**fields)
+    save_model(base, tmp_path / "base", "x")
+    adapter = AdapterConfig(kind=kind, rank=4)
+    figures = train_here(spec(tmp_path, talks(), adapter=adapter, model=base.config))
+    assert figures["trained_parameters"] < figures["parameters"]
+    assert losses(tmp_path)[-1] < 0.8 * losses(tmp_path)[0]
+    tuned, _ = load_model(tmp_path / "out")
+    (tmp_path / "out" / "adapter.json").write_text(adapter.model_dump_json())
+    _export_adapter(tmp_path / "out", base.config, tmp_path / "adapter")
+    config = hugging_face_config(base.config, 50, 0)
+    stock = getattr(transformers, f"{class_name(base.config)}ForCausalLM")(config).eval()
+    stock.load_state_dict(hugging_face_weights(base.state_dict(), base.config), strict=False)
+    loaded = peft.PeftModel.from_pretrained(stock, tmp_path / "adapter").eval()
+    x = torch.randint(50, (2, LENGTH), generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        assert (loaded(x).logits - tuned(x)).abs().max() < 1e-5 * max(1.0, tuned(x).abs().max().item())
+        assert (base(x) - tuned(x)).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("adapter", [None, AdapterConfig(rank=4)])
+def test_preferences_make_the_chosen_side_likelier(tmp_path: Path, adapter: AdapterConfig | None):
+    generator = np.random.default_rng(1)
+    documents = []
+    for _ in range(16):
+        start = [0, *generator.integers(1, 50, 4)]
+        for answer in (7, 8):
+            ids = np.array([*start, answer, 0], np.uint16)
+            documents.append(Document(ids, np.array([0] * 5 + [1, 1], np.uint8)))
+    base = build().eval()
+
+    def gains(model) -> np.ndarray:
+        pairs = PreferencePairs(documents, np.zeros(len(documents), np.float32), LENGTH)
+        rows = [pairs.pair(i) for i in range(len(pairs))]
+        with torch.no_grad():
+            return np.array(
+                [
+                    model.log_probabilities(*(torch.from_numpy(row[name]) for name in ("tokens", "targets"))).numpy()
+                    for row in rows
+                ]
+            )
+
+    before = gains(base)
+    np.save(tmp_path / "reference.npy", before.reshape(-1).astype(np.float32))
+    made = spec(tmp_path, documents, objective="preferences", reference=tmp_path / "reference.npy", adapter=adapter)
+    train_here(made)
+    assert losses(tmp_path)[0] == pytest.approx(np.log(2), rel=1e-4)
+    assert losses(tmp_path)[-1] < 0.3
+    after = gains(load_model(tmp_path / "out")[0])
+    assert ((after - before)[:, 0] > (after - before)[:, 1]).all()
+
+
+def test_the_chat_template_is_shipped_only_where_it_was_trained():
+    assert not ExportModelConfig().chat

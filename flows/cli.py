@@ -634,7 +634,10 @@ def report(run_name: RunName = "latest", store: StoreFolder = DEFAULT_STORE) -> 
 
 
 ModelName = Annotated[
-    str, typer.Argument(metavar="MODEL", help="A run (latest, or the beginning or end of its name) or a Hugging Face folder.")
+    str,
+    typer.Argument(
+        metavar="MODEL", help="A run (latest, or the beginning or end of its name), a recipe's name, or a Hugging Face folder."
+    ),
 ]
 MaxTokens = Annotated[int, typer.Option("--tokens", min=1, help="Most tokens to write.")]
 Temperature = Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token each time.")]

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from flows.runs import Run, find_run, new_run
+from flows.runs import Run, find_model, new_run
 from tasks.errors import InputError
 from tasks.evaluate_model import EvaluateModelConfig, evaluate_model
 from tasks.export_model import export_model
@@ -24,7 +24,7 @@ def start(model: str, config: EvaluateModelConfig, store: Store) -> tuple[Run, l
         source = snapshot_model(SnapshotModelConfig(path=model))
     else:
         try:
-            made = find_run(store, model)
+            made = find_model(store, model)
         except InputError as error:
             raise InputError(f"{error}; and there is no folder {model!r}") from None
         source = export_model.result(made.stored(store, "export_model").manifest.key, "model")

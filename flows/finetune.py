@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flows.recipe import FinetuneRecipe
-from flows.runs import RUN, Run, find_run, load_run, runs_folder
+from flows.runs import Run, find_model, finished_runs
 from model.config import ModelConfig
 from tasks.compare_answers import CompareAnswersConfig, compare_answers
 from tasks.continue_training import continue_training
@@ -77,26 +77,15 @@ def open_base(name: str, store: Store) -> Base:
 
 
 def _find_base(name: str, store: Store) -> Run:
-    """The run of this name; the newest with a model of the recipe of this name; for latest the newest that is no fine-tuning.
-
-    A fine-tuning is never what `latest` means here: run a second time, it would go on from its own result.
-    """
-    for path in sorted(runs_folder(store).glob(f"*/{RUN}"), reverse=True):
-        if path.parent.is_symlink():
-            continue
-        run = load_run(path.parent)
-        whole = run.record["status"] == "completed" and "export_model" in run.record["stages"]
-        is_meant = (
-            run.record.get("flow") in ("pretrain", "retrain") if name == "latest" else run.record["recipe"]["name"] == name
-        )
-        if whole and is_meant:
-            return run
+    """The run that a base names. A fine-tuning is never what `latest` means: run again, it would go on from its own result."""
+    if name == "latest":
+        for run in finished_runs(store):
+            if run.record.get("flow", "pretrain") in ("pretrain", "retrain"):
+                return run
     try:
-        return find_run(store, name)
+        return find_model(store, name)
     except InputError as error:
-        raise InputError(
-            f"base: {error}; there is no recipe of that name with a finished run, and no folder {name!r}"
-        ) from None
+        raise InputError(f"base: {error}; and there is no folder {name!r}") from None
 
 
 def graph(recipe: FinetuneRecipe, store: Store) -> list[Node]:

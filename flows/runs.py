@@ -4,6 +4,7 @@ import json
 import os
 import re
 import secrets
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from difflib import get_close_matches
@@ -153,6 +154,30 @@ def find_run(store: Store, name: str) -> Run:
     near = found or get_close_matches(name, names, 3) or names[-3:]
     what = "names more than one run" if found else "names no run"
     raise InputError(f"{name!r} {what}: take latest or one of {', '.join(near)}")
+
+
+def finished_runs(store: Store) -> Iterator[Run]:
+    """Runs that came to a model and its end, the newest first."""
+    for path in sorted(runs_folder(store).glob(f"*/{RUN}"), reverse=True):
+        if not path.parent.is_symlink():
+            run = load_run(path.parent)
+            if run.record["status"] == "completed" and "export_model" in run.record["stages"]:
+                yield run
+
+
+def find_model(store: Store, name: str) -> Run:
+    """The run of this name, or the newest finished run of the recipe of this name.
+
+    Raises:
+        InputError: if there is neither.
+    """
+    try:
+        return find_run(store, name)
+    except InputError:
+        for run in finished_runs(store):
+            if run.record["recipe"]["name"] == name:
+                return run
+        raise
 
 
 def previous_entries(store: Store, recipe_name: str) -> dict[str, Any]:

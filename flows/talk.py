@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.runs import find_run
+from flows.runs import find_model
 from tasks.errors import InputError
 from tasks.store.store import Store
 
@@ -30,7 +30,7 @@ def model_folder(name: str, store: Store) -> Path:
     if folder.is_dir():
         return folder
     try:
-        return find_run(store, name).stored(store, "export_model").out
+        return find_model(store, name).stored(store, "export_model").out
     except InputError as error:
         raise InputError(f"{error}; and there is no folder {name!r}") from None
 
@@ -55,6 +55,7 @@ class Speaker:
         import transformers
 
         loaded = transformers.AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
+        loaded.model_max_length = 10**9  # what is too long is forgotten, not warned of
         if not loaded.chat_template:
             raise InputError(
                 f"the model in {self.folder} has no chat template, so it can only go on with a text: use `scratchlm generate`, "

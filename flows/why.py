@@ -59,7 +59,14 @@ def why(run: Run, store: Store, name: str) -> list[Verdict]:
     Raises:
         InputError: if the document or a result that tells of it is not there.
     """
-    stored = run.stored(store, "ingest")
+    stages = run.record["stages"]
+    tuned = "read_conversations" in stages
+    read, deduplicate, tokenize = (
+        ("read_conversations", "deduplicate_conversations", "tokenize_conversations")
+        if tuned
+        else ("ingest", "deduplicate", "tokenize")
+    )
+    stored = run.stored(store, read)
     ingested = stored.shard_paths
     try:
         identifier = _resolve_id(ingested, name)
@@ -68,41 +75,45 @@ def why(run: Run, store: Store, name: str) -> list[Verdict]:
         found = [error for error in unusable if name in f"{error['source']}/{error['where']}"]
         if not found:
             raise
-        return [Verdict("ingest", "unusable", f"{error['source']}/{error['where']}: {error['error']}") for error in found]
+        return [Verdict(read, "unusable", f"{error['source']}/{error['where']}: {error['error']}") for error in found]
     place = _find(ingested, identifier)
     assert place is not None
     position, row = place
     record = _row(ingested[position], DOCUMENTS, row)
     size = len(record["text"].encode())
-    verdicts = [Verdict("ingest", "read", f"{identifier}, {size:,} bytes, shard {position}, row {row}")]
+    verdicts = [Verdict(read, "read", f"{identifier}, {size:,} bytes, shard {position}, row {row}")]
 
-    verdict = _row(run.stored(store, "clean").shard_paths[position], VERDICTS, row)
-    if not verdict["kept"]:
-        return [*verdicts, Verdict("clean", "dropped", f"{verdict['step']}: {verdict['reason']}; {verdict['detail']}")]
-    cleaned = run.stored(store, "clean").shard_paths
-    place = _find((cleaned[position],), identifier)
-    assert place is not None
-    row = place[1]
-    after = _row(cleaned[position], DOCUMENTS, row)["text"]
-    change = "unchanged" if after == record["text"] else f"text changed, now {len(after.encode()):,} bytes"
-    verdicts.append(Verdict("clean", "kept", change))
-    for stage in ("deduplicate", "decontaminate"):
+    if not tuned:
+        verdict = _row(run.stored(store, "clean").shard_paths[position], VERDICTS, row)
+        if not verdict["kept"]:
+            return [*verdicts, Verdict("clean", "dropped", f"{verdict['step']}: {verdict['reason']}; {verdict['detail']}")]
+        cleaned = run.stored(store, "clean").shard_paths
+        place = _find((cleaned[position],), identifier)
+        assert place is not None
+        row = place[1]
+        after = _row(cleaned[position], DOCUMENTS, row)["text"]
+        change = "unchanged" if after == record["text"] else f"text changed, now {len(after.encode()):,} bytes"
+        verdicts.append(Verdict("clean", "kept", change))
+    for stage in (deduplicate, "decontaminate"):
         verdict = _row(run.stored(store, stage).shard_paths[position], VERDICTS, row)
         detail = verdict["detail"] or ""
         verdicts.append(Verdict(stage, "kept" if verdict["kept"] else "dropped", detail))
     selection = _row(run.stored(store, "split").shard_paths[position], SELECTION, row)
     verdicts.append(Verdict("split", selection["side"], selection["reason"] or ""))
-    if selection["side"] != "dropped" and "tokenize" in run.record["stages"]:
-        verdicts.append(_tokens(run, store, position, selection["side"], identifier))
+    if selection["side"] != "dropped" and tokenize in stages:
+        verdicts.append(_tokens(run, store, tokenize, position, selection["side"], identifier))
     return verdicts
 
 
-def _tokens(run: Run, store: Store, position: int, side: str, identifier: str) -> Verdict:
+def _tokens(run: Run, store: Store, tokenize: str, position: int, side: str, identifier: str) -> Verdict:
     from model.tokens import open_tokens
 
-    documents = open_tokens(run.stored(store, "tokenize").shard_paths[position] / f"{side}.arrow").documents
-    index = documents.column("id").to_pylist().index(identifier)
+    documents = open_tokens(run.stored(store, tokenize).shard_paths[position] / f"{side}.arrow").documents
+    ids = documents.column("id").to_pylist()
+    if identifier not in ids and f"{identifier}#chosen" not in ids:
+        return Verdict(tokenize, "dropped", "longer than the context")
+    index = ids.index(identifier if identifier in ids else f"{identifier}#chosen")
     ends = documents.column("end").to_pylist()
     start = ends[index - 1] if index else 0
     detail = f"{ends[index] - start:,} tokens, {start:,} to {ends[index]:,} of {side}.arrow of shard {position}"
-    return Verdict("tokenize", side, detail)
+    return Verdict(tokenize, side, detail)

@@ -1,4 +1,4 @@
-.PHONY: run serve test check clean help
+.PHONY: run finetune serve test check clean help
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -13,6 +13,10 @@ help:  ## say what each target does
 
 run: $(VENV)/.installed  ## train, benchmark and report a model from raw text (RECIPE=FILE for another than the demo)
 	$(BIN)/scratchlm run $(RECIPE)
+
+finetune: $(VENV)/.installed  ## make the demo model answer questions about the addresses it read (after make run)
+	$(BIN)/python deployments/demo_questions.py demo_questions
+	$(BIN)/scratchlm finetune deployments/recipes/demo-finetune.yaml
 
 serve: $(VENV)/.installed  ## Prefect server with UI, deployments of RECIPE and a worker; Ctrl-C ends them
 	$(BIN)/scratchlm serve $(RECIPE)

@@ -1,30 +1,14 @@
 """Low-rank adapters: a few trained matrices beside frozen weights (LoRA, arXiv 2106.09685; DoRA, arXiv 2402.09353)."""
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from model.base_config import Config
+from model.config import AdapterConfig
 from model.transformer import Transformer
 
 NAME = "default"
-
-
-class AdapterConfig(Config):
-    """Shape of the adapters."""
-
-    kind: Literal["lora", "dora"] = Field(
-        "lora", description="lora: low-rank updates; dora: their direction, and a trained length."
-    )
-    rank: int = Field(16, ge=1, description="Rank of the update of each matrix.")
-    alpha: int = Field(32, ge=1, description="Scale of the update; it is multiplied by alpha / rank.")
-    targets: tuple[Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], ...] = Field(
-        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
-        min_length=1,
-        description="Matrices of each block that get an adapter.",
-    )
 
 
 def lora_config(config: AdapterConfig, **fields: Any) -> Any:

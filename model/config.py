@@ -144,6 +144,21 @@ class TrainConfig(Config):
         return self.tokens // self.tokens_per_batch
 
 
+class AdapterConfig(Config):
+    """Shape of low-rank adapters beside the frozen matrices of a base; see `model.adapters`."""
+
+    kind: Literal["lora", "dora"] = Field(
+        "lora", description="lora: low-rank updates; dora: their direction, and a trained length."
+    )
+    rank: int = Field(16, ge=1, description="Rank of the update of each matrix.")
+    alpha: int = Field(32, ge=1, description="Scale of the update; it is multiplied by alpha / rank.")
+    targets: tuple[Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], ...] = Field(
+        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        min_length=1,
+        description="Matrices of each block that get an adapter.",
+    )
+
+
 class TrainingMachine(Config):
     """Where the model is trained. None of it enters a key."""
 

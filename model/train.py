@@ -20,10 +20,10 @@ import torch.distributed as dist
 from pydantic import BaseModel, ConfigDict
 from safetensors.torch import save_file
 
-from model.adapters import AdapterConfig, adapter_weights, add_adapters, merge_adapters
+from model.adapters import adapter_weights, add_adapters, merge_adapters
 from model.batches import Mixture, Windows
 from model.checkpoint import load_checkpoint, save_checkpoint
-from model.config import ModelConfig, TrainConfig, TrainingMachine, flops_per_token
+from model.config import AdapterConfig, ModelConfig, TrainConfig, TrainingMachine, flops_per_token
 from model.conversations import PackedConversations, PreferencePairs, documents_of
 from model.held_out import PADDING, measure_held_out
 from model.optimizer import build_optimizer, set_rates

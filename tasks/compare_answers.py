@@ -19,6 +19,12 @@ def _bits_per_byte(rows: list[dict[str, Any]]) -> float:
     return sum(row["nats"] for row in rows) / math.log(2) / max(1.0, sum(row["bytes"] for row in rows))
 
 
+def _share_formed(rows: list[dict[str, Any]]) -> float | None:
+    """Share of the answers that have the form asked for; None if none is asked for."""
+    formed = [row["formed"] for row in rows if row["formed"] is not None]
+    return sum(formed) / len(formed) if formed else None
+
+
 @stage(libraries=("numpy", "scipy", "pyarrow"))
 def compare_answers(config: CompareAnswersConfig, base: Artifact, tuned: Artifact, out: Path) -> Metrics:
     """Give for each group the share of right answers of both, their difference with its 95% interval, and bits per byte of the right answers.
@@ -45,6 +51,8 @@ def compare_answers(config: CompareAnswersConfig, base: Artifact, tuned: Artifac
             "interval": found["interval"],
             "base_bits_per_byte": _bits_per_byte(old_rows),
             "tuned_bits_per_byte": _bits_per_byte(new_rows),
+            "base_form": _share_formed(old_rows),
+            "tuned_form": _share_formed(new_rows),
             "examples": [
                 {"question": new["question"], "expected": new["expected"], "base": old["answered"], "tuned": new["answered"]}
                 for wanted in (1.0, 0.0)

@@ -1,6 +1,7 @@
 """evaluate_answers: what a model answers to held-out conversations, and how likely the right answer is to it."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,14 @@ from pydantic import Field
 from model.base_config import Config
 from tasks.chat_template import encode_conversation, fast_tokenizer
 from tasks.documents.files import ANSWERS, DOCUMENTS, SELECTION, Schema, read_table, write_table
-from tasks.errors import StageFailed
+from tasks.errors import InputError, StageFailed
 from tasks.machine import Machine
 from tasks.progress import progress
 from tasks.stage import Artifact, Metrics, stage
 from tasks.train_tokenizer import end_of_text_id, load_tokenizer
 
 ANSWERS_SCHEMA: Schema = {
-    "id": "string", "group": "string", "question": "string", "expected": "string", "answered": "string", "correct": "double",
+    "id": "string", "group": "string", "question": "string", "expected": "string", "answered": "string", "correct": "double", "formed": "double",
     "nats": "double", "bytes": "double",
 }  # fmt: skip
 
@@ -33,6 +34,16 @@ def _normal(text: str) -> str:
     return " ".join(text.casefold().split()).rstrip(".")
 
 
+def _formed(form: str | None, answer: str) -> float | None:
+    """Whether an answer has the form that its row asks for; None if it asks for none."""
+    if form is None:
+        return None
+    try:
+        return float(re.fullmatch(form, answer) is not None)
+    except re.error as error:
+        raise InputError(f"the form {form!r} of a held-out conversation is no regular expression: {error}") from error
+
+
 def _questions(documents: Artifact, selection: Artifact, limit: int) -> list[dict[str, Any]]:
     """Held-out conversations up to the assistant's last turn, and that turn."""
     found: list[dict[str, Any]] = []
@@ -45,7 +56,7 @@ def _questions(documents: Artifact, selection: Artifact, limit: int) -> list[dic
             last = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
             if side == "validation" and counts.get(group, 0) < limit:
                 counts[group] = counts.get(group, 0) + 1
-                found.append({"id": row["id"], "group": group, "messages": messages[: last + 1]})
+                found.append({"id": row["id"], "group": group, "messages": messages[: last + 1], "form": metadata.get("form")})
     return found
 
 
@@ -102,7 +113,7 @@ def evaluate_answers(
             rows.append(
                 {
                     "id": question["id"], "group": question["group"], "question": question["messages"][-2]["content"] if len(question["messages"]) > 1 else "",
-                    "expected": expected, "answered": answer.strip(), "correct": float(_normal(answer) == _normal(expected)),
+                    "expected": expected, "answered": answer.strip(), "correct": float(_normal(answer) == _normal(expected)), "formed": _formed(question["form"], answer.strip()),
                     "nats": own, "bytes": float(len(expected.encode())),
                 }
             )  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import Field
 
 from model.base_config import Config
-from model.config import ModelConfig
+from model.config import AdapterConfig, ModelConfig
 from tasks.chat_template import fast_tokenizer
 from tasks.errors import StageFailed
 from tasks.hugging_face import build_hugging_face_model, class_name, hugging_face_names
@@ -50,7 +50,7 @@ def _export_adapter(trained: Path, config: ModelConfig, folder: Path) -> None:
     """Write the adapters for stock `peft` on the exported base."""
     from safetensors.torch import load_file, save_file
 
-    from model.adapters import AdapterConfig, lora_config
+    from model.adapters import lora_config
 
     adapter = AdapterConfig.model_validate_json((trained / "adapter.json").read_text())
     weights = load_file(trained / ADAPTER_WEIGHTS)

@@ -7,9 +7,8 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from model.adapters import AdapterConfig
 from model.base_config import Config
-from model.config import ModelConfig, TrainConfig
+from model.config import AdapterConfig, ModelConfig, TrainConfig
 from tasks.errors import InputError
 from tasks.machine import Machine
 from tasks.reference_log_probabilities import REFERENCE

@@ -21,7 +21,8 @@ class ReadConversationsConfig(IngestConfig):
 
 @stage(libraries=("pyarrow", "zstandard", "datasets", "huggingface_hub"), retries=2, fingerprint=fingerprint_sources)
 def read_conversations(config: ReadConversationsConfig, out: Path) -> Metrics:
-    """Write what ingest writes: text is all contents, metadata has the messages (or chosen and rejected) and the group.
+    """Write what ingest writes: text is all contents, metadata has the messages (or chosen and rejected), the group,
+    and the form of the answer: a regular expression, by which held-out answers are judged beside their text.
 
     Raises:
         InputError: if nothing can be read, or more than `max_error_rate` cannot; errors.jsonl
@@ -43,8 +44,9 @@ def read_conversations(config: ReadConversationsConfig, out: Path) -> Metrics:
         except UnicodeEncodeError:
             return Record(where, row, error="it has a lone surrogate, so it is not Unicode")
         identifier = value.get(source.id_field)
-        if isinstance(value.get(config.group_field), str):
-            metadata["group"] = value[config.group_field]
+        for name, own in (("group", config.group_field), ("form", "form")):
+            if isinstance(value.get(own), str):
+                metadata[name] = value[own]
         return Record(where, row, text, None if identifier is None else str(identifier), metadata)
 
     return write_documents(config, out, convert)

@@ -10,8 +10,8 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.adapters import AdapterConfig, add_adapters, merge_adapters
-from model.config import ModelConfig, TrainConfig, TrainingMachine
+from model.adapters import add_adapters, merge_adapters
+from model.config import AdapterConfig, ModelConfig, TrainConfig, TrainingMachine
 from model.conversations import Document, PackedConversations, PreferencePairs, documents_of, pack
 from model.tokens import open_tokens, write_tokens
 from model.train import TrainSpec

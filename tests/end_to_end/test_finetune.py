@@ -1,0 +1,163 @@
+"""Fine-tuning through the real command: a base, conversations, kill -9, and what a person gets."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.end_to_end.conftest import RECIPE, Line
+from tests.end_to_end.test_faults import assert_no_orphans, wait_for
+
+pytestmark = pytest.mark.end_to_end
+
+ROWS = [
+    {
+        "messages": [
+            {"role": "user", "content": f"What comes after {i}?"},
+            {"role": "assistant", "content": f"After {i} comes {i + 1}."},
+        ]
+    }
+    for i in range(80)
+]
+FINETUNE: dict[str, Any] = {
+    "name": "tuned",
+    "base": "tiny",
+    "read_conversations": {"sources": [{"name": "chats", "path": "chats"}], "shard_bytes": 2_000, "max_error_rate": 0.1},
+    "split": {"validation_fraction": 0.2},
+    "finetune": {"epochs": 6, "tokens_per_batch": 256, "learning_rate": 0.003, "adapter": {"rank": 4}},
+    "evaluate_model": RECIPE["evaluate_model"],
+    "machine": RECIPE["machine"],
+}
+
+
+def copy_of(line: Line, folder: Path, rows: list[Any] = ROWS, **sections: Any) -> Line:
+    """A copy of the line with conversations and a recipe for fine-tuning."""
+    made = Line(folder / "copy", line.server)
+    shutil.copytree(line.root, made.root, symlinks=True)
+    (made.root / "chats").mkdir()
+    (made.root / "chats" / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write(made, **sections)
+    return made
+
+
+def write(line: Line, **sections: Any) -> None:
+    (line.root / "finetune.yaml").write_text(yaml.safe_dump({**FINETUNE, **sections}))
+
+
+def finetune(line: Line, *arguments: str) -> dict[str, Any]:
+    return json.loads(line.call("finetune", "finetune.yaml", "--json", *arguments).stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def tuned(line: Line, tmp_path_factory: pytest.TempPathFactory) -> tuple[Line, dict[str, Any]]:
+    made = copy_of(line, tmp_path_factory.mktemp("tuned"), [*ROWS, {"messages": ROWS[0]["messages"][:1]}])
+    return made, finetune(made)
+
+
+def test_base_and_tuned_model_are_compared_and_the_rest_is_cached(tuned: tuple[Line, dict[str, Any]]):
+    made, done = tuned
+    assert {name for name, artifact in done["artifacts"].items() if artifact["cached"]} == {
+        "base_model", "base_tokenizer", "base_export", "base_benchmarks", "index_benchmarks",
+    }  # fmt: skip
+    group = done["results"]["answers"]["all"]
+    assert group["conversations"] > 5
+    assert group["tuned_bits_per_byte"] < group["base_bits_per_byte"]
+    assert "Held-out answers" in Path(done["report"]).read_text()
+    errors = Path(done["artifacts"]["read_conversations"]["path"]) / "errors.jsonl"
+    assert json.loads(errors.read_text())["error"] == "it has no turn of the assistant"
+    export = Path(done["artifacts"]["export_model"]["path"])
+    assert (export / "chat_template.jinja").is_file()
+    assert (export / "adapter" / "adapter_model.safetensors").is_file()
+    again = finetune(made)
+    assert all(artifact["cached"] for artifact in again["artifacts"].values())
+    assert again["results"] == done["results"]
+    verdicts = json.loads(made.call("why", "latest", "a.jsonl:3", "--json").stdout)
+    assert [verdict["stage"] for verdict in verdicts][0] == "read_conversations"
+    assert verdicts[-1]["stage"] == "tokenize_conversations"
+
+
+def test_a_killed_fine_tuning_goes_on_to_the_same_bytes(line: Line, tuned: tuple[Line, dict[str, Any]], tmp_path: Path):
+    made = copy_of(line, tmp_path, [*ROWS, {"messages": ROWS[0]["messages"][:1]}])
+    write(made, machine={**RECIPE["machine"], "checkpoint_every_seconds": 0})
+    process = subprocess.Popen(
+        made.command("finetune", "finetune.yaml"), cwd=made.root, env=made.environment(), stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    wait_for(lambda: len(list((made.store / "work").glob("finetune_model-*/step-*"))) == 2, process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert_no_orphans(made)
+    done = finetune(made)
+    assert done["resumed_from_step"] >= 2
+    for stage in ("finetune_model", "export_model"):
+        assert done["artifacts"][stage]["digest"] == tuned[1]["artifacts"][stage]["digest"]
+
+
+def test_a_person_talks_to_it(tuned: tuple[Line, dict[str, Any]]):
+    made, _ = tuned
+    command = made.command("chat", "latest", "--tokens", "8", "--temperature", "0")
+    asked = "What comes after 7?\n\nAnd <|endoftext|>assistant\nthen?\n"
+    done = subprocess.run(
+        command, cwd=made.root, env=made.environment(), input=asked, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) >= 3
+    refused = made.call("chat", "tiny", code=2)
+    assert "has no chat template" in refused.stderr
+    rows = json.loads(made.call("generate", "tuned", "The people", "We", "--tokens", "5", "--json").stdout)
+    assert [row["prompt"] for row in rows] == ["The people", "We"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "sections", "sentence"),
+    [
+        ([{"messages": [{"role": "user", "content": "x"}]}], {}, "it has no turn of the assistant"),
+        ([{"messages": [*ROWS[0]["messages"], {"role": "judge", "content": "x"}]}], {}, "message 3 has the role 'judge'"),
+        ([{"messages": [{"role": "user", "content": ""}, ROWS[0]["messages"][1]]}], {}, "message 1 is empty"),
+        ([{"prompt": "x", "chosen": "y", "rejected": "y"}], {"kind": "preferences"}, "chosen and rejected are equal"),
+        ([{"messages": [ROWS[0]["messages"][0], {"role": "assistant", "content": "long " * 99}]}, *ROWS], {}, "longer than the context of 64"),
+        (ROWS, {"base": "nobody"}, "no folder 'nobody'"),
+        (ROWS, {"base": "chats"}, "config.json cannot be read"),
+        (ROWS, {"context_length": 128}, "context_length (128) is more than the base's (64)"),
+        (ROWS, {"finetune": {"tokens_per_batch": 100}}, "finetune.tokens_per_batch (100) must be a multiple of 64"),
+        (ROWS, {"finetune": {"optimizer": "muon", "adapter": {"rank": 2}}}, "optimizer muon is for whole matrices"),
+    ],
+)  # fmt: skip
+def test_what_cannot_work_is_one_sentence(line: Line, tmp_path: Path, rows: list[Any], sections: dict[str, Any], sentence: str):
+    made = copy_of(line, tmp_path, rows)
+    kind = sections.pop("kind", "conversations")
+    write(made, read_conversations={**FINETUNE["read_conversations"], "kind": kind}, **sections)
+    for stage in (
+        "base_tokenizer",
+        "read_conversations",
+        "deduplicate_conversations",
+        "index_benchmarks",
+        "decontaminate",
+        "split",
+    ):
+        done = subprocess.run(
+            made.command("task", stage, "finetune.yaml"), cwd=made.root, env=made.environment(), capture_output=True, text=True
+        )
+        if done.returncode:
+            break
+    else:
+        for stage in ("tokenize_conversations", "finetune_model"):
+            done = subprocess.run(
+                made.command("task", stage, "finetune.yaml"),
+                cwd=made.root,
+                env=made.environment(),
+                capture_output=True,
+                text=True,
+            )
+            if done.returncode:
+                break
+    assert done.returncode == 2, done.stderr
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) <= 2

@@ -77,7 +77,7 @@ def test_base_and_tuned_model_are_compared_and_the_rest_is_cached(tuned: tuple[L
     again = finetune(made)
     assert all(artifact["cached"] for artifact in again["artifacts"].values())
     assert again["results"] == done["results"]
-    verdicts = json.loads(made.call("why", "latest", "a.jsonl:3", "--json").stdout)
+    verdicts = json.loads(made.call("why", "latest", "chats/a.jsonl:3", "--json").stdout)
     assert verdicts[0]["stage"] == "read_conversations"
     assert verdicts[-1]["stage"] == "tokenize_conversations"
 

@@ -31,7 +31,7 @@ HELD_OUT_ADDRESSES = {
 NAME, YEAR, HOW = r"[A-Z]\S*( [A-Z]\S*)+\.", r"In [12]\d{3}\.", r"It was (spoken|written)\."
 
 KINDS = {
-    "who spoke in a year": (
+    "who spoke": (
         NAME,
         [
             "Who gave the address of {0}?",
@@ -42,7 +42,7 @@ KINDS = {
             "Who was it that addressed Congress in {0}?",
         ],
     ),
-    "year of the first address": (
+    "first year": (
         YEAR,
         [
             "In which year did {0} first address Congress?",
@@ -51,7 +51,7 @@ KINDS = {
             "Tell me the year in which {0} began to address Congress.",
         ],
     ),
-    "who came first": (
+    "who was first": (
         NAME,
         [
             "Who spoke first, {0} or {1}?",
@@ -86,15 +86,15 @@ def facts() -> list[tuple[str, tuple[str, ...], str, set[str]]]:
         speakers = {row["president_full"] for row in addresses}
         ways = {row["sotu_type"] for row in addresses}
         if len(speakers) == 1:
-            found.append(("who spoke in a year", (year,), f"{min(speakers)}.", speakers))
+            found.append(("who spoke", (year,), f"{min(speakers)}.", speakers))
         if len(ways) == 1:
             found.append(("spoken or written", (year,), f"It was {min(ways)}.", speakers))
     for name, year in first.items():
-        found.append(("year of the first address", (name,), f"In {year}.", {name}))
+        found.append(("first year", (name,), f"In {year}.", {name}))
     names, chance = list(first), random.Random(0)
     for _ in range(400):
         pair = chance.sample(names, 2)
-        found.append(("who came first", tuple(pair), f"{min(pair, key=names.index)}.", set(pair)))
+        found.append(("who was first", tuple(pair), f"{min(pair, key=names.index)}.", set(pair)))
     return found
 
 
@@ -115,10 +115,10 @@ def main() -> None:
         form, phrasings = KINDS[kind]
         *known, other = [phrasing.format(*about) for phrasing in phrasings]
         if speakers & set(NEVER_ASKED):
-            held_out.append(conversation(known[0], answer, group="speakers it was never asked about: form only", form=form))
+            held_out.append(conversation(known[0], answer, group="new speakers (form only)", form=form))
             continue
         train += [conversation(question, answer) for question in known]
-        held_out.append(conversation(other, answer, group=f"other phrasing: {kind}", form=form))
+        held_out.append(conversation(other, answer, group=f"{kind}, rephrased", form=form))
     (folder / "train.jsonl").write_text("".join(train))
     (folder / "held_out.jsonl").write_text("".join(held_out))
     print(f"{len(train)} questions to train on, {len(held_out)} held out, in {folder}")

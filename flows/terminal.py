@@ -120,15 +120,15 @@ def predict_line(rows: list[Planned]) -> str:
 
 
 def answers_table(compared: dict[str, Any]) -> Table:
-    """Right answers of base and tuned model to held-out conversations."""
+    """Right answers of base and tuned model to held-out conversations, and how many of the tuned model's have the form asked for."""
     table = Table(box=None, pad_edge=False)
-    for column in ("held-out answers", "base", "tuned", "difference", "95% interval", "conversations"):
+    for column in ("held-out answers", "base", "tuned", "difference", "95% interval", "in form", "number"):
         table.add_column(column, justify="left" if column == "held-out answers" else "right")
     for name, found in compared["groups"].items():
         low, high = found["interval"]
         table.add_row(
             name, f"{found['base']:.3f}", f"{found['tuned']:.3f}", f"{found['difference']:+.3f}", f"{low:+.3f} to {high:+.3f}",
-            f"{found['conversations']:,}",
+            "" if found["tuned_form"] is None else f"{found['tuned_form']:.3f}", f"{found['conversations']:,}",
         )  # fmt: skip
     return table
 

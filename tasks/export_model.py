@@ -60,9 +60,14 @@ def _export_adapter(trained: Path, config: ModelConfig, folder: Path) -> None:
         {f"base_model.model.{name}": value for name, value in zip(names, weights.values(), strict=True)},
         folder / "adapter_model.safetensors",
     )
-    targets = {name.split(".")[-3 if "magnitude" not in name else -2] for name in names if "lora_A" in name}
+    targets = {name.split(".")[-3] for name in names if "lora_A" in name}
     saved = lora_config(adapter, target_modules=sorted(targets), task_type="CAUSAL_LM", inference_mode=True)
     saved.save_pretrained(folder)
+    # `peft` writes a set, in an order that differs from process to process.
+    path = folder / "adapter_config.json"
+    path.write_text(
+        json.dumps(json.loads(path.read_text()) | {"target_modules": sorted(targets)}, indent=2, sort_keys=True) + "\n"
+    )
 
 
 @stage(

@@ -49,13 +49,15 @@ def documents_of(shards: Sequence[Tokens]) -> list[Document]:
 
 
 def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Bins of indices whose lengths sum to at most `capacity` each: best fit, the longest first.
+    """Bins of indices whose lengths sum to at most `capacity` each: best fit, in a pseudo-random order.
 
-    Best-fit decreasing needs at most 11/9 of the fewest bins, plus one (Johnson 1973).
+    Taking the longest first would need fewer bins (Johnson 1973), and would put conversations of
+    one length, so often of one kind, into one window: steps would differ more than at random.
     """
     bins: list[list[int]] = []
     room: list[tuple[int, int]] = []
-    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+    order = permute(np.arange(len(lengths), dtype=np.uint64), len(lengths), 0, 0).tolist() if lengths else []
+    for index in order:
         at = bisect_left(room, (lengths[index], -1))
         if at == len(room):
             bins.append([index])

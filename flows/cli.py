@@ -267,6 +267,12 @@ def _finish(made: "Run", outcomes: "dict[str, Outcome]", place: "Place", console
             f"\nheld-out bits per byte [bold]{held_out['bits_per_byte']:.4f}[/] ({held_out['documents']} documents), {seconds}",
             highlight=False,
         )
+        for label in ("base_on_new_text", "base_on_old_text", "tuned_on_old_text"):
+            if label in outcomes:
+                console.print(
+                    f"{label.replace('_', ' '):<18} {outcomes[label].stored.manifest.metrics['bits_per_byte']:.4f}",
+                    highlight=False,
+                )
     console.print(f"run    {made.name}", highlight=False)
     console.print(f"model  {outcomes['export_model'].stored.out}", highlight=False)
     console.print(f"report {report}", highlight=False)
@@ -275,7 +281,7 @@ def _finish(made: "Run", outcomes: "dict[str, Outcome]", place: "Place", console
 
 
 def _trained(outcomes: "dict[str, Outcome]") -> str:
-    return "finetune_model" if "finetune_model" in outcomes else "train_model"
+    return next(name for name in ("finetune_model", "adapt_model", "train_model") if name in outcomes)
 
 
 def _summary(made: "Run", outcomes: "dict[str, Outcome]", report: Path) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from flows.pretrain import graph
 from flows.recipe import FinetuneRecipe, Recipe, check_no_secrets, explain
 from flows.run import BuildNode, Place, build_shown, open_place, run_nodes, will_hit
 from flows.runs import Run, start_run
+from tasks.adapt_model import adapt_model
 from tasks.benchmarks import prepare_benchmarks
 from tasks.build import Outcome
 from tasks.continue_training import continue_training
@@ -113,7 +114,7 @@ def build_in_prefect(place: Place, run: Run) -> BuildNode:
             artifact = _ProgressArtifact(node.name)
             following = asyncio.create_task(artifact.follow())
             try:
-                trains = node.stage in (train_model, continue_training, finetune_model) and not hit
+                trains = node.stage in (train_model, continue_training, finetune_model, adapt_model) and not hit
                 # Where a server has a global concurrency limit of this name, trainings wait for each other.
                 slot = concurrency(ACCELERATOR, raise_on_lease_renewal_failure=False) if trains else nullcontext()
                 async with slot:

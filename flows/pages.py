@@ -112,7 +112,7 @@ async def publish(run: Run, store: Store) -> None:
         ]  # fmt: skip
         if falls:
             await acreate_table_artifact(falls, key="waterfall", description="Where every document ended.")
-        trained = stored.get("train_model") or stored.get("finetune_model")
+        trained = next((stored[name] for name in ("train_model", "finetune_model", "adapt_model") if name in stored), None)
         if trained:
             image = loss_image(read_lines(trained.out / "figures" / "metrics.jsonl"))
             url = f"data:image/png;base64,{base64.b64encode(image).decode()}"

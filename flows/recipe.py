@@ -128,7 +128,15 @@ class FinetuneRecipe(Config):
     context_length: int | None = Field(
         None, ge=8, description="Length of a training window, in tokens; that of the base, at most 4,096, if empty."
     )
-    read_conversations: ReadConversationsConfig = Field(description="Where the conversations come from.")
+    read_conversations: ReadConversationsConfig | None = Field(
+        None, description="Where the conversations or preferences come from; either this or ingest."
+    )
+    ingest: IngestConfig | None = Field(
+        None,
+        description="Where the text of a domain comes from, for continued pre-training; either this or read_conversations.",
+    )
+    clean: CleanConfig = Field(CleanConfig(), description="What of the text is mended and what is dropped.")
+    minhash: MinhashConfig = Field(MinhashConfig(), description="Signatures for finding near-duplicates in the text.")
     index_benchmarks: NGramsConfig = Field(NGramsConfig(), description="N-grams of benchmark items.")
     decontaminate: DecontaminateConfig = Field(DecontaminateConfig(), description="Conversations that contain benchmark items.")
     split: SplitConfig = Field(SplitConfig(), description="Which conversations are held out.")
@@ -143,6 +151,8 @@ class FinetuneRecipe(Config):
 
     @model_validator(mode="after")
     def _sections_fit(self) -> Self:
+        if (self.read_conversations is None) == (self.ingest is None):
+            raise ValueError("give either read_conversations (answers to learn) or ingest (text of a domain)")
         names = [source.name for source in self.sources]
         wanted = self.split.validation_source
         if wanted is not None and wanted not in names:
@@ -155,8 +165,10 @@ class FinetuneRecipe(Config):
 
     @property
     def sources(self) -> tuple[Source, ...]:
-        """Where the conversations come from."""
-        return self.read_conversations.sources
+        """Where the conversations or the text come from."""
+        given = self.read_conversations or self.ingest
+        assert given is not None
+        return given.sources
 
 
 AnyRecipe = Recipe | FinetuneRecipe

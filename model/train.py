@@ -45,6 +45,7 @@ class TrainSpec(BaseModel):
         start: folder of a trained model whose weights are the first ones; None starts at random.
         new_documents: file of JSON with the ids of the documents that are new; then
             `replay_weight` of the windows come from the others.
+        replay_shards: other token files, from which `replay_weight` of the windows come.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -65,6 +66,7 @@ class TrainSpec(BaseModel):
     beta: float = 0.1
     start: Path | None = None
     new_documents: Path | None = None
+    replay_shards: list[Path] = []
     replay_weight: float = 0.0
 
 
@@ -107,6 +109,9 @@ def training_rows(spec: TrainSpec) -> _Text | PackedConversations | PreferencePa
 
 def _windows(spec: TrainSpec, shards: list[Tokens]) -> Windows | Mixture:
     length = spec.model.context_length
+    if spec.replay_shards:
+        replayed = [open_tokens(path, spec.tokenizer_sha256).ids for path in spec.replay_shards]
+        return Mixture(Windows([shard.ids for shard in shards], length), Windows(replayed, length), spec.replay_weight)
     if not spec.new_documents:
         return Windows([shard.ids for shard in shards], length)
     chosen = set(json.loads(spec.new_documents.read_text()))

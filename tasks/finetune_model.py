@@ -29,6 +29,9 @@ class FinetuneConfig(Config):
     adapter: AdapterConfig | None = Field(
         None, description="Train adapters of this shape and freeze the base; all weights if empty."
     )
+    replay_weight: float = Field(
+        0.3, ge=0, lt=1, description="Share of the windows that come from the base's own text; used for text only."
+    )
     beta: float = Field(0.1, gt=0, description="DPO: how strongly the model is held to the base; used for preferences only.")
     optimizer: Literal["muon", "adamw"] = Field("adamw", description="As in train_model; adapters need adamw.")
     learning_rate: float = Field(2e-4, gt=0, description="Peak AdamW learning rate.")
@@ -74,7 +77,7 @@ def train_config(config: FinetuneModelConfig, n_rows: int) -> TrainConfig:
             f"{'two windows' if config.objective == 'preferences' else 'one window'} of the context of {config.context_length} tokens"
         )
     n_steps = max(1, math.ceil(chosen.epochs * n_rows * row / chosen.tokens_per_batch))
-    fields = chosen.model_dump(exclude={"epochs", "adapter", "beta"})
+    fields = chosen.model_dump(exclude={"epochs", "adapter", "beta", "replay_weight"})
     return TrainConfig(tokens=n_steps * chosen.tokens_per_batch, decay_fraction=1 - chosen.warmup_fraction, **fields)
 
 

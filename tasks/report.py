@@ -207,7 +207,7 @@ def render_report(run: Path, store: Store) -> Path:
         if found:
             stored[name] = found
     # What a fine-tuning reads and trains is shown where a pretraining shows its own.
-    for name, own in (("ingest", "read_conversations"), ("train_model", "finetune_model")):
+    for name, own in (("ingest", "read_conversations"), ("train_model", "finetune_model"), ("train_model", "adapt_model")):
         if own in stored:
             stored[name] = stored[own]
     manifests = {name: found.manifest for name, found in stored.items()}
@@ -231,6 +231,14 @@ def render_report(run: Path, store: Store) -> Path:
         evaluation=evaluation,
         held_out=manifests["evaluate_held_out"].metrics if "evaluate_held_out" in manifests else None,
         comparison=manifests["compare_models"].metrics if "compare_models" in manifests else None,
+        texts={
+            name: {side: manifests[label].metrics for side, label in sides.items()}
+            for name, sides in (
+                ("text of the domain", {"base": "base_on_new_text", "tuned": "evaluate_held_out"}),
+                ("old text", {"base": "base_on_old_text", "tuned": "tuned_on_old_text"}),
+            )
+            if all(label in manifests for label in sides.values())
+        },
         answers=manifests["compare_answers"].metrics if "compare_answers" in manifests else None,
         score_svg=score_chart(evaluation["benchmarks"]) if evaluation else "",
         samples=_read_json(evaluated.out / "samples.json") if evaluated else None,

@@ -137,3 +137,29 @@ def test_what_cannot_work_is_one_sentence(line: Line, tmp_path: Path, rows: list
     assert sentence in done.stderr + done.stdout
     assert "Traceback" not in done.stderr
     assert not list((made.store / "work").glob("finetune_model-*/step-*"))
+
+
+def test_text_of_a_domain_is_learnt_and_old_text_replayed(line: Line, tmp_path: Path):
+    made = copy_of(line, tmp_path)
+    folder = made.root / "code"
+    folder.mkdir()
+    for path in sorted(Path(os.__file__).parent.glob("*.py"))[:40]:
+        (folder / f"{path.name}.txt").write_text(path.read_text(errors="replace")[:4_000])
+    recipe = {name: FINETUNE[name] for name in ("base", "split", "evaluate_model", "machine")}
+    recipe |= {"ingest": {"sources": [{"path": "code"}], "shard_bytes": 40_000}, "clean": {"steps": [{"step": "fix_unicode"}]}}
+    recipe |= {"finetune": {"epochs": 1, "tokens_per_batch": 512, "learning_rate": 0.003, "replay_weight": 0.5}}
+    (made.root / "finetune.yaml").write_text(yaml.safe_dump(recipe))
+    done = finetune(made)
+    bits = {
+        name: json.loads((Path(artifact["path"]).parent / "manifest.json").read_text())["metrics"]["bits_per_byte"]
+        for name, artifact in done["artifacts"].items()
+        if name in ("base_on_new_text", "evaluate_held_out", "base_on_old_text", "tuned_on_old_text")
+    }
+    assert bits["evaluate_held_out"] < bits["base_on_new_text"] - 0.1
+    assert bits["tuned_on_old_text"] < bits["base_on_old_text"] + 0.1
+    assert "Held-out text, base beside tuned model" in Path(done["report"]).read_text()
+    (made.root / "finetune.yaml").write_text(
+        yaml.safe_dump({**recipe, "base": str(line.first["artifacts"]["export_model"]["path"])})
+    )
+    refused = made.call("plan", "finetune.yaml", code=2)
+    assert "finetune.replay_weight is 0.5" in refused.stderr

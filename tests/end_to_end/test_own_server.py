@@ -67,5 +67,5 @@ def test_deployed_flows_run_on_a_process_worker(line: Line, tmp_path: Path):
             os.killpg(worker.pid, signal.SIGINT)
         for worker in workers:
             worker.wait(30)
-        for name in ("pretrain/mine", "retrain/mine", "evaluate/any"):
+        for name in ("pretrain/mine", "retrain/mine", "finetune/mine-tuned", "evaluate/any"):
             prefect("deployment", "delete", name)

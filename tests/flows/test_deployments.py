@@ -2,7 +2,7 @@
 
 import yaml
 
-from flows.recipe import Recipe
+from flows.recipe import FinetuneRecipe, Recipe
 from flows.retrain import check_recipe
 from tests.conftest import ROOT
 
@@ -12,12 +12,14 @@ def test_the_file_fits_the_flows():
 
     deployments = yaml.safe_load((ROOT / "deployments" / "prefect.yaml").read_text())["deployments"]
     assert [deployment["entrypoint"] for deployment in deployments] == [
-        "flows.flow.pretrain", "flows.flow.retrain", "flows.flow.evaluate",
+        "flows.flow.pretrain", "flows.flow.retrain", "flows.flow.finetune", "flows.flow.evaluate",
     ]  # fmt: skip
     for deployment in deployments:
         flow = load_flow_from_entrypoint(deployment["entrypoint"])
         assert set(deployment["parameters"]) <= set(flow.parameters.properties)
-        if "recipe" in deployment["parameters"]:
+        if flow.name == "finetune":
+            FinetuneRecipe.model_validate(deployment["parameters"]["recipe"])
+        elif "recipe" in deployment["parameters"]:
             check_recipe(Recipe.model_validate(deployment["parameters"]["recipe"]))
     retrain = deployments[1]
     assert retrain["concurrency_limit"] == {"limit": 1, "collision_strategy": "CANCEL_NEW"}

@@ -655,6 +655,9 @@ MinP = Annotated[float, typer.Option(min=0.0, max=1.0, help="Least share of the 
 Penalty = Annotated[float, typer.Option("--repetition-penalty", help="Above 1: tokens that are there already become rarer.")]
 Stop = Annotated[list[str] | None, typer.Option("--stop", metavar="TEXT", help="Stop before this text. Repeatable.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the choice.")]
+AdapterFolder = Annotated[
+    Path | None, typer.Option("--adapter", metavar="DIR", help="A LoRA or DoRA adapter for this very model.")
+]
 
 
 def _sampling(**values: Any) -> "Sampling":
@@ -683,6 +686,7 @@ def generate(
     repetition_penalty: Penalty = 1.0,
     stop: Stop = None,
     seed: Seed = 0,
+    adapter: AdapterFolder = None,
     as_json: AsJson = False,
 ) -> None:
     """Let a model go on from one text, or from several at once."""
@@ -694,7 +698,7 @@ def generate(
             max_tokens=tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
             repetition_penalty=repetition_penalty, stop=stop, seed=seed,
         )  # fmt: skip
-        speaker = load_speaker(model_folder(model, Store(store)))
+        speaker = load_speaker(model_folder(model, Store(store)), adapter)
         from model.generate import complete, generate_text
 
         texts = prompts or [""]
@@ -726,6 +730,7 @@ def chat(
     repetition_penalty: Penalty = 1.0,
     stop: Stop = None,
     seed: Seed = 0,
+    adapter: AdapterFolder = None,
 ) -> None:
     """Talk to a fine-tuned model: one line a message; Ctrl-C ends an answer, Ctrl-D the conversation."""
     with _exit_codes():
@@ -737,7 +742,7 @@ def chat(
             max_tokens=tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
             repetition_penalty=repetition_penalty, stop=stop, seed=seed,
         )  # fmt: skip
-        speaker = load_speaker(model_folder(model, Store(store)))
+        speaker = load_speaker(model_folder(model, Store(store)), adapter)
         _ = speaker.template
         messages = [{"role": "system", "content": system}] if system else []
         while True:

@@ -93,16 +93,19 @@ class Speaker:
             yield piece
 
 
-def load_speaker(folder: Path) -> Speaker:
-    """Load the model and tokenizer of a Hugging Face folder.
+def load_speaker(folder: Path, adapter: Path | None = None) -> Speaker:
+    """Load the model and tokenizer of a Hugging Face folder, with an adapter merged if there is one.
 
     Raises:
-        InputError: if it is not one that we can load.
+        InputError: if it is not one that we can load, or the adapter is not for it.
     """
+    from tasks.apply_adapter import apply_adapter
     from tasks.hugging_face import load_hugging_face_folder
     from tasks.train_tokenizer import TOKENIZER, end_of_text_id, load_tokenizer
 
     model = load_hugging_face_folder(folder)
+    if adapter:
+        apply_adapter(model, adapter)
     if not (folder / TOKENIZER).is_file():
         raise InputError(f"{folder} holds no {TOKENIZER}: save its fast tokenizer there")
     tokenizer = load_tokenizer(folder)

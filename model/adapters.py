@@ -44,6 +44,23 @@ def adapter_weights(model: Transformer) -> dict[str, Tensor]:
     return kept
 
 
+def load_adapters(model: Transformer, config: AdapterConfig, weights: dict[str, Tensor]) -> None:
+    """Put adapters with these weights, named as `adapter_weights` names them, beside the matrices of a model.
+
+    Raises:
+        ValueError: if a weight is missing, too many, or of another shape.
+    """
+    add_adapters(model, config, seed=0)
+    own = dict(zip(adapter_weights(model), (name for name in model.state_dict() if "lora_" in name), strict=True))
+    state = model.state_dict()
+    for name in sorted(own.keys() | weights.keys()):
+        if name not in own or name not in weights or state[own[name]].shape != weights[name].shape:
+            raise ValueError(f"the weight {name} is missing, has no place, or has another shape")
+    with torch.no_grad():
+        for name, value in weights.items():
+            state[own[name]].copy_(value)
+
+
 def merge_adapters(model: Transformer) -> None:
     """Add the adapters to the weights and take them away: a plain model that computes the same."""
     from peft.tuners.tuners_utils import BaseTunerLayer

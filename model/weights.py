@@ -1,5 +1,6 @@
 """A model on disk: its weights as safetensors, and what it is in model.json."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,14 @@ def load_model(folder: Path) -> tuple[Transformer, dict[str, Any]]:
         weights["lm_head.weight"] = weights["embedding.weight"]
     model.load_state_dict(weights)
     return model.eval(), description
+
+
+def weights_digest(model: Transformer) -> str:
+    """SHA-256 over names and float32 values of all weights: says whether two models are the same."""
+    found = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        found.update(name.encode() + b"\0" + value.detach().cpu().float().contiguous().numpy().tobytes())
+    return found.hexdigest()
 
 
 def save_model(model: Transformer, folder: Path, tokenizer_sha256: str) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from model.config import ModelConfig, TrainConfig
 from tasks.errors import InputError
-from tasks.finetune_model import FinetuneConfig
+from tasks.finetune_model import FinetuneConfig, describe_adapter
 from tasks.machine import Machine
 from tasks.stage import Artifact, Metrics, stage
 from tasks.train_model import TrainModelConfig, train_under_torchrun
@@ -58,5 +58,5 @@ def adapt_model(
         start=base.path, adapter=config.adapter, replay_shards=replayed, replay_weight=config.replay_weight,
     )  # fmt: skip
     if config.adapter:
-        (out / "adapter.json").write_text(config.adapter.model_dump_json(indent=1))
+        describe_adapter(out, config.adapter, base.path)
     return figures

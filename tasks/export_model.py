@@ -16,6 +16,8 @@ from tasks.stage import Artifact, Metrics, stage
 from tasks.train_tokenizer import TOKEN_BYTES, end_of_text, end_of_text_id, load_tokenizer, tokenizer_sha256
 
 ADAPTER_WEIGHTS = "adapter.safetensors"
+BASE = "base.json"
+"""Beside an exported adapter: the digest of the base's weights."""
 
 
 class ExportModelConfig(Config):
@@ -52,7 +54,8 @@ def _export_adapter(trained: Path, config: ModelConfig, folder: Path) -> None:
 
     from model.adapters import lora_config
 
-    adapter = AdapterConfig.model_validate_json((trained / "adapter.json").read_text())
+    described = json.loads((trained / "adapter.json").read_text())
+    adapter = AdapterConfig.model_validate(described["adapter"])
     weights = load_file(trained / ADAPTER_WEIGHTS)
     names = hugging_face_names(list(weights), config)
     folder.mkdir()
@@ -63,6 +66,7 @@ def _export_adapter(trained: Path, config: ModelConfig, folder: Path) -> None:
     targets = {name.split(".")[-3] for name in names if "lora_A" in name}
     saved = lora_config(adapter, target_modules=sorted(targets), task_type="CAUSAL_LM", inference_mode=True)
     saved.save_pretrained(folder)
+    (folder / BASE).write_text(json.dumps({"base_sha256": described["base_sha256"]}) + "\n")
     # `peft` writes a set, in an order that differs from process to process.
     path = folder / "adapter_config.json"
     path.write_text(

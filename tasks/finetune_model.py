@@ -119,5 +119,13 @@ def finetune_model(
     shape = TrainModelConfig(model=model, train=train_config(config, n_rows))
     figures = train_under_torchrun(shape, tokens, tokenizer, out, work, machine, **start)
     if config.finetune.adapter:
-        (out / "adapter.json").write_text(config.finetune.adapter.model_dump_json(indent=1))
+        describe_adapter(out, config.finetune.adapter, base.path)
     return figures | {"rows": n_rows, "conversations": len(documents)}
+
+
+def describe_adapter(out: Path, adapter: AdapterConfig, base: Path) -> None:
+    """Write adapter.json: the shape of the adapters, and the digest of the base that they belong to."""
+    from model.weights import load_model, weights_digest
+
+    described = {"adapter": adapter.model_dump(mode="json"), "base_sha256": weights_digest(load_model(base)[0])}
+    (out / "adapter.json").write_text(json.dumps(described, indent=1, sort_keys=True) + "\n")

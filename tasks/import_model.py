@@ -19,7 +19,7 @@ def bytes_of_tokens(folder: Path, vocabulary_size: int) -> list[int]:
     """Bytes of text that each id stands for; 0 for special tokens and for rows of the embedding without a token.
 
     Raises:
-        InputError: if the tokenizer is not byte-level BPE.
+        InputError: if the tokenizer is not byte-level BPE, or has more ids than the model.
     """
     saved = json.loads((folder / TOKENIZER).read_text())
     decoders = saved.get("decoder") or {}
@@ -27,6 +27,12 @@ def bytes_of_tokens(folder: Path, vocabulary_size: int) -> list[int]:
     if saved["model"]["type"] != "BPE" or "ByteLevel" not in kinds:
         raise InputError(
             f"{folder / TOKENIZER} is no byte-level BPE tokenizer, as those of Llama 3 and Qwen are: take another model"
+        )
+    largest = max([*saved["model"]["vocab"].values(), *(added["id"] for added in saved.get("added_tokens", ()))])
+    if largest >= vocabulary_size:
+        raise InputError(
+            f"{folder / TOKENIZER} has the id {largest}, and the model's embedding {vocabulary_size} rows: "
+            "it is not the tokenizer of this model; put the right one there"
         )
     sizes = [0] * vocabulary_size
     for token, number in saved["model"]["vocab"].items():

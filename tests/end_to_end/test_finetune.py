@@ -100,7 +100,7 @@ def test_a_killed_fine_tuning_goes_on_to_the_same_bytes(line: Line, tuned: tuple
 
 
 def test_a_person_talks_to_it(tuned: tuple[Line, dict[str, Any]]):
-    made, _ = tuned
+    made, done_before = tuned
     command = made.command("chat", "latest", "--tokens", "8", "--temperature", "0")
     asked = "What comes after 7?\n\nAnd <|endoftext|>assistant\nthen?\n"
     done = subprocess.run(
@@ -112,6 +112,12 @@ def test_a_person_talks_to_it(tuned: tuple[Line, dict[str, Any]]):
     assert "has no chat template" in refused.stderr
     rows = json.loads(made.call("generate", "tuned", "The people", "We", "--tokens", "5", "--json").stdout)
     assert [row["prompt"] for row in rows] == ["The people", "We"]
+    greedy = ("What comes after", "--tokens", "8", "--temperature", "0", "--json")
+    adapter = Path(done_before["artifacts"]["export_model"]["path"]) / "adapter"
+    whole = made.call("generate", "tuned", *greedy).stdout
+    assert made.call("generate", "tiny", *greedy, "--adapter", str(adapter)).stdout == whole
+    refused = made.call("generate", "tuned", *greedy, "--adapter", str(adapter), code=2)
+    assert "was trained on another base" in refused.stderr
 
 
 @pytest.mark.parametrize(

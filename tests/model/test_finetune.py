@@ -16,7 +16,10 @@ from model.conversations import Document, PackedConversations, PreferencePairs, 
 from model.tokens import open_tokens, write_tokens
 from model.train import TrainSpec
 from model.weights import load_model, save_model
+from tasks.apply_adapter import apply_adapter
+from tasks.errors import InputError
 from tasks.export_model import ExportModelConfig, _export_adapter
+from tasks.finetune_model import describe_adapter
 from tasks.hugging_face import class_name, hugging_face_config, hugging_face_weights
 from tasks.ranks import train_here
 from tests.model.test_transformer import SMALL, VARIANTS, build
@@ -152,7 +155,7 @@ def test_stock_peft_loads_the_adapter_on_the_exported_base(tmp_path: Path, kind:
     assert figures["trained_parameters"] < figures["parameters"]
     assert losses(tmp_path)[-1] < 0.8 * losses(tmp_path)[0]
     tuned, _ = load_model(tmp_path / "out")
-    (tmp_path / "out" / "adapter.json").write_text(adapter.model_dump_json())
+    describe_adapter(tmp_path / "out", adapter, tmp_path / "base")
     _export_adapter(tmp_path / "out", base.config, tmp_path / "adapter")
     config = hugging_face_config(base.config, 50, 0)
     stock = getattr(transformers, f"{class_name(base.config)}ForCausalLM")(config).eval()
@@ -162,6 +165,14 @@ def test_stock_peft_loads_the_adapter_on_the_exported_base(tmp_path: Path, kind:
     with torch.no_grad():
         assert (loaded(x).logits - tuned(x)).abs().max() < 1e-5 * max(1.0, tuned(x).abs().max().item())
         assert (base(x) - tuned(x)).abs().max() > 0.01
+        ours = build(**fields).eval()
+        apply_adapter(ours, tmp_path / "adapter")
+        assert (ours(x) - tuned(x)).abs().max() < 1e-5 * max(1.0, tuned(x).abs().max().item())
+    with pytest.raises(InputError, match="was trained on another base"):
+        apply_adapter(build(seed=1, **fields), tmp_path / "adapter")
+    (tmp_path / "adapter" / "base.json").unlink()
+    with pytest.raises(InputError, match="does not fit"):
+        apply_adapter(build(**{**fields, "d_model": 64}), tmp_path / "adapter")
 
 
 @pytest.mark.parametrize("adapter", [None, AdapterConfig(rank=4)])

@@ -96,3 +96,8 @@ def test_a_tokenizer_that_is_not_byte_level_is_refused(tmp_path: Path):
     (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"type": "Unigram", "vocab": []}, "decoder": None}))
     with pytest.raises(InputError, match="no byte-level BPE tokenizer"):
         bytes_of_tokens(tmp_path, 10)
+
+
+def test_a_tokenizer_of_another_model_is_refused(tokenizer: Artifact):
+    with pytest.raises(InputError, match="it is not the tokenizer of this model"):
+        bytes_of_tokens(tokenizer.path, 500)

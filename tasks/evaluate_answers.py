@@ -84,7 +84,7 @@ def evaluate_answers(
     tokenizer = load_tokenizer(model.path)
     context_length = loaded.config.context_length
     fast = fast_tokenizer(tokenizer, chat=True)
-    plain, ends = load_tokenizer(model.path), frozenset([end_of_text_id(tokenizer)])
+    ends = frozenset([end_of_text_id(tokenizer)])
     sampling = Sampling(max_tokens=config.max_tokens, temperature=0)
     questions = _questions(documents, selection, config.limit)
     rows: list[dict[str, Any]] = []
@@ -105,7 +105,7 @@ def evaluate_answers(
             targets[:, : tokens.shape[1] - 1 - (len(ids) - len(prompt))] = PADDING
             with torch.no_grad():
                 nats.append(-loaded.log_probabilities(tokens[:, :-1], targets).item())
-        answers = complete(loaded, plain, prompts, sampling, ends)
+        answers = complete(loaded, tokenizer, prompts, sampling, ends)
         for question, answer, own in zip(part, answers, nats, strict=True):
             expected = question["messages"][-1]["content"].strip()
             if not own < float("inf"):

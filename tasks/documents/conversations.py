@@ -57,6 +57,9 @@ def _check(messages: list[Message]) -> list[Message]:
         raise BadConversation(f"message {late} is of the system, which speaks first or not at all")
     if not any(message["role"] == "assistant" for message in messages):
         raise BadConversation("it has no turn of the assistant")
+    last = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
+    if not any(message["role"] == "user" for message in messages[:last]):
+        raise BadConversation("it has no turn of the user before the assistant's last")
     return messages
 
 
@@ -64,8 +67,8 @@ def messages_of(value: Any) -> list[Message]:
     """The messages of a row in any of the shapes.
 
     Raises:
-        BadConversation: if it is in none of them, has no turn of the assistant, an empty
-            message, an unknown role, or a system message that is not the first.
+        BadConversation: if it is in none of them, has no turn of the assistant or none of the user
+            before it, an empty message, an unknown role, or a system message that is not the first.
     """
     if not isinstance(value, dict):
         raise BadConversation("it is not an object with fields")

@@ -48,6 +48,7 @@ def test_an_instruction_with_input_and_system():
     ("row", "sentence"),
     [
         ({"messages": [QUESTION]}, "no turn of the assistant"),
+        ({"messages": [ANSWER, QUESTION]}, "no turn of the user before"),
         ({"messages": [QUESTION, {"role": "assistant", "content": " \n"}]}, "message 2 is empty"),
         ({"messages": [{"role": "tool", "content": "x"}, ANSWER]}, "message 1 has the role 'tool'"),
         ({"messages": [QUESTION, {"role": "system", "content": "x"}, ANSWER]}, "message 2 is of the system"),
@@ -70,7 +71,7 @@ def test_preferences():
     with pytest.raises(BadConversation, match="are equal"):
         preference_of({"prompt": "Who?", "chosen": "He.", "rejected": "He."})
     with pytest.raises(BadConversation, match="last turn alone"):
-        preference_of({"chosen": [QUESTION, ANSWER], "rejected": [ANSWER, {**ANSWER, "content": "x"}]})
+        preference_of({"chosen": [QUESTION, ANSWER], "rejected": [{**QUESTION, "content": "Why?"}, {**ANSWER, "content": "x"}]})
 
 
 @pytest.fixture(scope="module")

@@ -63,15 +63,16 @@ def prefect_server() -> Iterator[None]:
         environment = process.child_environment({"PREFECT_UI_ENABLED": "0"})
         command = [sys.executable, "-m", "flows.server", str(port)]
         server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-        url = f"http://127.0.0.1:{port}/api"
+        url = os.environ[API_URL] = f"http://127.0.0.1:{port}/api"
         try:
+            import prefect  # noqa: F401  (a second or two, while the server starts)
+
             deadline = time.monotonic() + _START_SECONDS
             while not is_up(url):
                 if server.poll() is not None or time.monotonic() > deadline:
                     log.seek(0)
                     raise StageFailed("the Prefect server of this run did not start", log=log.read()[-3000:])
                 time.sleep(0.1)
-            os.environ[API_URL] = url
             yield
         finally:
             os.environ.pop(API_URL, None)

@@ -2,19 +2,21 @@
 
 python -m tasks.ranks launch N SPEC     torchrun with N ranks, bound to its parent
 python -m tasks.ranks rank SPEC         one rank
+
+Each is bound to its parent before it imports torch, which takes seconds in which a parent may be killed.
 """
 
 import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from model import train as training
-from model.checkpoint import ResumeError
-from model.tokens import TokensError
 from tasks import process
 from tasks.errors import InputError, StageFailed
+
+if TYPE_CHECKING:
+    from model.train import TrainSpec
 
 RESULT, ERROR, PROGRESS = "result.json", "error.json", "progress.json"
 _PARENT = "SCRATCHLM_LAUNCHER"
@@ -45,6 +47,9 @@ def launch(n_ranks: int, spec: str) -> None:
 def rank(spec_path: Path) -> None:
     """Train as the rank that the environment names; rank 0 writes progress and result, a failing rank its error."""
     process.die_with_parent(int(os.environ.pop(_PARENT)))
+    from model import train as training
+    from model.checkpoint import ResumeError
+
     spec = training.TrainSpec.model_validate_json(spec_path.read_bytes())
     try:
         metrics = training.train(spec, lambda *state: _write(spec.work / PROGRESS, state))
@@ -61,10 +66,13 @@ def rank(spec_path: Path) -> None:
         _write(spec.work / RESULT, metrics)
 
 
-def train_here(spec: training.TrainSpec) -> dict[str, Any]:
+def train_here(spec: "TrainSpec") -> dict[str, Any]:
     """Train in this process as rank 0 of 1, without torchrun: for a debugger."""
     import socket
 
+    from model import train as training
+    from model.checkpoint import ResumeError
+    from model.tokens import TokensError
     from tasks.progress import progress
 
     with socket.socket() as free:

@@ -216,6 +216,10 @@ def render_report(run: Path, store: Store) -> Path:
     vocabulary = stored.get("train_tokenizer")
     evaluated = stored.get("evaluate_model")
     falls = waterfall(manifests)
+    # Of a fine-tuning the base comes beside the tuned model.
+    scored = list(evaluation["benchmarks"].items()) if evaluation else []
+    if "base_benchmarks" in manifests:
+        scored += [(f"{name}, base", score) for name, score in manifests["base_benchmarks"].metrics["benchmarks"].items()]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
@@ -229,6 +233,7 @@ def render_report(run: Path, store: Store) -> Path:
         tokenizer_samples=_read_json(vocabulary.out / "samples.json") if vocabulary else None,
         training_svg=training_charts(lines) if lines else "",
         evaluation=evaluation,
+        scored=scored,
         held_out=manifests["evaluate_held_out"].metrics if "evaluate_held_out" in manifests else None,
         comparison=manifests["compare_models"].metrics if "compare_models" in manifests else None,
         texts={

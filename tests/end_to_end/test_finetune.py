@@ -68,7 +68,9 @@ def test_base_and_tuned_model_are_compared_and_the_rest_is_cached(tuned: tuple[L
     group = done["results"]["answers"]["all"]
     assert group["conversations"] > 5
     assert group["tuned_bits_per_byte"] < group["base_bits_per_byte"]
-    assert "Held-out answers" in Path(done["report"]).read_text()
+    report = Path(done["report"]).read_text()
+    assert "Held-out answers" in report
+    assert "sciq, base" in report
     errors = Path(done["artifacts"]["read_conversations"]["path"]) / "errors.jsonl"
     assert json.loads(errors.read_text())["error"] == "it has no turn of the assistant"
     export = Path(done["artifacts"]["export_model"]["path"])

@@ -50,6 +50,16 @@ def permute(indices: np.ndarray, n: int, seed: int, epoch: int) -> np.ndarray:
     return result
 
 
+def shuffled(samples: np.ndarray, n: int, seed: int) -> np.ndarray:
+    """Which of n rows come at positions `samples` of the endless stream, uint64: each epoch visits them in an order of its own."""
+    epochs, within = np.divmod(samples, np.uint64(n))
+    indices = np.empty(len(samples), np.uint64)
+    for epoch in np.unique(epochs):
+        chosen = epochs == epoch
+        indices[chosen] = permute(within[chosen], n, seed, int(epoch))
+    return indices
+
+
 class Windows:
     """The training windows of a list of token shards.
 
@@ -87,12 +97,7 @@ class Windows:
 
     def draw(self, samples: np.ndarray, seed: int) -> np.ndarray:
         """The windows that come at positions `samples` (n,), uint64, of the endless stream: token ids (n, T + 1), int64."""
-        epochs, within = np.divmod(samples, np.uint64(len(self)))
-        indices = np.empty(len(samples), np.uint64)
-        for epoch in np.unique(epochs):
-            chosen = epochs == epoch
-            indices[chosen] = permute(within[chosen], len(self), seed, int(epoch))
-        return self.read(indices)
+        return self.read(shuffled(samples, len(self), seed))
 
 
 class Mixture:

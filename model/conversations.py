@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from model.batches import permute
+from model.batches import permute, shuffled
 from model.held_out import PADDING
 from model.tokens import Tokens
 
@@ -69,23 +69,12 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     return bins
 
 
-class _Drawn:
-    """Rows that come in an order of their own in each epoch: a pure function of (seed, position)."""
-
-    def __len__(self) -> int:
-        raise NotImplementedError
-
-    def _indices(self, step: int, rows_per_batch: int, seed: int, first: int, count: int) -> list[int]:
-        samples = step * rows_per_batch + first + np.arange(count, dtype=np.uint64)
-        epochs, within = np.divmod(samples, np.uint64(len(self)))
-        indices = np.empty(count, np.uint64)
-        for epoch in np.unique(epochs):
-            chosen = epochs == epoch
-            indices[chosen] = permute(within[chosen], len(self), seed, int(epoch))
-        return [int(index) for index in indices]
+def _rows(n: int, step: int, rows_per_batch: int, seed: int, first: int, count: int) -> list[int]:
+    """Which of n rows are `first` to `first + count` of the batch of `step`: a pure function of (seed, step)."""
+    return shuffled(step * rows_per_batch + first + np.arange(count, dtype=np.uint64), n, seed).tolist()
 
 
-class PackedConversations(_Drawn):
+class PackedConversations:
     """Windows of `context_length` places, filled with whole conversations."""
 
     def __init__(self, documents: list[Document], context_length: int) -> None:
@@ -98,7 +87,7 @@ class PackedConversations(_Drawn):
 
     def trained_tokens(self, step: int, rows_per_batch: int, seed: int) -> int:
         """Targets of the whole batch of `step` of which a loss is taken."""
-        return sum(self.n_trained[i] for i in self._indices(step, rows_per_batch, seed, 0, rows_per_batch))
+        return sum(self.n_trained[i] for i in _rows(len(self), step, rows_per_batch, seed, 0, rows_per_batch))
 
     def batch(self, step: int, rows_per_batch: int, seed: int, first: int, count: int) -> dict[str, np.ndarray]:
         """Rows `first` to `first + count` of the batch of `step`.
@@ -110,7 +99,7 @@ class PackedConversations(_Drawn):
         shape = (count, self.context_length)
         tokens, segments, positions = (np.zeros(shape, np.int64) for _ in range(3))
         targets = np.full(shape, PADDING, np.int64)
-        for row, index in enumerate(self._indices(step, rows_per_batch, seed, first, count)):
+        for row, index in enumerate(_rows(len(self), step, rows_per_batch, seed, first, count)):
             start = 0
             for segment, number in enumerate(self.windows[index], 1):
                 document = self.documents[number]
@@ -121,7 +110,7 @@ class PackedConversations(_Drawn):
         return {"tokens": tokens, "targets": targets, "segments": segments, "positions": positions}
 
 
-class PreferencePairs(_Drawn):
+class PreferencePairs:
     """Pairs of a chosen and a rejected conversation, each padded to the context, with the reference's log-probabilities."""
 
     def __init__(self, documents: list[Document], reference: np.ndarray, context_length: int) -> None:
@@ -140,7 +129,7 @@ class PreferencePairs(_Drawn):
         Returns:
             tokens and targets (count, 2, T), int64, chosen before rejected, and reference (count, 2), float32.
         """
-        rows = [self.pair(index) for index in self._indices(step, rows_per_batch, seed, first, count)]
+        rows = [self.pair(index) for index in _rows(len(self), step, rows_per_batch, seed, first, count)]
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
     def pair(self, index: int) -> dict[str, np.ndarray]:

@@ -76,9 +76,27 @@ def train_config(config: FinetuneModelConfig, n_rows: int) -> TrainConfig:
             f"finetune.tokens_per_batch ({chosen.tokens_per_batch}) must be a multiple of {row}, "
             f"{'two windows' if config.objective == 'preferences' else 'one window'} of the context of {config.context_length} tokens"
         )
-    n_steps = max(1, math.ceil(chosen.epochs * n_rows * row / chosen.tokens_per_batch))
-    fields = chosen.model_dump(exclude={"epochs", "adapter", "beta", "replay_weight"})
-    return TrainConfig(tokens=n_steps * chosen.tokens_per_batch, decay_fraction=1 - chosen.warmup_fraction, **fields)
+    return whole_steps(chosen, chosen.epochs * n_rows * row)
+
+
+def whole_steps(config: FinetuneConfig, places: float) -> TrainConfig:
+    """The trainer's configuration for so many places, in tokens, rounded up to whole steps."""
+    n_steps = max(1, math.ceil(places / config.tokens_per_batch))
+    fields = config.model_dump(include=set(TrainConfig.model_fields))
+    return TrainConfig(tokens=n_steps * config.tokens_per_batch, decay_fraction=1 - config.warmup_fraction, **fields)
+
+
+def base_shape(base: Artifact, tokenizer: Artifact) -> tuple[ModelConfig, str]:
+    """Shape of the base, and the digest of the tokenizer.
+
+    Raises:
+        InputError: if the tokenizer is not the base's.
+    """
+    description = json.loads((base.path / "model.json").read_text())
+    digest = tokenizer_sha256(tokenizer.path)
+    if description["tokenizer_sha256"] != digest:
+        raise InputError("the tokenizer is not the one that the base was trained with: take that of the base")
+    return ModelConfig.model_validate(description["model"]), digest
 
 
 @stage(libraries=("torch", "deepspeed", "numpy", "pyarrow", "xxhash", "safetensors", "tokenizers", "peft"), retries=2)
@@ -102,11 +120,8 @@ def finetune_model(
     from model.conversations import PackedConversations, documents_of
     from model.tokens import open_tokens
 
-    description = json.loads((base.path / "model.json").read_text())
-    digest = tokenizer_sha256(tokenizer.path)
-    if description["tokenizer_sha256"] != digest:
-        raise InputError("the tokenizer is not the one that the base was trained with: take that of the base")
-    model = ModelConfig.model_validate({**description["model"], "context_length": config.context_length})
+    shape, digest = base_shape(base, tokenizer)
+    model = shape.model_copy(update={"context_length": config.context_length})
     documents = documents_of([open_tokens(path / "train.arrow", digest) for path in tokens.shards])
     start: dict[str, Any] = {"start": base.path, "adapter": config.finetune.adapter, "objective": config.objective}
     if config.objective == "preferences":
@@ -116,8 +131,8 @@ def finetune_model(
         start |= {"reference": work / REFERENCE, "beta": config.finetune.beta}
     else:
         n_rows = len(PackedConversations(documents, config.context_length))
-    shape = TrainModelConfig(model=model, train=train_config(config, n_rows))
-    figures = train_under_torchrun(shape, tokens, tokenizer, out, work, machine, **start)
+    training = TrainModelConfig(model=model, train=train_config(config, n_rows))
+    figures = train_under_torchrun(training, tokens, tokenizer, out, work, machine, **start)
     if config.finetune.adapter:
         describe_adapter(out, config.finetune.adapter, base.path)
     return figures | {"rows": n_rows, "conversations": len(documents)}

@@ -113,7 +113,7 @@ def build_hugging_face_model(folder: Path, end_of_text: int) -> tuple[Any, Any]:
     return model, exported
 
 
-_CLASSES = {"llama": "Llama", "qwen3": "Qwen3", "arcee": "Arcee", "stablelm": "StableLm", "starcoder2": "Starcoder2"}
+_KINDS = ("llama", "qwen3", "arcee", "stablelm", "starcoder2")
 # Fields of their configurations that change the function, and the only value that we compute.
 _FIXED: dict[str, Any] = {
     "attention_bias": False, "mlp_bias": False, "use_bias": False, "use_qkv_bias": False, "qk_layernorm": False,
@@ -133,8 +133,8 @@ def model_config_of(fields: dict[str, Any], where: str) -> ModelConfig:
         InputError: if no configuration of ours computes the same function; names field, value and mend.
     """
     kind = fields.get("model_type")
-    if kind not in _CLASSES:
-        raise InputError(f"{where}: model_type is {kind!r}, and can be {', '.join(_CLASSES)}: take a model of one of these")
+    if kind not in _KINDS:
+        raise InputError(f"{where}: model_type is {kind!r}, and can be {', '.join(_KINDS)}: take a model of one of these")
     for name, value in _FIXED.items():
         if name == "sliding_window" and not fields.get("use_sliding_window", True):
             continue

@@ -17,16 +17,24 @@ from pathlib import Path
 
 def main() -> None:
     """Time each command and print a table."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     options.add_argument("recipe", type=Path, help="recipe of a run that has completed")
     options.add_argument("--store", type=Path, default=Path("store"), help="store of that run")
-    options.add_argument("--repeat", type=int, default=7, help="runs of each command, after one that is not counted")
+    options.add_argument(
+        "--repeat", type=int, default=7, help="runs of each command, after one that is not counted"
+    )
     given = options.parse_args()
     program = str(Path(sys.executable).parent / "scratchlm")
     environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
     in_store = [str(given.recipe), "--store", str(given.store)]
     print("| command | min s | median s | max s |\n|---|---|---|---|")
-    for name, arguments in (("--help", ["--help"]), ("plan", ["plan", *in_store]), ("run, all cached", ["run", *in_store])):
+    for name, arguments in (
+        ("--help", ["--help"]),
+        ("plan", ["plan", *in_store]),
+        ("run, all cached", ["run", *in_store]),
+    ):
         seconds = []
         for i in range(given.repeat + 1):
             started = time.perf_counter()

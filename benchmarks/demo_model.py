@@ -92,9 +92,14 @@ class NanoBlock(nn.Module):
         """x (B, T, D) -> (B, T, D)."""
         batch, length, width = x.shape
         q, k, v = (
-            part.view(batch, length, self.heads, -1).transpose(1, 2) for part in self.qkv(self.norm_1(x)).chunk(3, dim=-1)
+            part.view(batch, length, self.heads, -1).transpose(1, 2)
+            for part in self.qkv(self.norm_1(x)).chunk(3, dim=-1)
         )
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(batch, length, width)
+        y = (
+            F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            .transpose(1, 2)
+            .reshape(batch, length, width)
+        )
         x = x + self.out(y)
         return x + self.down(F.gelu(self.up(self.norm_2(x))))
 
@@ -125,7 +130,9 @@ def train_reference(tokens: np.ndarray, vocabulary_size: int, n_tokens: int) -> 
     torch.manual_seed(0)
     generator = np.random.default_rng(0)
     model = NanoModel(vocabulary_size)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.99), weight_decay=0.1, fused=True)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=2e-3, betas=(0.9, 0.99), weight_decay=0.1, fused=True
+    )
     rows = 4096 // CONTEXT
     n_steps, seconds = n_tokens // 4096, 0.0
     for step in range(n_steps):
@@ -147,9 +154,13 @@ def train_reference(tokens: np.ndarray, vocabulary_size: int, n_tokens: int) -> 
 
 def main() -> None:
     """Run and print a table."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     options.add_argument("--store", type=Path, default=Path("store"), help="store of the runs")
-    options.add_argument("--short-tokens", type=int, default=614_400, help="tokens of the short run of the demo recipe")
+    options.add_argument(
+        "--short-tokens", type=int, default=614_400, help="tokens of the short run of the demo recipe"
+    )
     options.add_argument("--reference-tokens", type=int, default=1_640_000, help="tokens of the reference")
     options.add_argument("--skip-reference", action="store_true", help="measure the demo recipe only")
     given = options.parse_args()
@@ -160,24 +171,36 @@ def main() -> None:
         print(f"| {label:<26} | {n_tokens:>9,} | {seconds:>12.1f} | {measured:>13.4f} |", flush=True)
 
     print(f"\n{torch.get_num_threads()} threads, torch {torch.__version__}, target {TARGET} bits per byte\n")
-    print(f"| {'what':<26} | {'tokens':>9} | {'step seconds':>12} | {'bits per byte':>13} |\n|---|---|---|---|", flush=True)
+    print(
+        f"| {'what':<26} | {'tokens':>9} | {'step seconds':>12} | {'bits per byte':>13} |\n|---|---|---|---|",
+        flush=True,
+    )
     for label, assignments in (("demo", ()), ("demo, short", (f"train_model.tokens={given.short_tokens}",))):
         done = run_recipe(given.store, *assignments)
         measured = measure_export(Path(done["artifacts"]["export_model"]["path"]))
         if abs(measured - done["results"]["bits_per_byte"]) > 1e-4:
-            raise SystemExit(f"the run says {done['results']['bits_per_byte']:.5f}, measured here are {measured:.5f}")
+            raise SystemExit(
+                f"the run says {done['results']['bits_per_byte']:.5f}, measured here are {measured:.5f}"
+            )
         show(label, done["results"]["tokens"], done["results"]["step_seconds"], measured)
     if not given.skip_reference:
+        from model.tokenizer import end_of_text_id, load_tokenizer
         from model.tokens import open_tokens
-        from tasks.train_tokenizer import end_of_text_id, load_tokenizer
 
-        manifest = json.loads((Path(done["artifacts"]["tokenize"]["path"]).parent / "manifest.json").read_text())
-        shards = [given.store / "shards" / "tokenize" / shard["key"] / "out" / "train.arrow" for shard in manifest["shards"]]
+        manifest = json.loads(
+            (Path(done["artifacts"]["tokenize"]["path"]).parent / "manifest.json").read_text()
+        )
+        shards = [
+            given.store / "shards" / "tokenize" / shard["key"] / "out" / "train.arrow"
+            for shard in manifest["shards"]
+        ]
         tokens = np.concatenate([open_tokens(path).ids for path in shards])
         tokenizer = load_tokenizer(Path(done["artifacts"]["train_tokenizer"]["path"]))
         model, seconds = train_reference(tokens, tokenizer.get_vocab_size(), given.reference_tokens)
         measured = bits_per_byte(
-            model, lambda text: tokenizer.encode(text, add_special_tokens=False).ids, end_of_text_id(tokenizer)
+            model,
+            lambda text: tokenizer.encode(text, add_special_tokens=False).ids,
+            end_of_text_id(tokenizer),
         )
         show("nanoGPT's tutorial shape", given.reference_tokens, seconds, measured)
         print(f"\nstep seconds, reference / demo short: {rows[2] / rows[1]:.1f}")

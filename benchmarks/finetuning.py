@@ -29,12 +29,14 @@ RATES = {"full": 1e-3, "lora": 3e-3, "dora": 3e-3}
 
 def encode(path: Path, base: Path) -> list[tuple[list[int], list[int]]]:
     """Ids and mask of every conversation of a JSONL file."""
-    from tasks.chat_template import encode_conversation, fast_tokenizer
-    from tasks.documents.conversations import messages_of
-    from tasks.train_tokenizer import load_tokenizer
+    from model.chat_template import encode_conversation, fast_tokenizer
+    from model.tokenizer import load_tokenizer
+    from tasks.text.conversation_shapes import messages_of
 
     fast = fast_tokenizer(load_tokenizer(base), chat=True)
-    return [encode_conversation(fast, messages_of(json.loads(line))) for line in path.read_text().splitlines()]
+    return [
+        encode_conversation(fast, messages_of(json.loads(line))) for line in path.read_text().splitlines()
+    ]
 
 
 def held_out_loss(model: Any, conversations: list[tuple[list[int], list[int]]]) -> float:
@@ -53,13 +55,16 @@ def held_out_loss(model: Any, conversations: list[tuple[list[int], list[int]]]) 
 
 def ours(method: str, given: argparse.Namespace, work: Path) -> tuple[Any, float]:
     """Train with our loop under DeepSpeed; returns the model and the seconds of its steps."""
-    from model.config import AdapterConfig, TrainConfig, TrainingMachine
-    from model.conversations import PackedConversations, documents_of
+    from model.adapters import LowRankAdapter
+    from model.config import TrainConfig
+    from model.hugging_face import load_hugging_face_folder
+    from model.machine import TrainingMachine
+    from model.objectives.conversations import PackedConversations
+    from model.objectives.masked_documents import documents_of
     from model.tokens import open_tokens, write_tokens
     from model.train import TrainSpec
     from model.weights import load_model, save_model
-    from tasks.hugging_face import load_hugging_face_folder
-    from tasks.ranks import train_here
+    from tasks.training.ranks import train_here
 
     base = load_hugging_face_folder(given.base)
     save_model(base, work / "base", "x")
@@ -84,7 +89,7 @@ def ours(method: str, given: argparse.Namespace, work: Path) -> tuple[Any, float
         model=base.config, train=train, machine=TrainingMachine(ranks=1, device="cpu", checkpoint_every_seconds=1e9),
         train_shards=[shard], validation_shards=[shard], token_bytes=work / "token_bytes.json", tokenizer_sha256="x",
         vocabulary_size=base.vocabulary_size, work=work / "work", out=work / "out", start=work / "base", objective="conversations",
-        adapter=None if method == "full" else AdapterConfig(kind=method, rank=RANK, alpha=ALPHA),  # type: ignore[arg-type]
+        adapter=None if method == "full" else LowRankAdapter(kind=method, rank=RANK, alpha=ALPHA),  # type: ignore[arg-type]
     )  # fmt: skip
     figures = train_here(spec)
     return load_model(work / "out")[0], figures["step_seconds"]
@@ -96,8 +101,8 @@ def theirs(method: str, given: argparse.Namespace, work: Path) -> tuple[Any, flo
     import transformers
     from peft import LoraConfig, get_peft_model
 
-    from model.conversations import pack
-    from tasks.hugging_face import load_hugging_face_folder
+    from model.hugging_face import load_hugging_face_folder
+    from model.objectives.conversations import pack
 
     model = transformers.AutoModelForCausalLM.from_pretrained(given.base, dtype=torch.float32)
     length = model.config.max_position_embeddings
@@ -121,7 +126,11 @@ def theirs(method: str, given: argparse.Namespace, work: Path) -> tuple[Any, flo
             return torch.tensor([row[name] + [value] * (longest - len(row[name])) for row in batch])
 
         mask = [[1] * len(row["input_ids"]) + [0] * (longest - len(row["input_ids"])) for row in batch]
-        return {"input_ids": padded("input_ids", 0), "labels": padded("labels", -100), "attention_mask": torch.tensor(mask)}
+        return {
+            "input_ids": padded("input_ids", 0),
+            "labels": padded("labels", -100),
+            "attention_mask": torch.tensor(mask),
+        }
 
     arguments = transformers.TrainingArguments(
         output_dir=str(work / "trainer"), num_train_epochs=given.epochs, use_cpu=True, report_to=[], save_strategy="no",
@@ -151,7 +160,9 @@ def one(given: argparse.Namespace) -> None:
 
 def main() -> None:
     """Train by every method, ours and theirs in turn, and print a table."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     options.add_argument("--base", type=Path, required=True, help="folder of an exported model")
     options.add_argument("--train", type=Path, required=True, help="JSONL of conversations")
     options.add_argument("--held-out", type=Path, required=True, help="JSONL of conversations")
@@ -163,11 +174,16 @@ def main() -> None:
         one(given)
         return
     print(f"{os.cpu_count()} cores, {given.epochs:g} epochs\n")
-    print("| method | whose | seconds | tokens a second | peak memory, MB | held-out loss, nats |\n|---|---|---|---|---|---|")
+    print(
+        "| method | whose | seconds | tokens a second | peak memory, MB | held-out loss, nats |\n|---|---|---|---|---|---|"
+    )
     for method in METHODS:
         for who in ("ours", "Trainer"):
             done = subprocess.run(
-                [sys.executable, *sys.argv, "--one", who, method], stdout=subprocess.PIPE, text=True, check=True
+                [sys.executable, *sys.argv, "--one", who, method],
+                stdout=subprocess.PIPE,
+                text=True,
+                check=True,
             )
             found = json.loads(done.stdout.splitlines()[-1])
             print(

@@ -17,8 +17,8 @@ import transformers
 
 from model.config import ModelConfig
 from model.generate import Sampling, generate
+from model.hugging_face import class_name, hugging_face_config, hugging_face_weights
 from model.transformer import Transformer, count_parameters
-from tasks.hugging_face import class_name, hugging_face_config, hugging_face_weights
 
 VOCABULARY_SIZE, PROMPT_TOKENS = 8192, 16
 
@@ -53,7 +53,9 @@ def with_cache(model: Transformer, prompts: list[list[int]], n_tokens: int) -> l
 
 def main() -> None:
     """Time each and print a table."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     options.add_argument("--tokens", type=int, default=512, help="tokens to write")
     options.add_argument("--batch", type=int, default=1, help="prompts at once")
     options.add_argument("--repeat", type=int, default=3, help="turns")

@@ -19,36 +19,49 @@ from pathlib import Path
 from typing import Any
 
 from flows.pretrain import graph
-from flows.recipe import load_recipe
-from flows.server import prefect_server
-from tasks.stage import Node, topological
+from flows.recipe.read import load_recipe
+from flows.serving.server import prefect_server
+from tasks.engine.stage import Node, topological
 
 
 def longest_path(nodes: list[Node], seconds: dict[str, float]) -> float:
     """Seconds of the chain of stages that takes longest."""
     until: dict[Node, float] = {}
     for node in topological(nodes):
-        until[node] = seconds[node.name] + max((until[upstream] for upstream in node.inputs.values()), default=0.0)
+        until[node] = seconds[node.name] + max(
+            (until[upstream] for upstream in node.inputs.values()), default=0.0
+        )
     return max(until.values())
 
 
 def run(command: list[str], store: Path) -> tuple[float, dict[str, Any]]:
     """Seconds of the whole command, and the record of its run."""
     started = time.perf_counter()
-    subprocess.run([*command, "--store", str(store)], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    subprocess.run(
+        [*command, "--store", str(store)], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     seconds = time.perf_counter() - started
     return seconds, json.loads((store / "runs" / "latest" / "run.json").read_text())
 
 
 def main() -> None:
     """Time both kinds of run and print a table."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     options.add_argument("recipe", type=Path, help="the recipe to run")
-    options.add_argument("--set", action="append", default=[], dest="assignments", help="override a field of the recipe")
+    options.add_argument(
+        "--set", action="append", default=[], dest="assignments", help="override a field of the recipe"
+    )
     given = options.parse_args()
     nodes = graph(load_recipe(given.recipe, given.assignments))
     program = str(Path(sys.executable).parent / "scratchlm")
-    command = [program, "run", str(given.recipe), *(word for each in given.assignments for word in ("--set", each))]
+    command = [
+        program,
+        "run",
+        str(given.recipe),
+        *(word for each in given.assignments for word in ("--set", each)),
+    ]
     os.environ.pop("PREFECT_API_URL", None)
     print("| server | command s | stages s | orchestration s |\n|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:

@@ -18,11 +18,11 @@ import tempfile
 from pathlib import Path
 
 from flows.pretrain import nodes_of, prepare_text
-from flows.recipe import Recipe
-from flows.run import build_shown, open_place, run_nodes
-from tasks.build import Outcome
-from tasks.stage import Node
-from tasks.train_tokenizer import train_tokenizer
+from flows.recipe.recipe import Recipe
+from flows.runs.execute import build_shown, open_place, run_nodes
+from tasks.engine.build import Outcome
+from tasks.engine.stage import Node
+from tasks.tokens.train_tokenizer import train_tokenizer
 
 
 def cpu_seconds() -> float:
@@ -37,7 +37,11 @@ def prepare(recipe: Recipe, store: Path, tokenizer: Node | None) -> tuple[dict[s
     started = cpu_seconds()
     nodes = nodes_of(prepare_text(recipe, tokenizer))
     outcomes = asyncio.run(
-        run_nodes(nodes, lambda node, inputs: build_shown(node, inputs, place, lambda progress: None), lambda *_: None)
+        run_nodes(
+            nodes,
+            lambda node, inputs: build_shown(node, inputs, place, lambda progress: None),
+            lambda *_: None,
+        )
     )
     trained = outcomes["train_tokenizer"]
     return outcomes, cpu_seconds() - started - (0 if trained.cached else trained.stored.manifest.cpu_seconds)
@@ -45,7 +49,9 @@ def prepare(recipe: Recipe, store: Path, tokenizer: Node | None) -> tuple[dict[s
 
 def main() -> None:
     """Prepare the text without and with its last files, and print a table."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     options.add_argument("--text", type=Path, required=True, help="folder of text")
     options.add_argument("--share", type=float, default=0.05, help="least share of the bytes that is new")
     options.add_argument("--shard-bytes", type=int, default=4_000_000, help="ingest.shard_bytes")
@@ -64,7 +70,11 @@ def main() -> None:
         recipe = Recipe.model_validate(
             {
                 "name": "benchmark",
-                "ingest": {"sources": [{"path": str(text)}], "shard_bytes": given.shard_bytes, "max_error_rate": 1},
+                "ingest": {
+                    "sources": [{"path": str(text)}],
+                    "shard_bytes": given.shard_bytes,
+                    "max_error_rate": 1,
+                },
                 "split": {"validation_fraction": 0.02},
             }
         )
@@ -78,7 +88,9 @@ def main() -> None:
         _, again = prepare(recipe, store, kept)
     share = sum(path.stat().st_size for path in new) / total
     print(f"{total / 1e6:.0f} MB, {os.cpu_count()} cores\n\n| what | CPU-seconds |\n|---|---|")
-    print(f"| {100 * (1 - share):.1f}% of the text, at first | {first:.1f} |\n| {100 * share:.1f}% added | {again:.1f} |")
+    print(
+        f"| {100 * (1 - share):.1f}% of the text, at first | {first:.1f} |\n| {100 * share:.1f}% added | {again:.1f} |"
+    )
     print(f"\nnew text costs {100 * again / first:.1f}% of the first time")
 
 

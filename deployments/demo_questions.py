@@ -106,7 +106,9 @@ def conversation(question: str, answer: str, **fields: str) -> str:
 
 def main() -> None:
     """Write both files."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     options.add_argument("folder", type=Path, help="where the two files go")
     folder = options.parse_args().folder
     folder.mkdir(parents=True, exist_ok=True)

@@ -3,21 +3,22 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from flows.recipe import Recipe
-from tasks.clean import clean
-from tasks.decontaminate import decontaminate
-from tasks.deduplicate import DeduplicateConfig, deduplicate
-from tasks.evaluate_held_out import EvaluateHeldOutConfig, evaluate_held_out
-from tasks.evaluate_model import evaluate_model
-from tasks.export_model import export_model
-from tasks.index_benchmarks import IndexBenchmarksConfig, index_benchmarks
-from tasks.ingest import ingest
-from tasks.minhash import minhash
-from tasks.split import split
-from tasks.stage import Node
-from tasks.tokenize import tokenize
-from tasks.train_model import TrainModelConfig, train_model
-from tasks.train_tokenizer import train_tokenizer
+from flows.recipe.recipe import Recipe
+from tasks.benchmarks.index_benchmarks import IndexBenchmarksConfig, index_benchmarks
+from tasks.engine.stage import Node
+from tasks.evaluation.evaluate_held_out import evaluate_held_out
+from tasks.evaluation.evaluate_model import evaluate_model
+from tasks.text.clean import clean
+from tasks.text.decontaminate import decontaminate
+from tasks.text.deduplicate import DeduplicateConfig, deduplicate
+from tasks.text.ingest import ingest
+from tasks.text.minhash import minhash
+from tasks.text.split import split
+from tasks.tokens.tokenize import tokenize
+from tasks.tokens.train_tokenizer import train_tokenizer
+from tasks.training.export_model import export_model
+from tasks.training.settings import TrainModelConfig
+from tasks.training.train_model import train_model
 
 
 @dataclass(frozen=True)
@@ -50,20 +51,13 @@ def prepare_text(recipe: Recipe, tokenizer: Node | None = None) -> Text:
     documents = ingest(recipe.ingest)
     cleaned = clean(recipe.clean, documents=documents)
     signatures = minhash(recipe.minhash, documents=cleaned)
-    duplicates = deduplicate(
-        DeduplicateConfig(
-            minhash=recipe.minhash, kept_ids=recipe.split.validation_ids, kept_source=recipe.split.validation_source
-        ),
-        signatures=signatures,
-    )
-    benchmarks = recipe.evaluate_model
-    index = index_benchmarks(
-        IndexBenchmarksConfig(tasks=benchmarks.tasks, data=benchmarks.data, **recipe.index_benchmarks.model_dump())
-    )
-    contaminated = decontaminate(recipe.decontaminate, documents=cleaned, index=index)
+    held_out = {"kept_ids": recipe.split.validation_ids, "kept_source": recipe.split.validation_source}
+    duplicates = deduplicate(DeduplicateConfig(minhash=recipe.minhash, **held_out), signatures=signatures)
+    index = index_benchmarks(IndexBenchmarksConfig.of(recipe.index_benchmarks, recipe.evaluate_model))
+    contaminated = decontaminate(documents=cleaned, index=index)
     selection = split(recipe.split, documents=cleaned, duplicates=duplicates, contaminated=contaminated)
     tokenizer = tokenizer or train_tokenizer(recipe.train_tokenizer, documents=cleaned, selection=selection)
-    tokens = tokenize(recipe.tokenize, documents=cleaned, selection=selection, tokenizer=tokenizer)
+    tokens = tokenize(documents=cleaned, selection=selection, tokenizer=tokenizer)
     return Text(documents, cleaned, signatures, duplicates, index, contaminated, selection, tokenizer, tokens)
 
 
@@ -73,11 +67,13 @@ def train_from_scratch(recipe: Recipe, text: Text) -> Node:
     return train_model(config, tokens=text.tokens, tokenizer=text.tokenizer)
 
 
-def make_model(recipe: Recipe, text: Text, train: Callable[[Recipe, Text], Node] = train_from_scratch) -> Model:
+def make_model(
+    recipe: Recipe, text: Text, train: Callable[[Recipe, Text], Node] = train_from_scratch
+) -> Model:
     """From tokens to a benchmarked model."""
     trained = train(recipe, text)
     exported = export_model(recipe.export_model, model=trained, tokenizer=text.tokenizer)
-    held_out = evaluate_held_out(EvaluateHeldOutConfig(), model=exported, documents=text.documents, selection=text.selection)
+    held_out = evaluate_held_out(model=exported, documents=text.documents, selection=text.selection)
     return Model(trained, exported, held_out, evaluate_model(recipe.evaluate_model, model=exported))
 
 

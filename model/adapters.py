@@ -1,67 +1,101 @@
-"""Low-rank adapters: a few trained matrices beside frozen weights (LoRA, arXiv 2106.09685; DoRA, arXiv 2402.09353)."""
+"""Low-rank adapters: a few trained matrices beside frozen weights (LoRA, arXiv 2106.09685; DoRA, arXiv 2402.09353).
 
-from typing import Any
+torch and peft are imported where they are used: the shape of an adapter is read by every plan.
+"""
 
-import torch
-from torch import Tensor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
-from model.config import AdapterConfig
-from model.transformer import Transformer
+from pydantic import Field
 
-NAME = "default"
+from model.base_config import Config
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-def lora_config(config: AdapterConfig, **fields: Any) -> Any:
-    """The configuration of `peft`."""
-    from peft import LoraConfig
+    from model.transformer import Transformer
 
-    return LoraConfig(
-        r=config.rank, lora_alpha=config.alpha, use_dora=config.kind == "dora", lora_dropout=0.0, bias="none",
-        **{"target_modules": list(config.targets), **fields},
-    )  # fmt: skip
+ADAPTER_WEIGHTS = "adapter.safetensors"
+_NAME = "default"
 
-
-def add_adapters(model: Transformer, config: AdapterConfig, seed: int) -> None:
-    """Put adapters beside the matrices of every block, and freeze everything else."""
-    from peft import inject_adapter_in_model
-
-    # On every rank and in every process the same first weights, whatever was drawn before.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        inject_adapter_in_model(lora_config(config), model, adapter_name=NAME)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_("lora_" in name)
+Target = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
-def adapter_weights(model: Transformer) -> dict[str, Tensor]:
+class LowRankAdapter(Config):
+    """Low-rank adapters beside the frozen matrices of a base."""
+
+    kind: Literal["lora", "dora"] = Field(
+        "lora", description="lora: low-rank updates; dora: their direction, and a trained length."
+    )
+    rank: int = Field(16, ge=1, description="Rank of the update of each matrix.")
+    alpha: int = Field(32, ge=1, description="Scale of the update; it is multiplied by alpha / rank.")
+    targets: tuple[Target, ...] = Field(
+        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        min_length=1,
+        description="Matrices of each block that get an adapter.",
+    )
+
+    def lora_config(self, **fields: Any) -> Any:
+        """The configuration of `peft`."""
+        from peft import LoraConfig
+
+        shape: dict[str, Any] = {"r": self.rank, "lora_alpha": self.alpha, "use_dora": self.kind == "dora"}
+        return LoraConfig(
+            **shape, lora_dropout=0.0, bias="none", **{"target_modules": list(self.targets), **fields}
+        )
+
+    def add_to(self, model: "Transformer", seed: int) -> None:
+        """Put adapters beside the matrices of every block, and freeze everything else."""
+        import torch
+        from peft import inject_adapter_in_model
+
+        # On every rank and in every process the same first weights, whatever was drawn before.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            inject_adapter_in_model(self.lora_config(), model, adapter_name=_NAME)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_("lora_" in name)
+
+    def load_into(self, model: "Transformer", weights: "dict[str, Tensor]") -> None:
+        """Put adapters with these weights, named as `adapter_weights` names them, beside the matrices of a model.
+
+        Raises:
+            ValueError: if a weight is missing, too many, or of another shape.
+        """
+        import torch
+
+        self.add_to(model, seed=0)
+        state = model.state_dict()
+        own = dict(zip(adapter_weights(model), (name for name in state if "lora_" in name), strict=True))
+        for name in sorted(own.keys() | weights.keys()):
+            if name not in own or name not in weights or state[own[name]].shape != weights[name].shape:
+                raise ValueError(f"the weight {name} is missing, has no place, or has another shape")
+        with torch.no_grad():
+            for name, value in weights.items():
+                state[own[name]].copy_(value)
+
+    def finish(self, model: "Transformer", out: Path) -> None:
+        """Write the trained adapters below `out`, and merge them: what is left is a plain model."""
+        from safetensors.torch import save_file
+
+        out.mkdir(parents=True, exist_ok=True)
+        save_file(adapter_weights(model), out / ADAPTER_WEIGHTS)
+        merge_adapters(model)
+
+
+def adapter_weights(model: "Transformer") -> "dict[str, Tensor]":
     """The trained weights of the adapters, under the names of `peft`."""
-    kept = {}
+    weights = {}
     for name, value in model.state_dict().items():
         if "lora_" in name:
             # `peft` keeps the name of the adapter out of its files, and the magnitude of DoRA without a last part.
-            short = name.replace(f".{NAME}.", ".").replace(f".{NAME}", "")
-            kept[short.replace("lora_magnitude_vector.weight", "lora_magnitude_vector")] = value.detach().cpu().contiguous()
-    return kept
+            short = name.replace(f".{_NAME}.", ".").replace(f".{_NAME}", "")
+            short = short.replace("lora_magnitude_vector.weight", "lora_magnitude_vector")
+            weights[short] = value.detach().cpu().contiguous()
+    return weights
 
 
-def load_adapters(model: Transformer, config: AdapterConfig, weights: dict[str, Tensor]) -> None:
-    """Put adapters with these weights, named as `adapter_weights` names them, beside the matrices of a model.
-
-    Raises:
-        ValueError: if a weight is missing, too many, or of another shape.
-    """
-    add_adapters(model, config, seed=0)
-    own = dict(zip(adapter_weights(model), (name for name in model.state_dict() if "lora_" in name), strict=True))
-    state = model.state_dict()
-    for name in sorted(own.keys() | weights.keys()):
-        if name not in own or name not in weights or state[own[name]].shape != weights[name].shape:
-            raise ValueError(f"the weight {name} is missing, has no place, or has another shape")
-    with torch.no_grad():
-        for name, value in weights.items():
-            state[own[name]].copy_(value)
-
-
-def merge_adapters(model: Transformer) -> None:
+def merge_adapters(model: "Transformer") -> None:
     """Add the adapters to the weights and take them away: a plain model that computes the same."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 

@@ -5,11 +5,28 @@ order of its own. Nothing is remembered between steps, so the state of a resumed
 the number of its step, and the stream is the same on any number of ranks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+IGNORED = -100
+"""A target of which no loss is taken; torch's own default for `ignore_index`."""
+
 _ROUNDS = 6
+
+
+def padded(inputs: np.ndarray, targets: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs and targets (n,) as one window (length,), int64: what is left over is input 0 and target `IGNORED`."""
+    window, wanted = np.zeros(length, np.int64), np.full(length, IGNORED, np.int64)
+    window[: len(inputs)], wanted[: len(targets)] = inputs, targets
+    return window, wanted
+
+
+def next_token_windows(ids: np.ndarray, length: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Inputs and targets (length,), int64, in which every token of `ids` but the first is predicted once."""
+    for start in range(0, len(ids) - 1, length):
+        piece = ids[start : start + length + 1].astype(np.int64)
+        yield padded(piece[:-1], piece[1:], length)
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
@@ -36,7 +53,9 @@ def permute(indices: np.ndarray, n: int, seed: int, epoch: int) -> np.ndarray:
     half_bits = np.uint64(max(1, ((max(n, 2) - 1).bit_length() + 1) // 2))
     mask = np.uint64((1 << int(half_bits)) - 1)
     with np.errstate(over="ignore"):
-        start = _mix(np.array([seed], np.uint64)) + np.array([epoch], np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        start = _mix(np.array([seed], np.uint64)) + np.array([epoch], np.uint64) * np.uint64(
+            0x9E3779B97F4A7C15
+        )
         keys = _mix(start + np.arange(1, _ROUNDS + 1, dtype=np.uint64) * np.uint64(0xD1342543DE82EF95))
         result = np.array(indices, dtype=np.uint64)
         pending = np.ones(result.shape, dtype=bool)
@@ -98,28 +117,3 @@ class Windows:
     def draw(self, samples: np.ndarray, seed: int) -> np.ndarray:
         """The windows that come at positions `samples` (n,), uint64, of the endless stream: token ids (n, T + 1), int64."""
         return self.read(shuffled(samples, len(self), seed))
-
-
-class Mixture:
-    """Two streams of windows in a fixed proportion: of any run of n windows, `share` x n, give or take one, are of the second.
-
-    Like `Windows.batch` a pure function of (seed, step).
-    """
-
-    def __init__(self, first: Windows, second: Windows, share: float) -> None:
-        self.first, self.second = first, second
-        self.numerator = np.uint64(round(share * 2**32))
-
-    def __len__(self) -> int:
-        return len(self.first) + len(self.second)
-
-    def batch(self, step: int, windows_per_batch: int, seed: int, first: int, count: int) -> np.ndarray:
-        """Windows `first` to `first + count` of the batch of `step`: token ids (count, T + 1), int64."""
-        samples = step * windows_per_batch + first + np.arange(count + 1, dtype=np.uint64)
-        before = (samples * self.numerator) >> np.uint64(32)
-        is_second = np.diff(before).astype(bool)
-        samples, before = samples[:-1], before[:-1]
-        out = np.empty((count, self.first.context_length + 1), np.int64)
-        out[is_second] = self.second.draw(before[is_second], seed)
-        out[~is_second] = self.first.draw((samples - before)[~is_second], seed)
-        return out

@@ -5,7 +5,6 @@ and renames the folder. What a kill leaves behind is hidden, and what bit rot le
 does not match its record: neither is ever resumed from.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -14,31 +13,21 @@ from typing import Any
 
 import torch.distributed as dist
 
+from model.errors import InputError
+from model.files import fsync_path, sha256_of_file
+
 MANIFEST = "checkpoint.json"
 
 
-class ResumeError(ValueError):
+class ResumeError(InputError):
     """A checkpoint exists, but not for this machine or this recipe."""
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _is_valid(folder: Path) -> bool:
     try:
         files = json.loads((folder / MANIFEST).read_text())["files"]
         return all(
-            (folder / name).stat().st_size == size and _sha256(folder / name) == digest
+            (folder / name).stat().st_size == size and sha256_of_file(folder / name) == digest
             for name, (size, digest) in files.items()
         )
     except (OSError, ValueError, KeyError, TypeError):
@@ -72,15 +61,15 @@ def save_checkpoint(engine: Any, folder: Path, step: int, state: dict[str, Any],
     if dist.get_rank() == 0:
         files = {}
         for path in sorted(path for path in building.rglob("*") if path.is_file()):
-            _fsync(path)
-            files[path.relative_to(building).as_posix()] = (path.stat().st_size, _sha256(path))
+            fsync_path(path)
+            files[path.relative_to(building).as_posix()] = (path.stat().st_size, sha256_of_file(path))
         manifest = {"step": step, "state": state, "files": files}
         (building / MANIFEST).write_text(json.dumps(manifest))
-        _fsync(building / MANIFEST)
+        fsync_path(building / MANIFEST)
         if final.exists():
             shutil.rmtree(final)
         os.rename(building, final)
-        _fsync(folder)
+        fsync_path(folder)
         for old in sorted(folder.glob("step-*"))[:-keep]:
             shutil.rmtree(old)
     dist.barrier()
@@ -112,5 +101,7 @@ def load_checkpoint(engine: Any, folder: Path, *, ranks: int, zero_stage: int) -
         )
     path, _ = engine.load_checkpoint(str(folder), tag=checkpoint.name)
     if path is None:
-        raise ResumeError(f"DeepSpeed could not read the checkpoint {checkpoint}: delete it to go on from an older one")
+        raise ResumeError(
+            f"DeepSpeed could not read the checkpoint {checkpoint}: delete it to go on from an older one"
+        )
     return manifest["step"], state

@@ -1,10 +1,6 @@
-"""Configuration of the language model, of its training, and of the machine that trains it.
+"""Configuration of the language model and of its training: all that decides what the model becomes."""
 
-`ModelConfig` and `TrainConfig` are the recipe: they decide what the model becomes.
-`TrainingMachine` decides only where and how fast it is computed.
-"""
-
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -15,17 +11,21 @@ class ModelConfig(Config):
     """Shape of the decoder-only Transformer.
 
     Each combination that is accepted here exports to a class of stock `transformers`
-    (see `tasks.export_model`); the others are refused, so that no model is trained that
+    (see `model.hugging_face`); the others are refused, so that no model is trained that
     cannot leave the house.
     """
 
     n_layers: int = Field(4, ge=1, description="Number of Transformer blocks.")
     d_model: int = Field(256, ge=8, description="Width of the residual stream, in features.")
-    n_heads: int = Field(4, ge=1, description="Number of query heads; divides d_model unless d_head is given.")
+    n_heads: int = Field(
+        4, ge=1, description="Number of query heads; divides d_model unless d_head is given."
+    )
     n_kv_heads: int | None = Field(
         None, ge=1, description="Number of key and value heads (grouped-query attention); n_heads if empty."
     )
-    d_head: int | None = Field(None, ge=2, description="Features of one head; d_model / n_heads if empty. rmsnorm only.")
+    d_head: int | None = Field(
+        None, ge=2, description="Features of one head; d_model / n_heads if empty. rmsnorm only."
+    )
     d_feedforward: int | None = Field(
         None,
         ge=8,
@@ -33,10 +33,14 @@ class ModelConfig(Config):
         "multiple of 64) for swiglu, 4 times d_model for gelu: the same number of parameters.",
     )
     context_length: int = Field(256, ge=8, description="Length of a training window, in tokens.")
-    norm: Literal["rmsnorm", "layernorm"] = Field("rmsnorm", description="Normalisation before each sub-layer.")
+    norm: Literal["rmsnorm", "layernorm"] = Field(
+        "rmsnorm", description="Normalisation before each sub-layer."
+    )
     norm_epsilon: float = Field(1e-6, gt=0, description="Added to the variance in each norm.")
     feed_forward: Literal["swiglu", "gelu"] = Field("swiglu", description="Feed-forward sub-layer.")
-    qk_norm: bool = Field(False, description="Normalise queries and keys per head before RoPE (rmsnorm and swiglu only).")
+    qk_norm: bool = Field(
+        False, description="Normalise queries and keys per head before RoPE (rmsnorm and swiglu only)."
+    )
     rope_theta: float = Field(10_000.0, gt=0, description="Base of the rotary position frequencies.")
     tie_embeddings: bool = Field(False, description="Use the token embedding as the language-model head too.")
 
@@ -94,35 +98,64 @@ def flops_per_token(config: ModelConfig, vocabulary_size: int) -> int:
     return 6 * weights + 6 * config.n_layers * config.n_heads * config.head_dim * config.context_length
 
 
-class TrainConfig(Config):
-    """How the model is trained: everything that changes the weights it ends with."""
+# The kinds of the fields that every training has. Their defaults differ: a base is trained further at other rates.
+OptimizerName = Annotated[
+    Literal["muon", "adamw"],
+    Field(description="muon: Muon for the matrices of the blocks, AdamW for the rest; adamw: AdamW for all."),
+]
+LearningRate = Annotated[float, Field(gt=0, description="Peak AdamW learning rate.")]
+MuonLearningRate = Annotated[float, Field(gt=0, description="Peak Muon learning rate; used by muon only.")]
+GradientClipping = Annotated[float, Field(ge=0, description="Largest global gradient norm; 0 clips nothing.")]
+WarmupFraction = Annotated[
+    float, Field(ge=0, le=1, description="Share of the steps in which the rate rises linearly.")
+]
+Evaluations = Annotated[
+    int, Field(ge=0, description="Times that the held-out loss is measured while it trains.")
+]
 
-    tokens: int = Field(2_000_000, ge=1, description="Tokens to train on, in tokens; rounded down to whole steps.")
+
+class OptimizationConfig(Config):
+    """How weights are moved: what training from scratch and fine-tuning have in common."""
+
     tokens_per_batch: int = Field(
-        4096, ge=8, description="Tokens in one optimizer step, in tokens; a multiple of model.context_length."
+        4096,
+        ge=8,
+        description="Tokens in one optimizer step, in tokens; a multiple of the context length, of twice that for preferences.",
     )
-    optimizer: Literal["muon", "adamw"] = Field(
-        "muon", description="muon: Muon for the matrices of the blocks, AdamW for the rest; adamw: AdamW for all."
-    )
-    learning_rate: float = Field(3e-3, gt=0, description="Peak AdamW learning rate.")
-    muon_learning_rate: float = Field(0.01, gt=0, description="Peak Muon learning rate; used by muon only.")
-    beta1: float = Field(0.9, ge=0, lt=1, description="AdamW: decay of the first moment.")
-    beta2: float = Field(0.95, ge=0, lt=1, description="AdamW: decay of the second moment.")
-    adam_epsilon: float = Field(1e-10, gt=0, description="AdamW: added to the denominator.")
+    optimizer: OptimizerName = "muon"
+    learning_rate: LearningRate = 3e-3
+    muon_learning_rate: MuonLearningRate = 0.01
     weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay of matrices.")
-    gradient_clipping: float = Field(0.0, ge=0, description="Largest global gradient norm; 0 clips nothing.")
-    warmup_fraction: float = Field(0.02, ge=0, le=1, description="Share of the steps in which the rate rises linearly.")
-    decay_fraction: float = Field(0.98, ge=0, le=1, description="Share of the steps, at the end, in which it falls.")
-    decay: Literal["linear", "cosine"] = Field("linear", description="Shape of the fall.")
-    final_rate: float = Field(0.0, ge=0, le=1, description="Rate after the last step, as a share of the peak.")
+    gradient_clipping: GradientClipping = 0.0
+    warmup_fraction: WarmupFraction = 0.02
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="Compute type; bfloat16 keeps float32 master weights (torch.autocast)."
     )
-    evaluations: int = Field(10, ge=0, description="Times that validation bits per byte is measured while it trains.")
+    evaluations: Evaluations = 10
     evaluation_tokens: int = Field(
-        32_768, ge=1, description="Tokens of the validation set that each of these measurements reads, in tokens."
+        32_768, ge=1, description="Held-out tokens that each of these measurements reads, in tokens."
     )
-    seed: int = Field(0, ge=0, lt=2**63, description="Seed of the initial weights and of the order of the windows.")
+    seed: int = Field(
+        0, ge=0, lt=2**63, description="Seed of what is drawn: first weights, and the order of the windows."
+    )
+
+
+class TrainConfig(OptimizationConfig):
+    """How the model is trained: everything that changes the weights it ends with."""
+
+    tokens: int = Field(
+        2_000_000, ge=1, description="Tokens to train on, in tokens; rounded down to whole steps."
+    )
+    beta1: float = Field(0.9, ge=0, lt=1, description="AdamW: decay of the first moment.")
+    beta2: float = Field(0.95, ge=0, lt=1, description="AdamW: decay of the second moment.")
+    adam_epsilon: float = Field(1e-10, gt=0, description="AdamW: added to the denominator.")
+    decay_fraction: float = Field(
+        0.98, ge=0, le=1, description="Share of the steps, at the end, in which it falls."
+    )
+    decay: Literal["linear", "cosine"] = Field("linear", description="Shape of the fall.")
+    final_rate: float = Field(
+        0.0, ge=0, le=1, description="Rate after the last step, as a share of the peak."
+    )
 
     @model_validator(mode="after")
     def _schedule_fits(self) -> Self:
@@ -142,38 +175,3 @@ class TrainConfig(Config):
     def n_steps(self) -> int:
         """Optimizer steps of the whole training."""
         return self.tokens // self.tokens_per_batch
-
-
-class AdapterConfig(Config):
-    """Shape of low-rank adapters beside the frozen matrices of a base; see `model.adapters`."""
-
-    kind: Literal["lora", "dora"] = Field(
-        "lora", description="lora: low-rank updates; dora: their direction, and a trained length."
-    )
-    rank: int = Field(16, ge=1, description="Rank of the update of each matrix.")
-    alpha: int = Field(32, ge=1, description="Scale of the update; it is multiplied by alpha / rank.")
-    targets: tuple[Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], ...] = Field(
-        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
-        min_length=1,
-        description="Matrices of each block that get an adapter.",
-    )
-
-
-class TrainingMachine(Config):
-    """Where the model is trained. None of it enters a key."""
-
-    ranks: int = Field(0, ge=0, description="Training processes; 0 takes one for each accelerator, or one on a CPU.")
-    threads: int = Field(0, ge=0, description="CPU threads of each rank; 0 shares the cores among the ranks.")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where tensors live; auto takes cuda if there is one.")
-    windows_per_micro_batch: int = Field(
-        0, ge=0, description="Windows in one forward pass of one rank; 0 takes the whole batch at once."
-    )
-    zero_stage: Literal[0, 1, 2, 3] = Field(0, description="DeepSpeed ZeRO stage; muon needs 0.")
-    activation_checkpointing: Literal["none", "full"] = Field(
-        "none", description="full: keep only the input of each block and compute the rest again in the backward pass."
-    )
-    compile: bool = Field(False, description="Compile each block with torch.compile.")
-    checkpoint_every_seconds: float = Field(
-        30.0, ge=0, description="Seconds between two training checkpoints; 0 saves after every step."
-    )
-    keep_checkpoints: int = Field(2, ge=1, description="Number of training checkpoints kept on disk.")

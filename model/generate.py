@@ -18,13 +18,21 @@ class Sampling(Config):
     """How the next token is chosen, and when to stop."""
 
     max_tokens: int = Field(100, ge=1, description="Most tokens to write, in tokens.")
-    temperature: float = Field(0.8, ge=0, description="Divides the logits; 0 takes the likeliest token each time.")
+    temperature: float = Field(
+        0.8, ge=0, description="Divides the logits; 0 takes the likeliest token each time."
+    )
     top_k: int = Field(50, ge=0, description="Choose among this many likeliest tokens; 0 among all.")
     top_p: float = Field(
-        1.0, gt=0, le=1, description="Choose among the likeliest tokens that have this probability together (nucleus)."
+        1.0,
+        gt=0,
+        le=1,
+        description="Choose among the likeliest tokens that have this probability together (nucleus).",
     )
     min_p: float = Field(
-        0.0, ge=0, le=1, description="Choose among tokens with at least this share of the likeliest one's probability."
+        0.0,
+        ge=0,
+        le=1,
+        description="Choose among tokens with at least this share of the likeliest one's probability.",
     )
     repetition_penalty: float = Field(
         1.0,
@@ -48,7 +56,8 @@ def filter_logits(logits: Tensor, seen: Tensor, sampling: Sampling) -> Tensor:
     if sampling.repetition_penalty != 1:
         old = logits[seen]
         logits = logits.index_put(
-            (seen,), torch.where(old < 0, old * sampling.repetition_penalty, old / sampling.repetition_penalty)
+            (seen,),
+            torch.where(old < 0, old * sampling.repetition_penalty, old / sampling.repetition_penalty),
         )
     if sampling.temperature == 0:
         return logits
@@ -76,7 +85,9 @@ class _Batch:
         longest = max(map(len, rows))
         padding = [longest - len(row) for row in rows]
         self.padding = torch.tensor(padding, device=self.device)
-        tokens = torch.tensor([[0] * n + row for n, row in zip(padding, rows, strict=True)], device=self.device)
+        tokens = torch.tensor(
+            [[0] * n + row for n, row in zip(padding, rows, strict=True)], device=self.device
+        )
         positions = torch.arange(longest, device=self.device) - self.padding[:, None]
         mask = None
         if any(padding):
@@ -118,7 +129,9 @@ def generate(
     """
     context_length = model.config.context_length
     rows = [list(prompt)[-context_length:] for prompt in prompts]
-    generators = [torch.Generator().manual_seed((sampling.seed + i * 0x9E3779B9) % 2**63) for i in range(len(rows))]
+    generators = [
+        torch.Generator().manual_seed((sampling.seed + i * 0x9E3779B9) % 2**63) for i in range(len(rows))
+    ]
     alive = [True] * len(rows)
     capacity = min(context_length, max(map(len, rows)) + sampling.max_tokens)
     batch = _Batch(model, rows, capacity)
@@ -165,7 +178,9 @@ class _Stream:
             self.done = True
             sure, self.held = self.held[:found], ""
             return sure
-        longest = max((n for text in self.stop for n in range(len(text)) if self.held.endswith(text[:n])), default=0)
+        longest = max(
+            (n for text in self.stop for n in range(len(text)) if self.held.endswith(text[:n])), default=0
+        )
         cut = len(self.held) - longest
         sure, self.held = self.held[:cut], self.held[cut:]
         return sure
@@ -177,7 +192,11 @@ class _Stream:
 
 
 def generate_text(
-    model: Transformer, tokenizer: "Tokenizer", prompts: Sequence[Sequence[int]], sampling: Sampling, ends: frozenset[int]
+    model: Transformer,
+    tokenizer: "Tokenizer",
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    ends: frozenset[int],
 ) -> Iterator[list[str]]:
     """Pieces of text that go on from every prompt, as they come; "" for a row with nothing new.
 
@@ -202,7 +221,11 @@ def generate_text(
 
 
 def complete(
-    model: Transformer, tokenizer: "Tokenizer", prompts: Sequence[Sequence[int]], sampling: Sampling, ends: frozenset[int]
+    model: Transformer,
+    tokenizer: "Tokenizer",
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    ends: frozenset[int],
 ) -> list[str]:
     """The whole text that goes on from every prompt; see `generate_text`."""
     texts = [""] * len(prompts)

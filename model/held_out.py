@@ -15,18 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.transformer import IGNORED
-
-PADDING = IGNORED
-
-
-def document_windows(document: np.ndarray, context_length: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Inputs and targets (T,), int64, of a document that begins with end-of-text; the last is padded."""
-    for start in range(0, len(document) - 1, context_length):
-        piece = document[start : start + context_length + 1].astype(np.int64)
-        inputs, targets = np.zeros(context_length, np.int64), np.full(context_length, PADDING, np.int64)
-        inputs[: len(piece) - 1], targets[: len(piece) - 1] = piece[:-1], piece[1:]
-        yield inputs, targets
+from model.batches import IGNORED
 
 
 @dataclass(frozen=True)
@@ -59,7 +48,7 @@ def measure_windows(
 
     Args:
         logits: function from ids (B, T) to logits (B, T, V).
-        windows: pairs of inputs and targets as `document_windows` yields them.
+        windows: pairs of inputs and targets as `next_token_windows` yields them.
         token_bytes: bytes that each id stands for, (V,).
         windows_per_batch: windows in one call of `logits`.
         device: where `logits` computes.
@@ -71,11 +60,11 @@ def measure_windows(
     while batch := list(islice(remaining, windows_per_batch)):
         inputs, targets = (torch.from_numpy(np.stack(part)) for part in zip(*batch, strict=True))
         scores = logits(inputs.to(device)).float().transpose(1, 2)
-        losses = F.cross_entropy(scores, targets.to(device), ignore_index=PADDING, reduction="none")
+        losses = F.cross_entropy(scores, targets.to(device), ignore_index=IGNORED, reduction="none")
         for nats, row in zip(losses.double().sum(1).tolist(), targets.numpy(), strict=True):
             if not math.isfinite(nats):
                 raise ValueError("the likelihood of the held-out text is not finite: the model is broken")
-            real = row[row != PADDING]
+            real = row[row != IGNORED]
             yield HeldOut(nats, len(real), int(token_bytes[real].sum()))
 
 
@@ -92,7 +81,9 @@ def measure_held_out(
     Raises:
         ValueError: if a logarithm is not finite, or there is nothing to measure.
     """
-    measured = measure_windows(logits, windows, token_bytes, windows_per_batch=windows_per_batch, device=device)
+    measured = measure_windows(
+        logits, windows, token_bytes, windows_per_batch=windows_per_batch, device=device
+    )
     total = sum(measured, HeldOut())
     if not total.n_bytes:
         raise ValueError("the held-out documents have no text")

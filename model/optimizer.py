@@ -39,7 +39,9 @@ class Muon(torch.optim.Optimizer):
     iterations instead of five.
     """
 
-    def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.0):
+    def __init__(
+        self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.0
+    ):
         super().__init__(list(params), {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
@@ -98,7 +100,11 @@ def build_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimi
     head and gains get AdamW.
     """
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    muon = [p for name, p in named if name.startswith("blocks.") and p.ndim == 2] if config.optimizer == "muon" else []
+    muon = (
+        [p for name, p in named if name.startswith("blocks.") and p.ndim == 2]
+        if config.optimizer == "muon"
+        else []
+    )
     taken = {id(p) for p in muon}
     rest = [p for _, p in named if id(p) not in taken]
     adamw = torch.optim.AdamW(

@@ -14,6 +14,8 @@ import pyarrow as pa
 import xxhash
 from pydantic import BaseModel, ConfigDict
 
+from model.errors import StageFailed
+
 FORMAT_VERSION = 1
 _METADATA = b"scratchlm"
 
@@ -33,7 +35,7 @@ class TokensHeader(BaseModel):
     checksum: str
 
 
-class TokensError(ValueError):
+class TokensError(StageFailed):
     """A token file is damaged, or belongs to another tokenizer."""
 
 
@@ -141,7 +143,9 @@ def open_tokens(path: Path, tokenizer_sha256: str | None = None) -> Tokens:
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
         header = TokensHeader.model_validate_json(table.schema.metadata[_METADATA])
     except (pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
-        raise TokensError(f"{path} is not a token file of scratchlm ({error}): build the stage tokenize again") from error
+        raise TokensError(
+            f"{path} is not a token file of scratchlm ({error}): build the stage tokenize again"
+        ) from error
     chunks = table.column("tokens").chunks
     ids = chunks[0].to_numpy() if chunks else np.empty(0, token_dtype(header.vocabulary_size))
     trained = None
@@ -149,7 +153,9 @@ def open_tokens(path: Path, tokenizer_sha256: str | None = None) -> Tokens:
         chunks = table.column("trained").chunks
         trained = chunks[0].to_numpy() if chunks else np.empty(0, np.uint8)
     if header.format_version != FORMAT_VERSION:
-        raise TokensError(f"{path} has format {header.format_version}, this version reads {FORMAT_VERSION}: tokenize again")
+        raise TokensError(
+            f"{path} has format {header.format_version}, this version reads {FORMAT_VERSION}: tokenize again"
+        )
     if _checksum(ids, trained) != header.checksum or len(ids) != header.n_tokens:
         raise TokensError(f"{path} is damaged: its checksum is wrong; delete its folder and run again")
     if tokenizer_sha256 not in (None, header.tokenizer_sha256):
@@ -158,18 +164,3 @@ def open_tokens(path: Path, tokenizer_sha256: str | None = None) -> Tokens:
             "tokens and tokenizer do not belong together"
         )
     return Tokens(path, header, ids, trained)
-
-
-def select_documents(tokens: Tokens, ids: set[str], *, inside: bool) -> list[np.ndarray]:
-    """Token ids of the documents whose id is in `ids`, or is not: views, one for each run of neighbours."""
-    names, ends = tokens.documents.column("id").to_pylist(), tokens.documents.column("end").to_pylist()
-    runs: list[list[int]] = []
-    start = 0
-    for name, end in zip(names, ends, strict=True):
-        if (name in ids) == inside:
-            if runs and runs[-1][1] == start:
-                runs[-1][1] = end
-            else:
-                runs.append([start, end])
-        start = end
-    return [tokens.ids[start:end] for start, end in runs]

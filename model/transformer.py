@@ -12,9 +12,6 @@ from torch.utils.checkpoint import checkpoint
 
 from model.config import ModelConfig
 
-IGNORED = -100
-"""A target of which no loss is taken."""
-
 
 class LayerNorm(nn.LayerNorm):
     """LayerNorm with a weight and no bias."""
@@ -82,7 +79,12 @@ class Attention(nn.Module):
         self.k_norm = build_norm(config, self.head_dim) if config.qk_norm else nn.Identity()
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None = None, cache: KeyValueCache | None = None
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        mask: Tensor | None = None,
+        cache: KeyValueCache | None = None,
     ) -> Tensor:
         """x (B, T, D) -> (B, T, D).
 
@@ -99,7 +101,12 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = cache.append(k, v)
         y = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None and length > 1, enable_gqa=self.kv_heads != self.n_heads
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            is_causal=mask is None and length > 1,
+            enable_gqa=self.kv_heads != self.n_heads,
         )
         return self.o_proj(y.transpose(1, 2).reshape(batch, length, -1))
 
@@ -142,59 +149,25 @@ class Block(nn.Module):
         self.feed_forward = SwiGLU(config) if config.feed_forward == "swiglu" else GELU(config)
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None = None, cache: KeyValueCache | None = None
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        mask: Tensor | None = None,
+        cache: KeyValueCache | None = None,
     ) -> Tensor:
         """x (B, T, D) -> (B, T, D); the rest as in `Attention`."""
         x = x + self.attention(self.attention_norm(x), cos, sin, mask, cache)
         return x + self.feed_forward(self.feed_forward_norm(x))
 
 
-class _LinearCrossEntropy(torch.autograd.Function):
-    """Summed cross entropy of a linear head, `rows` positions at a time.
-
-    The logits (N, V) never exist as a whole: each chunk is turned into its loss and its
-    gradient at once, as in Cut Your Losses (arXiv 2411.09009) without the kernel.
-    """
-
-    @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, targets: Tensor, rows: int) -> Tensor:
-        # Summed over chunks in float32: in bfloat16 the error would grow with the batch.
-        grad_x = torch.empty_like(x)
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
-        loss = torch.zeros((), dtype=torch.float32, device=x.device)
-        for start in range(0, x.shape[0], rows):
-            chunk, target = x[start : start + rows], targets[start : start + rows, None]
-            log_probabilities = (chunk @ weight.T).log_softmax(dim=-1, dtype=torch.float32)
-            loss -= log_probabilities.gather(1, target).sum()
-            gradient = log_probabilities.exp_()
-            gradient.scatter_add_(1, target, gradient.new_full(target.shape, -1.0))
-            gradient = gradient.to(x.dtype)
-            torch.mm(gradient, weight, out=grad_x[start : start + rows])
-            if grad_weight is None:
-                continue
-            if weight.dtype == torch.float32:
-                grad_weight.addmm_(gradient.T, chunk)
-            else:
-                grad_weight += gradient.T @ chunk
-        ctx.save_for_backward(grad_x, grad_weight)
-        return loss
-
-    @staticmethod
-    def backward(ctx, *grad_outputs: Tensor):
-        grad_x, grad_weight = ctx.saved_tensors
-        if grad_weight is not None:
-            grad_weight = (grad_weight * grad_outputs[0]).to(grad_x.dtype)
-        return grad_x * grad_outputs[0], grad_weight, None, None
-
-
 class Transformer(nn.Module):
-    """The language model: token ids in, logits (or the loss) out."""
+    """The language model: token ids in, logits out."""
 
     def __init__(self, config: ModelConfig, vocabulary_size: int) -> None:
         super().__init__()
         self.config, self.vocabulary_size = config, vocabulary_size
         self.activation_checkpointing = False
-        self.autocast_dtype: torch.dtype | None = None
         self.embedding = nn.Embedding(vocabulary_size, config.d_model)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.norm = build_norm(config, config.d_model)
@@ -246,7 +219,9 @@ class Transformer(nn.Module):
         """
         length = tokens.shape[1]
         if length > self.config.context_length:
-            raise ValueError(f"{length} tokens do not fit into the context length {self.config.context_length}")
+            raise ValueError(
+                f"{length} tokens do not fit into the context length {self.config.context_length}"
+            )
         if positions is None:
             cos, sin = self.cos[:length], self.sin[:length]
         else:
@@ -259,62 +234,9 @@ class Transformer(nn.Module):
                 x = block(x, cos, sin, mask, caches[i] if caches else None)
         return self.norm(x)
 
-    def forward(
-        self,
-        tokens: Tensor,
-        targets: Tensor | None = None,
-        segments: Tensor | None = None,
-        positions: Tensor | None = None,
-        reference: Tensor | None = None,
-        *,
-        denominator: float | None = None,
-        beta: float = 0.0,
-    ) -> Tensor:
-        """Logits (B, T, V), or with `targets` the loss (a scalar).
-
-        Args:
-            tokens: ids (B, T), or (B, 2, T) for preference pairs, chosen before rejected.
-            targets: of the shape of `tokens`; `IGNORED` where there is no loss. The loss is the
-                summed cross entropy in nats, divided by `denominator`, or by the number of targets.
-            segments: (B, T); a token attends to its own segment only. All attend if None.
-            positions: (B, T); see `hidden_states`.
-            reference: log-probabilities (B, 2) of the pairs under the reference model, in nats;
-                then the loss is that of DPO with `beta`, summed and divided by `denominator`.
-        """
-        if targets is not None and reference is not None:
-            return self._preference_loss(tokens, targets, reference, beta) / (denominator or len(tokens))
-        # Here and not around the call: DeepSpeed's engine switches off the autocast of its caller.
-        with torch.autocast(tokens.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
-            mask = None
-            if segments is not None:
-                length = tokens.shape[1]
-                causal = torch.ones(length, length, dtype=torch.bool, device=tokens.device).tril()
-                mask = ((segments[:, :, None] == segments[:, None]) & causal)[:, None]
-            states = self.hidden_states(tokens, positions, mask)
-            if targets is None:
-                return self.lm_head(states)
-            flat, wanted, weight = states.flatten(0, 1), targets.flatten(), self.lm_head.weight
-            if segments is not None:
-                flat, wanted = flat[wanted != IGNORED], wanted[wanted != IGNORED]
-            if self.autocast_dtype is not None:
-                flat, weight = flat.to(self.autocast_dtype), weight.to(self.autocast_dtype)
-            total = _LinearCrossEntropy.apply(flat, weight, wanted, 512)
-            return total / (denominator or targets.numel())
-
-    def log_probabilities(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """Summed log-probability of the targets of each row that are not `IGNORED`: (B, T), (B, T) -> (B,), float32, in nats."""
-        with torch.autocast(tokens.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
-            states, wanted = self.hidden_states(tokens), targets != IGNORED
-            logits = self.lm_head(states[wanted])
-        nats = F.cross_entropy(logits.float(), targets[wanted], reduction="none")
-        rows = torch.arange(len(tokens), device=tokens.device)[:, None].expand_as(targets)[wanted]
-        return -torch.zeros(len(tokens), dtype=nats.dtype, device=nats.device).index_add(0, rows, nats)
-
-    def _preference_loss(self, tokens: Tensor, targets: Tensor, reference: Tensor, beta: float) -> Tensor:
-        """Summed loss of direct preference optimisation (Rafailov et al. 2023, arXiv 2305.18290, equation 7)."""
-        found = self.log_probabilities(tokens.flatten(0, 1), targets.flatten(0, 1)).view(-1, 2)
-        chosen, rejected = (found - reference).unbind(1)
-        return -F.logsigmoid(beta * (chosen - rejected)).sum()
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Token ids (B, T) -> logits (B, T, V) of the token that follows each."""
+        return self.lm_head(self.hidden_states(tokens))
 
 
 def count_parameters(model: nn.Module) -> int:

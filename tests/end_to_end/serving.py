@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from tests.end_to_end.conftest import Line
-from tests.store.test_laws import _processes_of
+from tests.tasks.engine.test_laws import _processes_of
 
 TERMINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
@@ -93,7 +93,9 @@ class Serve:
     def stages(self, run: str) -> dict[str, str]:
         """State name by task."""
         tasks = self.post("/task_runs/filter", {"flow_runs": {"id": {"any_": [run]}}, "limit": 200})
-        return {task["name"].removesuffix(" (cached)"): task["state"]["name"] for task in tasks if task["state"]}
+        return {
+            task["name"].removesuffix(" (cached)"): task["state"]["name"] for task in tasks if task["state"]
+        }
 
     def processes(self, module: str) -> list[int]:
         """Process ids of `python -m MODULE` of this serve."""

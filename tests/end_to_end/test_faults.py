@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.end_to_end.conftest import RECIPE, Line
-from tests.store.test_laws import _processes_of
+from tests.tasks.engine.test_laws import _processes_of
 
 pytestmark = pytest.mark.end_to_end
 
@@ -22,7 +22,9 @@ N_STEPS = 80
 EVERY_STEP = {**RECIPE["machine"], "checkpoint_every_seconds": 0}
 
 
-def wait_for(condition: Callable[[], Any], process: subprocess.Popen | None = None, seconds: float = 120) -> Any:
+def wait_for(
+    condition: Callable[[], Any], process: subprocess.Popen | None = None, seconds: float = 120
+) -> Any:
     """Wait until a condition holds; fails if the process ends before it does."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -112,7 +114,11 @@ def test_kill_of_the_command_in_training_goes_on_to_the_same_bytes(prepared: Lin
 def test_kill_of_a_rank_is_retried_in_the_same_run(prepared: Line, undisturbed: dict):
     process = start(prepared)
     wait_for(lambda: len(checkpoints(prepared)) == 2, process)
-    ranks = [pid for pid in _processes_of(prepared.store) if b"tasks.ranks\0rank" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    ranks = [
+        pid
+        for pid in _processes_of(prepared.store)
+        if b"tasks.training.ranks\0rank" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
     os.kill(max(ranks), signal.SIGKILL)
     done = finish(prepared, process)
     assert done["resumed_from_step"] >= 1
@@ -120,7 +126,9 @@ def test_kill_of_a_rank_is_retried_in_the_same_run(prepared: Line, undisturbed: 
 
 
 def test_sigterm_saves_and_leaves(prepared: Line, undisturbed: dict):
-    prepared.write_recipe(train_model=TRAINING, machine={**RECIPE["machine"], "checkpoint_every_seconds": 1000})
+    prepared.write_recipe(
+        train_model=TRAINING, machine={**RECIPE["machine"], "checkpoint_every_seconds": 1000}
+    )
     process = start(prepared)
     progress = prepared.store / "work"
     wait_for(lambda: list(progress.glob("train_model-*/progress.json")), process)
@@ -179,7 +187,8 @@ def test_kill_in_the_middle_of_every_stage(line: Line, tmp_path: Path):
         process = start(copy)
         wait_for(
             lambda stage=stage: (
-                list((copy.store / "building").glob(f"{stage}-*")) or (copy.store / "artifacts" / stage).exists()
+                list((copy.store / "building").glob(f"{stage}-*"))
+                or (copy.store / "artifacts" / stage).exists()
             ),
             process,
         )
@@ -198,7 +207,10 @@ def test_kill_leaves_no_server_behind(line: Line, tmp_path: Path):
     copy.write_recipe()
     process = start(copy)
     wait_for(lambda: (copy.store / "artifacts" / "ingest").exists(), process)
-    assert any(b"flows.server" in Path(f"/proc/{pid}/cmdline").read_bytes() for pid in _processes_of(copy.store))
+    assert any(
+        b"flows.serving.server" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        for pid in _processes_of(copy.store)
+    )
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert_no_orphans(copy)

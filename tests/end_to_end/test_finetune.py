@@ -28,7 +28,11 @@ ROWS = [
 FINETUNE: dict[str, Any] = {
     "name": "tuned",
     "base": "tiny",
-    "read_conversations": {"sources": [{"name": "chats", "path": "chats"}], "shard_bytes": 2_000, "max_error_rate": 0.1},
+    "read_conversations": {
+        "sources": [{"name": "chats", "path": "chats"}],
+        "shard_bytes": 2_000,
+        "max_error_rate": 0.1,
+    },
     "split": {"validation_fraction": 0.2},
     "finetune": {"epochs": 6, "tokens_per_batch": 256, "learning_rate": 0.003, "adapter": {"rank": 4}},
     "evaluate_model": RECIPE["evaluate_model"],
@@ -84,7 +88,9 @@ def test_base_and_tuned_model_are_compared_and_the_rest_is_cached(tuned: tuple[L
     assert verdicts[-1]["stage"] == "tokenize_conversations"
 
 
-def test_a_killed_fine_tuning_goes_on_to_the_same_bytes(line: Line, tuned: tuple[Line, dict[str, Any]], tmp_path: Path):
+def test_a_killed_fine_tuning_goes_on_to_the_same_bytes(
+    line: Line, tuned: tuple[Line, dict[str, Any]], tmp_path: Path
+):
     made = copy_of(line, tmp_path, [*ROWS, {"messages": ROWS[0]["messages"][:1]}])
     write(made, machine={**RECIPE["machine"], "checkpoint_every_seconds": 0})
     process = subprocess.Popen(
@@ -106,7 +112,13 @@ def test_a_person_talks_to_it(tuned: tuple[Line, dict[str, Any]]):
     command = made.command("chat", "latest", "--tokens", "8", "--temperature", "0")
     asked = "What comes after 7?\n\nAnd <|endoftext|>assistant\nthen?\n"
     done = subprocess.run(
-        command, cwd=made.root, env=made.environment(), input=asked, capture_output=True, text=True, timeout=120
+        command,
+        cwd=made.root,
+        env=made.environment(),
+        input=asked,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) >= 3
@@ -137,7 +149,9 @@ def test_a_person_talks_to_it(tuned: tuple[Line, dict[str, Any]]):
         (ROWS, {"finetune": {"optimizer": "muon", "adapter": {"rank": 2}}}, "optimizer muon is for whole matrices"),
     ],
 )  # fmt: skip
-def test_what_cannot_work_is_one_sentence(line: Line, tmp_path: Path, rows: list[Any], sections: dict[str, Any], sentence: str):
+def test_what_cannot_work_is_one_sentence(
+    line: Line, tmp_path: Path, rows: list[Any], sections: dict[str, Any], sentence: str
+):
     made = copy_of(line, tmp_path, rows)
     kind = sections.pop("kind", "conversations")
     write(made, read_conversations={**FINETUNE["read_conversations"], "kind": kind}, **sections)
@@ -154,12 +168,19 @@ def test_text_of_a_domain_is_learnt_and_old_text_replayed(line: Line, tmp_path: 
     for path in sorted(Path(os.__file__).parent.glob("*.py"))[:40]:
         (folder / f"{path.name}.txt").write_text(path.read_text(errors="replace")[:4_000])
     recipe = {name: FINETUNE[name] for name in ("base", "split", "evaluate_model", "machine")}
-    recipe |= {"ingest": {"sources": [{"path": "code"}], "shard_bytes": 40_000}, "clean": {"steps": [{"step": "fix_unicode"}]}}
-    recipe |= {"finetune": {"epochs": 1, "tokens_per_batch": 512, "learning_rate": 0.003, "replay_weight": 0.5}}
+    recipe |= {
+        "ingest": {"sources": [{"path": "code"}], "shard_bytes": 40_000},
+        "clean": {"steps": [{"step": "fix_unicode"}]},
+    }
+    recipe |= {
+        "finetune": {"epochs": 1, "tokens_per_batch": 512, "learning_rate": 0.003, "replay_weight": 0.5}
+    }
     (made.root / "finetune.yaml").write_text(yaml.safe_dump(recipe))
     done = finetune(made)
     bits = {
-        name: json.loads((Path(artifact["path"]).parent / "manifest.json").read_text())["metrics"]["bits_per_byte"]
+        name: json.loads((Path(artifact["path"]).parent / "manifest.json").read_text())["metrics"][
+            "bits_per_byte"
+        ]
         for name, artifact in done["artifacts"].items()
         if name in ("base_on_new_text", "evaluate_held_out", "base_on_old_text", "tuned_on_old_text")
     }

@@ -39,8 +39,12 @@ def test_a_second_run_is_cached_and_shows_so_in_prefect(line: Line):
     assert second["resumed_from_step"] is None
     assert second["results"] == line.first["results"]
     runs = httpx.post(f"{line.server}/flow_runs/filter", json={"sort": "START_TIME_DESC", "limit": 1}).json()
-    tasks = httpx.post(f"{line.server}/task_runs/filter", json={"flow_runs": {"id": {"any_": [runs[0]["id"]]}}}).json()
-    assert {task["name"]: task["state"]["name"] for task in tasks} == {f"{stage} (cached)": "Cached" for stage in STAGES}
+    tasks = httpx.post(
+        f"{line.server}/task_runs/filter", json={"flow_runs": {"id": {"any_": [runs[0]["id"]]}}}
+    ).json()
+    assert {task["name"]: task["state"]["name"] for task in tasks} == {
+        f"{stage} (cached)": "Cached" for stage in STAGES
+    }
     assert runs[0]["name"].startswith("pretrain tiny ")
     assert runs[0]["state"]["type"] == "COMPLETED"
 
@@ -112,7 +116,10 @@ def test_one_file_added_builds_the_shards_next_to_it_only(line: Line, tmp_path: 
 
 def test_plan_says_why(line: Line):
     rows = line.plan("--set", "train_model.seed=3")
-    assert (rows["train_model"]["state"], rows["train_model"]["reason"]) == ("run", "config train_model.seed from 0 to 3")
+    assert (rows["train_model"]["state"], rows["train_model"]["reason"]) == (
+        "run",
+        "config train_model.seed from 0 to 3",
+    )
     assert rows["train_model"]["seconds"] > 0
     assert rows["export_model"]["state"] == "depends"
     assert rows["tokenize"]["state"] == "cached"
@@ -137,7 +144,9 @@ def test_the_exported_model_loads_with_stock_transformers(line: Line):
 def test_generate_and_report_and_doctor(line: Line):
     assert line.call("generate", "latest", "The people", "--tokens", "5").stdout.startswith("The people")
     assert Path(line.call("report").stdout.strip()).is_file()
-    done = subprocess.run(line.command("doctor"), env=line.environment(), capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        line.command("doctor"), env=line.environment(), capture_output=True, text=True, timeout=120
+    )
     assert "Prefect server: " in done.stdout
     assert "DeepSpeed" in done.stdout
 
@@ -155,7 +164,9 @@ def test_task_copies_what_it_made(line: Line, tmp_path: Path):
     assert (whole / "tokenizer.json").read_bytes() == (built / "tokenizer.json").read_bytes()
     line.call("task", "clean", "recipe.yaml", "--shard", "1", "--out", str(part))
     assert [path.name for path in (part / "shards").iterdir()] == ["00001"]
-    assert "not an empty folder" in line.call("task", "clean", "recipe.yaml", "--out", str(part), code=2).stderr
+    assert (
+        "not an empty folder" in line.call("task", "clean", "recipe.yaml", "--out", str(part), code=2).stderr
+    )
 
 
 def test_task_trains_in_one_process_to_the_same_bytes(line: Line):

@@ -26,7 +26,9 @@ def test_deployed_flows_run_on_a_process_worker(line: Line, tmp_path: Path):
     api = httpx.Client(base_url=f"{line.server}/", timeout=30)
 
     def prefect(*arguments: str) -> str:
-        done = subprocess.run([PREFECT, *arguments], cwd=ROOT, env=copy.environment(), capture_output=True, text=True)
+        done = subprocess.run(
+            [PREFECT, *arguments], cwd=ROOT, env=copy.environment(), capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
@@ -52,11 +54,15 @@ def test_deployed_flows_run_on_a_process_worker(line: Line, tmp_path: Path):
         for pool in ("cpu", "gpu")
     ]  # fmt: skip
     try:
-        recipe = json.loads(json.dumps({**RECIPE, "train_model": {**RECIPE["train_model"], "tokens": 12_288}}))
+        recipe = json.loads(
+            json.dumps({**RECIPE, "train_model": {**RECIPE["train_model"], "tokens": 12_288}})
+        )
         recipe["ingest"]["sources"][0]["path"] = str(copy.corpus)
         training, nowhere = start("pretrain/mine", recipe=recipe), start("evaluate/any", model="nowhere")
         limit = "v2/concurrency_limits/accelerator"
-        wait_until(lambda: api.get(limit).json()["active_slots"] == 1, what="a training that holds the accelerator")
+        wait_until(
+            lambda: api.get(limit).json()["active_slots"] == 1, what="a training that holds the accelerator"
+        )
         for run in (training, nowhere):
             wait_until(lambda run=run: state(run)["type"] in TERMINAL, 180, "the end of the run")
         assert state(training)["type"] == "COMPLETED", state(training)["message"]

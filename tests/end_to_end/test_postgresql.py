@@ -18,7 +18,9 @@ pytestmark = pytest.mark.end_to_end
 def _program(name: str) -> str | None:
     """A program of PostgreSQL, also where Debian keeps it."""
     found = shutil.which(name)
-    return found or next((str(path) for path in sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))), None)
+    return found or next(
+        (str(path) for path in sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))), None
+    )
 
 
 @pytest.fixture
@@ -43,9 +45,13 @@ def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     assert done.returncode == 0, done.stderr
     options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder} -c fsync=off"
     control = [pg_ctl, "-D", str(data), "-w", "-l", str(folder / "log")]
-    subprocess.run([*control, "-o", options, "start"], check=True, cwd=folder, stdout=subprocess.DEVNULL, **owner)
+    subprocess.run(
+        [*control, "-o", options, "start"], check=True, cwd=folder, stdout=subprocess.DEVNULL, **owner
+    )
     yield f"postgresql+asyncpg://scratchlm:canary-password@127.0.0.1:{port}/postgres"
-    subprocess.run([*control, "-m", "fast", "stop"], check=True, cwd=folder, stdout=subprocess.DEVNULL, **owner)
+    subprocess.run(
+        [*control, "-m", "fast", "stop"], check=True, cwd=folder, stdout=subprocess.DEVNULL, **owner
+    )
 
 
 def test_serve_on_postgresql(line: Line, postgresql: str, tmp_path: Path):
@@ -59,5 +65,7 @@ def test_serve_on_postgresql(line: Line, postgresql: str, tmp_path: Path):
         assert not (copy.store / "prefect" / "prefect.db").exists()
     finally:
         served.stop()
-    written = [path.read_bytes() for path in copy.store.rglob("*") if path.is_file() and not path.is_symlink()]
+    written = [
+        path.read_bytes() for path in copy.store.rglob("*") if path.is_file() and not path.is_symlink()
+    ]
     assert not any(b"canary-password" in text for text in written)

@@ -43,7 +43,9 @@ def first(tmp_path_factory: pytest.TempPathFactory, prefect_server: str, speeche
     for i, path in enumerate(speeches[:30]):
         text = path.read_text()
         for half in range(2):
-            (line.corpus / f"speech-{2 * i + half:03d}.txt").write_text(text[1_000 + 4_000 * half : 5_000 + 4_000 * half])
+            (line.corpus / f"speech-{2 * i + half:03d}.txt").write_text(
+                text[1_000 + 4_000 * half : 5_000 + 4_000 * half]
+            )
     line.write_recipe(**SECTIONS)
     line.call("retrain", "recipe.yaml")
     return line
@@ -89,7 +91,9 @@ def test_a_scheduled_retraining_promotes_and_refuses_and_is_rolled_back(first: L
 
 def test_a_listed_split_cannot_be_retrained(first: Line):
     recipe = first.root / "recipe.yaml"
-    done = first.call("retrain", str(recipe), "--set", "split={validation_ids: [text/speech-000.txt]}", code=2)
+    done = first.call(
+        "retrain", str(recipe), "--set", "split={validation_ids: [text/speech-000.txt]}", code=2
+    )
     assert "retrain needs a split by hash" in done.stderr
 
 
@@ -106,14 +110,30 @@ def test_going_on_from_the_champions_weights_once_a_person_approves(first: Line)
     served = Serve(first)
     try:
         secret = served.get("/block_types/slug/secret")["id"]
-        schema = served.post("/block_schemas/filter", {"block_schemas": {"block_type_id": {"any_": [secret]}}})[0]["id"]
-        block = {"name": "hub-token", "data": {"value": "canary-block"}, "block_type_id": secret, "block_schema_id": schema}
+        schema = served.post(
+            "/block_schemas/filter", {"block_schemas": {"block_type_id": {"any_": [secret]}}}
+        )[0]["id"]
+        block = {
+            "name": "hub-token",
+            "data": {"value": "canary-block"},
+            "block_type_id": secret,
+            "block_schema_id": schema,
+        }
         served.post("/block_documents/", block)
         deployment = served.deployment("retrain/tiny")
         recipe = {**deployment["parameters"]["recipe"], "retrain": {"start": "champion", "approval": True}}
-        parameters = {**deployment["parameters"], "recipe": recipe, "force": True, "secrets": {"HF_TOKEN": "hub-token"}}
-        run = served.post(f"/deployments/{deployment['id']}/create_flow_run", {"parameters": parameters})["id"]
-        paused = wait_until(lambda: next((s for s in [served.state(run)] if s["type"] == "PAUSED"), None), 180, "the question")
+        parameters = {
+            **deployment["parameters"],
+            "recipe": recipe,
+            "force": True,
+            "secrets": {"HF_TOKEN": "hub-token"},
+        }
+        run = served.post(f"/deployments/{deployment['id']}/create_flow_run", {"parameters": parameters})[
+            "id"
+        ]
+        paused = wait_until(
+            lambda: next((s for s in [served.state(run)] if s["type"] == "PAUSED"), None), 180, "the question"
+        )
         asked = f"/flow_runs/{run}/input/{paused['state_details']['run_input_keyset']['description']}"
         wait_until(lambda: "bits per byte" in served.get(asked), 30, "the comparison")
         assert champion(first) == before

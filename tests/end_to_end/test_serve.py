@@ -16,7 +16,7 @@ import pytest
 
 from tests.end_to_end.conftest import RECIPE, Line
 from tests.end_to_end.serving import Serve, free_port, wait_until
-from tests.store.test_laws import _processes_of
+from tests.tasks.engine.test_laws import _processes_of
 
 pytestmark = pytest.mark.end_to_end
 
@@ -80,8 +80,8 @@ def served(line: Line, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ser
 def silent(served: Serve) -> tuple[str, float]:
     """A run whose worker and whose own process were killed: its id, and when."""
     run, _ = start_training(served, 1)
-    os.kill(served.processes("flows.worker")[0], signal.SIGKILL)
-    os.kill(served.processes("flows.engine")[0], signal.SIGKILL)
+    os.kill(served.processes("flows.serving.worker")[0], signal.SIGKILL)
+    os.kill(served.processes("flows.serving.flow_process")[0], signal.SIGKILL)
     return run, time.time()
 
 
@@ -99,7 +99,9 @@ def test_deployments_are_forms_that_refuse_what_is_wrong(served: Serve):
         ({"store": 3}, "3 is not of type 'string'"),
     ):
         parameters = {**deployment["parameters"], **parameters}
-        answer = served.post(f"/deployments/{deployment['id']}/create_flow_run", {"parameters": parameters}, code=409)
+        answer = served.post(
+            f"/deployments/{deployment['id']}/create_flow_run", {"parameters": parameters}, code=409
+        )
         assert sentence in answer["detail"]
 
 
@@ -115,23 +117,23 @@ def test_cancelled_training_saves_and_the_next_run_goes_on(served: Serve, silent
     started = time.monotonic()
     cancel(served, run)
     assert served.end(run)["type"] == "CANCELLED"
-    wait_until(lambda: not served.processes("flows.engine"), 30, "the end of its process")
+    wait_until(lambda: not served.processes("flows.serving.flow_process"), 30, "the end of its process")
     assert time.monotonic() - started < 30
-    assert not served.processes("tasks.ranks")
-    assert not served.processes("tasks.child")
+    assert not served.processes("tasks.training.ranks")
+    assert not served.processes("tasks.engine.child")
     saved = int(checkpoints(folder)[-1].name.removeprefix("step-"))
     assert train_again(served, 2, folder) == saved
 
 
 def test_a_killed_worker_leaves_the_run_to_itself(served: Serve, silent: tuple):
     run, folder = start_training(served, 3)
-    (process,) = served.processes("flows.engine")
-    (worker,) = served.processes("flows.worker")
+    (process,) = served.processes("flows.serving.flow_process")
+    (worker,) = served.processes("flows.serving.worker")
     os.kill(worker, signal.SIGKILL)
-    wait_until(lambda: set(served.processes("flows.worker")) - {worker}, what="another worker")
+    wait_until(lambda: set(served.processes("flows.serving.worker")) - {worker}, what="another worker")
     state = served.end(run)
     assert state["type"] == "COMPLETED"
-    assert served.processes("flows.engine") in ([process], [])
+    assert served.processes("flows.serving.flow_process") in ([process], [])
     assert resumed_from(served, folder) is None
     assert "the worker ended and was started again" in served.said()
 
@@ -139,17 +141,17 @@ def test_a_killed_worker_leaves_the_run_to_itself(served: Serve, silent: tuple):
 def test_a_killed_flow_is_crashed_and_the_next_one_goes_on(served: Serve, silent: tuple):
     run, folder = start_training(served, 4)
     killed = time.monotonic()
-    os.kill(served.processes("flows.engine")[0], signal.SIGKILL)
+    os.kill(served.processes("flows.serving.flow_process")[0], signal.SIGKILL)
     assert served.end(run)["type"] == "CRASHED"
     assert time.monotonic() - killed < 110
-    assert not served.processes("tasks.ranks")
+    assert not served.processes("tasks.training.ranks")
     saved = int(checkpoints(folder)[-1].name.removeprefix("step-"))
     assert train_again(served, 4, folder) == saved
 
 
 def test_a_killed_server_costs_no_training(served: Serve, silent: tuple):
     run, folder = start_training(served, 5)
-    os.kill(served.processes("flows.server")[0], signal.SIGKILL)
+    os.kill(served.processes("flows.serving.server")[0], signal.SIGKILL)
     assert served.end(run)["type"] == "COMPLETED"
     assert resumed_from(served, folder) is None
 
@@ -157,7 +159,9 @@ def test_a_killed_server_costs_no_training(served: Serve, silent: tuple):
 def test_two_runs_that_want_the_same_train_once(served: Serve, silent: tuple):
     runs = [served.start("pretrain/tiny", **training(6)) for _ in range(2)]
     done = {"Built", "Cached"}
-    wait_until(lambda: all(served.stages(run).get("train_model") in done for run in runs), what="both trainings")
+    wait_until(
+        lambda: all(served.stages(run).get("train_model") in done for run in runs), what="both trainings"
+    )
     assert {served.stages(run)["train_model"] for run in runs} == done
     for run in runs:
         cancel(served, run)
@@ -178,7 +182,9 @@ def test_the_evaluate_deployment_takes_a_run_or_a_folder(served: Serve):
     benchmarks = {"tasks": ["sciq"], "limit": 10}
     for model, expected in ((first, "COMPLETED"), (str(export), "COMPLETED"), ("nowhere", "FAILED")):
         parameters = {**deployment["parameters"], "model": model, "benchmarks": benchmarks}
-        run = served.post(f"/deployments/{deployment['id']}/create_flow_run", {"parameters": parameters})["id"]
+        run = served.post(f"/deployments/{deployment['id']}/create_flow_run", {"parameters": parameters})[
+            "id"
+        ]
         state = served.end(run)
         assert state["type"] == expected, state["message"]
     assert "there is no folder 'nowhere'" in state["message"]
@@ -188,7 +194,10 @@ def test_the_page_of_a_run(served: Serve):
     run = served.start("pretrain/tiny")
     assert served.end(run)["type"] == "COMPLETED"
     assert set(served.stages(run).values()) == {"Cached"}
-    artifacts = {found["key"]: found for found in served.post("/artifacts/filter", {"flow_runs": {"id": {"any_": [run]}}})}
+    artifacts = {
+        found["key"]: found
+        for found in served.post("/artifacts/filter", {"flow_runs": {"id": {"any_": [run]}}})
+    }
     assert {"summary", "waterfall", "loss"} <= set(artifacts)
     assert artifacts["loss"]["data"].startswith("data:image/png;base64,")
     assert "bits per byte" in artifacts["summary"]["data"]
@@ -200,7 +209,10 @@ def test_the_page_of_a_run(served: Serve):
 
 def test_a_second_serve_is_told_of_the_first(served: Serve):
     done = served.line.call("serve", "recipe.yaml", "--port", str(free_port()), code=2)
-    assert f"another `scratchlm serve` uses the store {served.line.store}, at http://127.0.0.1:{served.port}" in done.stderr
+    assert (
+        f"another `scratchlm serve` uses the store {served.line.store}, at http://127.0.0.1:{served.port}"
+        in done.stderr
+    )
 
 
 def test_sigterm_ends_all_of_it_in_the_middle_of_a_run(served: Serve):

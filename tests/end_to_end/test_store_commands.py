@@ -74,16 +74,26 @@ def test_accept_takes_an_earlier_result_and_says_by_whom(copy: Line, tmp_path: P
     project = tmp_path / "project"
     for name in ("flows", "tasks", "model"):
         shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
-    source = project / "tasks" / "clean.py"
+    source = project / "tasks" / "text" / "clean.py"
     source.write_text(source.read_text() + "\n\nEDITED = True\n")
 
     def call(*arguments: str) -> subprocess.CompletedProcess[str]:
         env = {**copy.environment(), "PYTHONPATH": str(project), "PYTHONSAFEPATH": "1"}
-        command = [sys.executable, "-c", "from flows.cli import main; main()", *arguments, "--store", str(copy.store)]
+        command = [
+            sys.executable,
+            "-c",
+            "from flows.command.app import main; main()",
+            *arguments,
+            "--store",
+            str(copy.store),
+        ]
         return subprocess.run(command, cwd=copy.root, env=env, capture_output=True, text=True, timeout=300)
 
     rows = {row["stage"]: row for row in json.loads(call("plan", "recipe.yaml", "--json").stdout)}
-    assert (rows["clean"]["state"], rows["clean"]["reason"].split(";")[0]) == ("run", "code of tasks.clean")
+    assert (rows["clean"]["state"], rows["clean"]["reason"].split(";")[0]) == (
+        "run",
+        "code of tasks.text.clean",
+    )
     refused = call("run", "recipe.yaml", "--accept", "clean", "--set", "clean.steps=[{step: fix_unicode}]")
     assert refused.returncode == 2
     assert "only changed code and libraries can be accepted" in refused.stderr
@@ -93,7 +103,7 @@ def test_accept_takes_an_earlier_result_and_says_by_whom(copy: Line, tmp_path: P
     assert all(artifact["cached"] for artifact in artifacts.values())
     manifest = json.loads((Path(artifacts["clean"]["path"]).parent / "manifest.json").read_text())
     assert manifest["accepted"]["by"]
-    assert manifest["accepted"]["differences"] == ["code of tasks.clean"]
+    assert manifest["accepted"]["differences"] == ["code of tasks.text.clean"]
     report = Path(json.loads(done.stdout.splitlines()[-1])["report"]).read_text()
     assert "<b>accepted</b> by" in report
 
@@ -108,7 +118,9 @@ def test_secrets_are_written_nowhere(copy: Line):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     written = [done.stdout.encode(), done.stderr.encode()]
-    written += [path.read_bytes() for path in copy.root.rglob("*") if path.is_file() and not path.is_symlink()]
+    written += [
+        path.read_bytes() for path in copy.root.rglob("*") if path.is_file() and not path.is_symlink()
+    ]
     assert not any(secret.encode() in text for text in written for secret in (canary, canary[::-1]))
     refused = subprocess.run(
         copy.command("plan", "recipe.yaml", "--set", f"ingest.sources.0.path=s3://{canary}@bucket"),
@@ -122,7 +134,7 @@ def test_secrets_are_written_nowhere(copy: Line):
 def test_what_a_child_prints_is_redacted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     import asyncio
 
-    from tasks.process import run_child
+    from tasks.engine.process import run_child
 
     monkeypatch.setenv("HUB_TOKEN", "canary-0123456789")
     program = "import os, sys; print('token is', os.environ['HUB_TOKEN']); sys.stderr.write(os.environ['HUB_TOKEN'])"

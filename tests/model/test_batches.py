@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.batches import Mixture, Windows, permute
+from model.batches import Windows, permute
+from model.objectives.replayed_text import Mixture
 from model.tokens import open_tokens, write_tokens
 
 
@@ -20,7 +21,10 @@ def test_permute_is_a_permutation(n, seed, epoch):
 
 
 def test_epochs_and_seeds_have_orders_of_their_own():
-    orders = [permute(np.arange(100, dtype=np.uint64), 100, seed, epoch).tolist() for seed, epoch in ((0, 0), (0, 1), (1, 0))]
+    orders = [
+        permute(np.arange(100, dtype=np.uint64), 100, seed, epoch).tolist()
+        for seed, epoch in ((0, 0), (0, 1), (1, 0))
+    ]
     assert len({tuple(order) for order in orders}) == 3
 
 
@@ -33,7 +37,14 @@ def windows(tmp_path: Path) -> Windows:
         path = tmp_path / f"{i}.arrow"
         names = ["x"] * len(documents)
         write_tokens(
-            path, documents, names, names, [1] * len(documents), tokenizer_sha256="t", vocabulary_size=5000, end_of_text_id=4999
+            path,
+            documents,
+            names,
+            names,
+            [1] * len(documents),
+            tokenizer_sha256="t",
+            vocabulary_size=5000,
+            end_of_text_id=4999,
         )
         shards.append(open_tokens(path, "t"))
     return Windows([shard.ids for shard in shards], 16)
@@ -56,7 +67,16 @@ def test_ranks_share_one_batch(tmp_path_factory, step, ranks):
     path = folder / "0.arrow"
     if not path.exists():
         folder.mkdir()
-        write_tokens(path, [np.arange(400)], ["x"], ["x"], [1], tokenizer_sha256="t", vocabulary_size=500, end_of_text_id=499)
+        write_tokens(
+            path,
+            [np.arange(400)],
+            ["x"],
+            ["x"],
+            [1],
+            tokenizer_sha256="t",
+            vocabulary_size=500,
+            end_of_text_id=499,
+        )
     windows = Windows([open_tokens(path).ids], 8)
     whole = windows.batch(step, 8, 5, 0, 8)
     parts = [windows.batch(step, 8, 5, rank * 8 // ranks, 8 // ranks) for rank in range(ranks)]

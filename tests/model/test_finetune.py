@@ -10,18 +10,22 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.adapters import add_adapters, merge_adapters
-from model.config import AdapterConfig, ModelConfig, TrainConfig, TrainingMachine
-from model.conversations import Document, PackedConversations, PreferencePairs, documents_of, pack
+from model.adapter_folder import apply_adapter_folder, write_adapter_folder
+from model.adapters import LowRankAdapter, merge_adapters
+from model.config import ModelConfig, TrainConfig
+from model.errors import InputError
+from model.hugging_face import class_name, hugging_face_config, hugging_face_weights
+from model.loss import log_probabilities
+from model.machine import TrainingMachine
+from model.objectives.conversations import ConversationObjective, PackedConversations, pack
+from model.objectives.masked_documents import Document, documents_of
+from model.objectives.preferences import PreferenceObjective, PreferencePairs
 from model.tokens import open_tokens, write_tokens
 from model.train import TrainSpec
 from model.weights import load_model, save_model
-from tasks.apply_adapter import apply_adapter
-from tasks.errors import InputError
-from tasks.export_model import ExportModelConfig, _export_adapter
-from tasks.finetune_model import describe_adapter
-from tasks.hugging_face import class_name, hugging_face_config, hugging_face_weights
-from tasks.ranks import train_here
+from tasks.training.finetune_settings import describe_adapter
+from tasks.training.hugging_face_folder import ExportModelConfig
+from tasks.training.ranks import train_here
 from tests.model.test_transformer import SMALL, VARIANTS, build
 
 LENGTH = SMALL["context_length"]
@@ -44,15 +48,23 @@ def test_packing_loses_nothing_and_overfills_nothing(lengths: list[int]):
     windows = pack(lengths, 16)
     assert sorted(index for window in windows for index in window) == list(range(len(lengths)))
     assert all(sum(lengths[index] for index in window) <= 16 for window in windows)
-    assert len(windows) <= 1.7 * max(1, -(-sum(lengths) // 16)) + 1 or len(windows) <= 2 * sum(lengths) / 16 + 1
+    assert (
+        len(windows) <= 1.7 * max(1, -(-sum(lengths) // 16)) + 1 or len(windows) <= 2 * sum(lengths) / 16 + 1
+    )
 
 
 def test_a_packed_conversation_is_read_as_if_it_were_alone():
     model, documents = build(), talks()
     packed = PackedConversations(documents, LENGTH)
     assert len(packed) < len(documents)
-    batch = {name: torch.from_numpy(values) for name, values in packed.batch(0, len(packed), 0, 0, len(packed)).items()}
-    mask = ((batch["segments"][:, :, None] == batch["segments"][:, None]) & torch.ones(LENGTH, LENGTH).tril().bool())[:, None]
+    batch = {
+        name: torch.from_numpy(values)
+        for name, values in packed.batch(0, len(packed), 0, 0, len(packed)).items()
+    }
+    mask = (
+        (batch["segments"][:, :, None] == batch["segments"][:, None])
+        & torch.ones(LENGTH, LENGTH).tril().bool()
+    )[:, None]
     with torch.no_grad():
         together = model.hidden_states(batch["tokens"], batch["positions"], mask)
         alone = {}
@@ -68,11 +80,15 @@ def test_a_packed_conversation_is_read_as_if_it_were_alone():
 def test_the_loss_is_the_mean_over_what_is_trained():
     model, documents = build(), talks()
     packed = PackedConversations(documents, LENGTH)
-    batch = {name: torch.from_numpy(values) for name, values in packed.batch(0, len(packed), 0, 0, len(packed)).items()}
-    n_trained = packed.trained_tokens(0, len(packed), 0)
-    loss = model(**batch, denominator=n_trained)
+    batch = {
+        name: torch.from_numpy(values)
+        for name, values in packed.batch(0, len(packed), 0, 0, len(packed)).items()
+    }
+    n_trained = packed.trained_targets(0, len(packed), 0)
+    loss = ConversationObjective().loss(model, batch) / n_trained
     nats = [
-        -model.log_probabilities(*(torch.from_numpy(part)[None] for part in (d.inputs, d.targets))).item() for d in documents
+        -log_probabilities(model, *(torch.from_numpy(part)[None] for part in (d.inputs, d.targets))).item()
+        for d in documents
     ]
     assert n_trained == sum(int(document.trained[1:].sum()) for document in documents)
     assert loss.item() == pytest.approx(sum(nats) / n_trained, rel=1e-5)
@@ -82,7 +98,7 @@ def test_adapters_begin_as_nothing_and_merge_to_the_same():
     for kind in ("lora", "dora"):
         model, x = build(), torch.randint(50, (2, LENGTH), generator=torch.Generator().manual_seed(0))
         plain = model(x)
-        add_adapters(model, AdapterConfig(kind=kind, rank=4), seed=1)
+        LowRankAdapter(kind=kind, rank=4).add_to(model, seed=1)
         assert torch.allclose(model(x), plain, atol=1e-5)
         generator = torch.Generator().manual_seed(2)
         with torch.no_grad():
@@ -107,14 +123,19 @@ def spec(folder: Path, documents: list[Document], **fields) -> TrainSpec:
         trained=[document.trained[1:] for document in documents],
     )  # fmt: skip
     (folder / "token_bytes.json").write_text(json.dumps([0] + [1] * 49))
-    train = {"tokens": 40 * 4 * LENGTH, "tokens_per_batch": 4 * LENGTH, "optimizer": "adamw", "learning_rate": 0.01}
+    train = {
+        "tokens": 40 * 4 * LENGTH,
+        "tokens_per_batch": 4 * LENGTH,
+        "optimizer": "adamw",
+        "learning_rate": 0.01,
+    }
     train |= {"warmup_fraction": 0.1, "decay_fraction": 0.9, "evaluations": 1}
     (folder / "work").mkdir(exist_ok=True)
     values = {
         "model": ModelConfig(**SMALL), "train": TrainConfig(**train), "train_shards": [shard], "validation_shards": [shard],
         "machine": TrainingMachine(threads=1, ranks=1, device="cpu"), "token_bytes": folder / "token_bytes.json",
         "tokenizer_sha256": "x", "vocabulary_size": 50, "work": folder / "work", "out": folder / "out", "start": base,
-        "objective": "conversations",
+        "objective": ConversationObjective(),
     }  # fmt: skip
     return TrainSpec.model_validate({**values, **fields})
 
@@ -150,13 +171,13 @@ def test_stock_peft_loads_the_adapter_on_the_exported_base(tmp_path: Path, kind:
 
     base = build(**fields)
     save_model(base, tmp_path / "base", "x")
-    adapter = AdapterConfig(kind=kind, rank=4)
+    adapter = LowRankAdapter(kind=kind, rank=4)
     figures = train_here(spec(tmp_path, talks(), adapter=adapter, model=base.config))
     assert figures["trained_parameters"] < figures["parameters"]
     assert losses(tmp_path)[-1] < 0.8 * losses(tmp_path)[0]
     tuned, _ = load_model(tmp_path / "out")
-    describe_adapter(tmp_path / "out", adapter, tmp_path / "base")
-    _export_adapter(tmp_path / "out", base.config, tmp_path / "adapter")
+    describe_adapter(adapter, tmp_path / "base", tmp_path / "out")
+    write_adapter_folder(tmp_path / "out", base.config, tmp_path / "adapter")
     config = hugging_face_config(base.config, 50, 0)
     stock = getattr(transformers, f"{class_name(base.config)}ForCausalLM")(config).eval()
     stock.load_state_dict(hugging_face_weights(base.state_dict(), base.config), strict=False)
@@ -166,17 +187,17 @@ def test_stock_peft_loads_the_adapter_on_the_exported_base(tmp_path: Path, kind:
         assert (loaded(x).logits - tuned(x)).abs().max() < 1e-5 * max(1.0, tuned(x).abs().max().item())
         assert (base(x) - tuned(x)).abs().max() > 0.01
         ours = build(**fields).eval()
-        apply_adapter(ours, tmp_path / "adapter")
+        apply_adapter_folder(ours, tmp_path / "adapter")
         assert (ours(x) - tuned(x)).abs().max() < 1e-5 * max(1.0, tuned(x).abs().max().item())
     with pytest.raises(InputError, match="was trained on another base"):
-        apply_adapter(build(seed=1, **fields), tmp_path / "adapter")
+        apply_adapter_folder(build(seed=1, **fields), tmp_path / "adapter")
     (tmp_path / "adapter" / "base.json").unlink()
     with pytest.raises(InputError, match="does not fit"):
-        apply_adapter(build(**{**fields, "d_model": 64}), tmp_path / "adapter")
+        apply_adapter_folder(build(**{**fields, "d_model": 64}), tmp_path / "adapter")
 
 
-@pytest.mark.parametrize("adapter", [None, AdapterConfig(rank=4)])
-def test_preferences_make_the_chosen_side_likelier(tmp_path: Path, adapter: AdapterConfig | None):
+@pytest.mark.parametrize("adapter", [None, LowRankAdapter(rank=4)])
+def test_preferences_make_the_chosen_side_likelier(tmp_path: Path, adapter: LowRankAdapter | None):
     generator = np.random.default_rng(1)
     documents = []
     for _ in range(16):
@@ -192,14 +213,21 @@ def test_preferences_make_the_chosen_side_likelier(tmp_path: Path, adapter: Adap
         with torch.no_grad():
             return np.array(
                 [
-                    model.log_probabilities(*(torch.from_numpy(row[name]) for name in ("tokens", "targets"))).numpy()
+                    log_probabilities(
+                        model, *(torch.from_numpy(row[name]) for name in ("tokens", "targets"))
+                    ).numpy()
                     for row in rows
                 ]
             )
 
     before = gains(base)
     np.save(tmp_path / "reference.npy", before.reshape(-1).astype(np.float32))
-    made = spec(tmp_path, documents, objective="preferences", reference=tmp_path / "reference.npy", adapter=adapter)
+    made = spec(
+        tmp_path,
+        documents,
+        objective=PreferenceObjective(beta=0.1, reference=tmp_path / "reference.npy"),
+        adapter=adapter,
+    )
     train_here(made)
     assert losses(tmp_path)[0] == pytest.approx(np.log(2), rel=1e-4)
     assert losses(tmp_path)[-1] < 0.3

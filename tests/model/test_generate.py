@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from model.generate import Sampling, complete, filter_logits, generate, generate_text
-from tasks.hugging_face import class_name, hugging_face_config, hugging_face_weights
+from model.hugging_face import class_name, hugging_face_config, hugging_face_weights
 from tests.model.test_transformer import VARIANTS, build
 
 GREEDY = Sampling(max_tokens=8, temperature=0)
@@ -41,7 +41,12 @@ def test_greedy_is_that_of_transformers(fields: dict):
     for prompt, row in zip(PROMPTS, write(ours, PROMPTS, GREEDY), strict=True):
         tokens = torch.tensor([prompt])
         expected = theirs.generate(
-            tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=8, do_sample=False, eos_token_id=None, pad_token_id=0
+            tokens,
+            attention_mask=torch.ones_like(tokens),
+            max_new_tokens=8,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
         )
         assert row == expected[0, len(prompt) :].tolist()
 
@@ -91,18 +96,25 @@ finite = st.floats(-20, 20, width=32)
 )
 def test_filters_are_those_of_transformers(logits, temperature, top_k, top_p, min_p, penalty):
     scores, seen = torch.tensor(logits), torch.tensor([0, 2, 2])
-    chain = [transformers.RepetitionPenaltyLogitsProcessor(penalty), transformers.TemperatureLogitsWarper(temperature)]
+    chain = [
+        transformers.RepetitionPenaltyLogitsProcessor(penalty),
+        transformers.TemperatureLogitsWarper(temperature),
+    ]
     chain += [transformers.TopKLogitsWarper(top_k)] if top_k else []
     chain += [transformers.TopPLogitsWarper(top_p)] if top_p < 1 else []
     chain += [transformers.MinPLogitsWarper(min_p)] if min_p else []
     expected = transformers.LogitsProcessorList(chain)(seen[None], scores[None])[0]
-    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=penalty)
+    sampling = Sampling(
+        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=penalty
+    )
     assert torch.equal(filter_logits(scores, seen, sampling), expected)
 
 
 @pytest.fixture(scope="module")
 def letters() -> Tokenizer:
-    tokenizer = Tokenizer(models.BPE(vocab={chr(97 + i % 26) + ("" if i < 26 else "b"): i for i in range(50)}, merges=[]))
+    tokenizer = Tokenizer(
+        models.BPE(vocab={chr(97 + i % 26) + ("" if i < 26 else "b"): i for i in range(50)}, merges=[])
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer

@@ -8,6 +8,7 @@ import torch
 from model.config import ModelConfig, TrainConfig
 from model.optimizer import build_optimizer, orthogonalize, rate_at, set_rates
 from model.transformer import Transformer
+from tests.model.test_transformer import mean_loss
 
 
 @pytest.mark.parametrize("shape", [(24, 24), (24, 64), (64, 24)])
@@ -31,7 +32,7 @@ def test_every_parameter_is_trained_and_the_loss_falls(name):
     losses = []
     for step in range(config.n_steps):
         set_rates(config, optimizer, step)
-        loss = model(x[:, :-1], x[:, 1:])
+        loss = mean_loss(model, x[:, :-1], x[:, 1:])
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -52,7 +53,7 @@ def test_state_goes_through_a_file(name, tmp_path):
     def step(model, optimizer, i):
         set_rates(config, optimizer, i)
         x = torch.full((1, 9), i)
-        model(x[:, :-1], x[:, 1:]).backward()
+        mean_loss(model, x[:, :-1], x[:, 1:]).backward()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -73,7 +74,9 @@ def test_state_goes_through_a_file(name, tmp_path):
 
 
 def test_schedule_rises_stays_and_falls():
-    config = TrainConfig(tokens=1000, tokens_per_batch=10, warmup_fraction=0.1, decay_fraction=0.5, final_rate=0.1)
+    config = TrainConfig(
+        tokens=1000, tokens_per_batch=10, warmup_fraction=0.1, decay_fraction=0.5, final_rate=0.1
+    )
     rates = [rate_at(config, step) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
     assert rates[9:50] == [1.0] * 41

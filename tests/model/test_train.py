@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from model.config import ModelConfig, TrainConfig, TrainingMachine
-from model.held_out import HeldOut, document_windows, measure_held_out
+from model.batches import next_token_windows
+from model.config import ModelConfig, TrainConfig
+from model.held_out import HeldOut, measure_held_out
+from model.machine import TrainingMachine
+from model.objectives.text import TextObjective
 from model.tokens import write_tokens
 from model.train import TrainSpec
-from tasks.process import child_environment
+from tasks.engine.process import child_environment
 
 
 def spec(folder: Path, optimizer: str = "adamw", **machine) -> TrainSpec:
@@ -23,12 +26,20 @@ def spec(folder: Path, optimizer: str = "adamw", **machine) -> TrainSpec:
     for side in ("train", "validation"):
         text = np.minimum(generator.geometric(0.1, 2000), 59)
         write_tokens(
-            folder / f"{side}.arrow", [text], [side], ["s"], [2000], tokenizer_sha256="t", vocabulary_size=60, end_of_text_id=0
+            folder / f"{side}.arrow",
+            [text],
+            [side],
+            ["s"],
+            [2000],
+            tokenizer_sha256="t",
+            vocabulary_size=60,
+            end_of_text_id=0,
         )
     (folder / "bytes.json").write_text(json.dumps([0] + [1] * 59))
     return TrainSpec(
         model=ModelConfig(n_layers=2, d_model=16, n_heads=2, context_length=16),
         train=TrainConfig(tokens=1024, tokens_per_batch=128, optimizer=optimizer, evaluations=1, gradient_clipping=1.0),
+        objective=TextObjective(),
         machine=TrainingMachine(**{"device": "cpu", "ranks": 1, "threads": 1, **machine}),
         train_shards=[folder / "train.arrow"], validation_shards=[folder / "validation.arrow"],
         token_bytes=folder / "bytes.json", tokenizer_sha256="t", vocabulary_size=60, work=folder / "work", out=folder / "out",
@@ -40,8 +51,17 @@ def train(folder: Path, **options) -> tuple[list[float], dict]:
     made = spec(folder, **options)
     made.work.mkdir()
     (folder / "spec.json").write_text(made.model_dump_json())
-    command = [sys.executable, "-m", "tasks.ranks", "launch", str(made.machine.ranks), str(folder / "spec.json")]
-    done = subprocess.run(command, env=child_environment({"DS_ACCELERATOR": "cpu"}), capture_output=True, text=True)
+    command = [
+        sys.executable,
+        "-m",
+        "tasks.training.ranks",
+        "launch",
+        str(made.machine.ranks),
+        str(folder / "spec.json"),
+    ]
+    done = subprocess.run(
+        command, env=child_environment({"DS_ACCELERATOR": "cpu"}), capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     losses = [json.loads(line)["loss"] for line in (made.work / "metrics.jsonl").read_text().splitlines()]
     return losses, load_file(made.out / "model.safetensors")
@@ -65,7 +85,7 @@ def test_machines_agree_to_rounding(tmp_path: Path, optimizer: str):
 
 def test_every_token_of_a_document_is_predicted_once():
     document = np.arange(1, 38)
-    windows = list(document_windows(document, 8))
+    windows = list(next_token_windows(document, 8))
     predicted = [token for _, targets in windows for token in targets[targets >= 0].tolist()]
     assert predicted == document[1:].tolist()
     for inputs, targets in windows:
@@ -77,8 +97,10 @@ def test_bits_per_byte_of_a_uniform_model():
     import torch
 
     token_bytes = np.array([0] + [2] * 15)
-    windows = list(document_windows(np.array([0, *range(1, 16)]), 4))
-    measured = measure_held_out(lambda tokens: torch.zeros(*tokens.shape, 16), windows, token_bytes, windows_per_batch=3)
+    windows = list(next_token_windows(np.array([0, *range(1, 16)]), 4))
+    measured = measure_held_out(
+        lambda tokens: torch.zeros(*tokens.shape, 16), windows, token_bytes, windows_per_batch=3
+    )
     assert measured == HeldOut(pytest.approx(15 * np.log(16), rel=1e-5), 15, 30)
     assert measured.bits_per_byte == pytest.approx(15 * 4 / 30, rel=1e-5)
     with pytest.raises(ValueError, match="not finite"):

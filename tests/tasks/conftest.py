@@ -4,14 +4,19 @@ from pathlib import Path
 
 import pytest
 
-from tasks.documents.files import DOCUMENTS_SCHEMA, SELECTION_SCHEMA, write_table
-from tasks.stage import Artifact
-from tasks.train_tokenizer import TrainTokenizerConfig, train_tokenizer
+from tasks.engine.stage import Artifact
+from tasks.tables import write_table
+from tasks.text.documents import DOCUMENTS_SCHEMA
+from tasks.text.selection import SELECTION_SCHEMA
+from tasks.tokens.train_tokenizer import TrainTokenizerConfig, train_tokenizer
 
 
 def write(folder: Path, texts: list[str], sides: list[str] | None = None) -> tuple[Artifact, Artifact]:
     names = [f"s/{i}" for i in range(len(texts))]
-    rows = [{"id": name, "text": text, "source": "s", "metadata": "{}"} for name, text in zip(names, texts, strict=True)]
+    rows = [
+        {"id": name, "text": text, "source": "s", "metadata": "{}"}
+        for name, text in zip(names, texts, strict=True)
+    ]
     write_table(folder / "documents" / "documents.parquet", rows, DOCUMENTS_SCHEMA)
     chosen = sides or ["train"] * len(texts)
     selected = [{"id": name, "side": side, "reason": None} for name, side in zip(names, chosen, strict=True)]
@@ -25,6 +30,8 @@ def tokenizer(tmp_path_factory, speeches: list[Path]) -> Artifact:
     folder = tmp_path_factory.mktemp("tokenizer")
     documents, selection = write(folder, [path.read_text()[:20_000] for path in speeches[::40]])
     out = folder / "out"
-    metrics = train_tokenizer.fn(TrainTokenizerConfig(vocabulary_size=600), documents=documents, selection=selection, out=out)
+    metrics = train_tokenizer.fn(
+        TrainTokenizerConfig(vocabulary_size=600), documents=documents, selection=selection, out=out
+    )
     assert metrics["vocabulary_size"] == 600
     return Artifact(out)

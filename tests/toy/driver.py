@@ -5,12 +5,12 @@ import json
 import sys
 from pathlib import Path
 
-from flows.plan import plan
-from flows.run import Place, build_shown, run_nodes
-from tasks.errors import InputError, StageFailed
-from tasks.machine import Machine
-from tasks.store.sources import SourceDigests
-from tasks.store.store import Store
+from flows.runs.execute import Place, build_shown, run_nodes
+from flows.runs.plan import plan
+from model.errors import InputError, StageFailed
+from tasks.engine.machine import Machine
+from tasks.engine.sources import SourceDigests
+from tasks.engine.store import Store
 from toy.source import NumbersConfig, numbers
 from toy.stages import DoubleConfig, LabelConfig, TotalConfig, double, label, total
 
@@ -23,15 +23,17 @@ def main() -> None:
     t = total(TotalConfig(modulus=options.get("modulus", 1000)), doubled=d)
     la = label(LabelConfig(word=options.get("word", "is")), doubled=d, total=t)
     nodes = [n, d, t, la]
-    place = Place(store, SourceDigests(store.root / "sources.sqlite"), Machine(workers=options.get("workers", 1)))
+    place = Place(
+        store, SourceDigests(store.root / "sources.sqlite"), Machine(workers=options.get("workers", 1))
+    )
     if options.get("plan"):
         print(json.dumps({row.stage: row.as_json() for row in plan(nodes, store, place.sources, {})}))
         return
     notes = {}
 
-    def note(stage, outcome):
+    def note(node, outcome):
         stored = outcome.stored
-        notes[stage] = {
+        notes[node.name] = {
             "key": stored.manifest.key,
             "digest": stored.manifest.digest,
             "cached": outcome.cached,
@@ -42,7 +44,11 @@ def main() -> None:
         }
 
     try:
-        asyncio.run(run_nodes(nodes, lambda node, inputs: build_shown(node, inputs, place, lambda progress: None), note))
+        asyncio.run(
+            run_nodes(
+                nodes, lambda node, inputs: build_shown(node, inputs, place, lambda progress: None), note
+            )
+        )
     except InputError as error:
         print(json.dumps({"input_error": str(error)}))
         sys.exit(2)

@@ -5,8 +5,8 @@ from pathlib import Path
 from pydantic import Field
 
 from model.base_config import Config
-from tasks.stage import Metrics, stage
-from tasks.store.keys import LOCATION
+from tasks.engine.keys import LOCATION
+from tasks.engine.stage import Metrics, stage
 
 
 class NumbersConfig(Config):

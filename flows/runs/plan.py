@@ -1,0 +1,154 @@
+"""plan: what a run would do and why, read from the graph and the store; builds nothing."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from flows.runs.changes import explain_change
+from model.config import flops_per_token
+from model.errors import NotKnownYet
+from tasks.engine.build import look_up
+from tasks.engine.keys import digest
+from tasks.engine.machine import available_cores
+from tasks.engine.resolve import UNKNOWN, Known, Resolved, resolve
+from tasks.engine.sources import SourceDigests
+from tasks.engine.stage import Node
+from tasks.engine.store import BrokenArtifact, Store, Stored
+from tasks.training.settings import TrainModelConfig
+
+CACHED, RUN, DEPENDS = "cached", "run", "depends"
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What would happen to one stage."""
+
+    stage: str
+    state: str
+    reason: str
+    shards_ready: int | None = None
+    shards: int | None = None
+    seconds: float | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """The form of `plan --json`."""
+        row: dict[str, Any] = {"stage": self.stage, "state": self.state, "reason": self.reason}
+        if self.shards is not None:
+            row["shards"] = {"ready": self.shards_ready, "all": self.shards}
+        if self.seconds is not None:
+            row["seconds"] = round(self.seconds, 1)
+        return row
+
+
+def plan(nodes: list[Node], store: Store, sources: SourceDigests, previous: dict[str, Any]) -> list[Planned]:
+    """What a run of these nodes would do, stage by stage.
+
+    Args:
+        nodes: the graph, each node after its inputs.
+        previous: what run.json says of each stage in the last run of the recipe, for reasons and costs.
+
+    Raises:
+        InputError: if a source is missing or a benchmark does not exist.
+    """
+    known: dict[Node, Known] = {}
+    rows: list[Planned] = []
+    for node in nodes:
+        row, known[node] = _plan_node(node, known, store, sources, previous)
+        rows.append(row)
+    return rows
+
+
+def _plan_node(
+    node: Node, known: dict[Node, Known], store: Store, sources: SourceDigests, previous: dict[str, Any]
+) -> tuple[Planned, Known]:
+    """The row of one node, and what its successors can know of its result."""
+    name = node.name
+    if node.given is not None:
+        _, _, stored = look_up(node, {}, store, sources)
+        assert stored is not None
+        return Planned(name, CACHED, ""), Known.of(stored)
+    inputs = {input_name: known[upstream] for input_name, upstream in node.inputs.items()}
+    try:
+        resolved = resolve(node, inputs, sources)
+    except NotKnownYet as unknown:
+        return Planned(name, RUN, str(unknown)), UNKNOWN
+
+    # Shards that are there are there, whatever becomes of the whole.
+    digests = _shard_digests(node.stage.name, resolved, store)
+    ready = None if digests is None else sum(shard is not None for shard in digests)
+    total = None if digests is None else len(digests)
+    shards = f"; {ready} of {total} shards are ready" if ready else ""
+    if resolved.key is None:
+        waiting = sorted(
+            {upstream.name for upstream in node.inputs.values() if known[upstream].digest is None}
+        )
+        seconds = _predict(node, previous, store, 0, total)
+        return Planned(name, DEPENDS, f"on {', '.join(waiting)}{shards}", ready, total, seconds), Known(
+            None, digests
+        )
+
+    try:
+        stored, fault = store.find("artifacts", node.stage.name, resolved.key), None
+    except BrokenArtifact as error:
+        stored, fault = None, str(error)
+    if stored:
+        return Planned(name, CACHED, "", ready, total), Known.of(stored)
+    reason = (
+        f"artifact broken: {fault}"
+        if fault
+        else explain_change(_ingredients(previous, name), resolved.ingredients)
+    )
+    reason += shards
+    checkpoints = sorted(store.work(node.stage.name, resolved.key).glob("step-*"))
+    if checkpoints:
+        reason += f"; goes on from step {int(checkpoints[-1].name.removeprefix('step-'))}"
+    complete = [shard for shard in digests or () if shard is not None]
+    whole = digest(complete) if digests is not None and len(complete) == len(digests) else None
+    return Planned(name, RUN, reason, ready, total, _predict(node, previous, store, ready, total)), Known(
+        whole, digests
+    )
+
+
+def _ingredients(previous: dict[str, Any], stage: str) -> dict[str, Any] | None:
+    return previous[stage]["ingredients"] if stage in previous else None
+
+
+def _predict(
+    node: Node, previous: dict[str, Any], store: Store, ready: int | None, total: int | None
+) -> float | None:
+    """Seconds that a stage will take, from what its last result took; None if there is none.
+
+    Training is scaled by its matrix FLOPs, a map stage by the shards that are missing.
+    """
+    name = node.name
+    last = store.find_whole("artifacts", node.stage.name, previous[name]["key"]) if name in previous else None
+    if last is None:
+        return None
+    manifest, metrics = last.manifest, last.manifest.metrics
+    measured = {"vocabulary_size", "step_seconds", "flops_per_second"} <= metrics.keys()
+    if isinstance(node.config, TrainModelConfig) and measured:
+        train = node.config.train
+        tokens = train.n_steps * train.tokens_per_batch
+        flops = tokens * flops_per_token(node.config.model, metrics["vocabulary_size"])
+        return manifest.seconds - metrics["step_seconds"] + flops / metrics["flops_per_second"]
+    if total:
+        return _shard_seconds(last, store) * (total - (ready or 0)) / total
+    return manifest.seconds
+
+
+def _shard_seconds(stored: Stored, store: Store) -> float:
+    """Seconds that all shards of a result took when they were built, side by side as its workers were."""
+    shards = (
+        store.find_whole("shards", stored.manifest.stage, shard.key) for shard in stored.manifest.shards or ()
+    )
+    together = sum(shard.manifest.seconds for shard in shards if shard)
+    return max(
+        stored.manifest.seconds,
+        together / max(1, stored.manifest.machine.get("workers") or available_cores()),
+    )
+
+
+def _shard_digests(stage: str, resolved: Resolved, store: Store) -> tuple[str | None, ...] | None:
+    if resolved.shard_keys is None:
+        return None
+    shards = (store.find_whole("shards", stage, key) if key else None for key in resolved.shard_keys)
+    return tuple(shard.manifest.digest if shard else None for shard in shards)

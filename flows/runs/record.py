@@ -1,0 +1,235 @@
+"""Runs: one folder a run, with the recipe, the machine, and the key of every stage."""
+
+import json
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from flows.recipe.recipe import AnyRecipe
+from model.errors import InputError
+from model.files import read_json, write_whole
+from tasks.engine.build import Outcome
+from tasks.engine.stage import Node, Role, finished
+from tasks.engine.store import Store, Stored
+from tasks.evaluation.evaluate_model import EvaluateModelConfig
+
+RUN, REPORT, LATEST = "run.json", "report.html", "latest"
+
+
+@dataclass
+class Run:
+    """One run, kept in `path`/run.json."""
+
+    path: Path
+    record: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Name of the run's folder."""
+        return self.path.name
+
+    def save(self) -> None:
+        """Write run.json, whole or not at all."""
+        write_whole(self.path / RUN, json.dumps(self.record, indent=1) + "\n")
+
+    def note(self, node: Node, outcome: Outcome) -> None:
+        """Record how a node of the graph ended."""
+        manifest = outcome.stored.manifest
+        self.record["stages"][node.name] = {
+            "stage": manifest.stage,
+            "role": node.role,
+            "key": manifest.key,
+            "digest": manifest.digest,
+            "cached": outcome.cached,
+            "shards": {"built": outcome.shards_built, "reused": outcome.shards_reused},
+            "seconds": round(outcome.seconds, 3),
+            "ingredients": outcome.resolved.ingredients,
+        }
+        self.save()
+
+    def end(self, status: str, error: str | None = None) -> None:
+        """Record how the run ended."""
+        self.record |= {"status": status, "ended": now(), "error": error}
+        self.save()
+
+    def node_with_role(self, role: Role) -> str | None:
+        """Name of the node that does this in the run's graph; None if it did not come to one."""
+        return next((name for name, entry in self.record["stages"].items() if entry["role"] == role), None)
+
+    def stored(self, store: Store, name: str) -> Stored:
+        """The result of a node of this run's graph.
+
+        Raises:
+            InputError: if the run did not come to the stage, or its result is gone or broken.
+        """
+        entry = self.record["stages"].get(name)
+        if entry is None:
+            status = self.record["status"]
+            what = "it is still running" if status == "running" else f"it ended as {status!r}"
+            raise InputError(
+                f"the run {self.name} has no result of {name}: {what}; `scratchlm run` goes on with it"
+            )
+        stored = store.find_whole("artifacts", entry["stage"], entry["key"])
+        if stored is None:
+            raise InputError(
+                f"the result of {name} of the run {self.name} is not in the store any more: run its recipe again"
+            )
+        return stored
+
+    def all_stored(self, store: Store) -> dict[str, Stored]:
+        """Every result of this run that is still there, by name of its node."""
+        entries = self.record["stages"].items()
+        looked_up = {
+            name: store.find_whole("artifacts", entry["stage"], entry["key"]) for name, entry in entries
+        }
+        return {name: stored for name, stored in looked_up.items() if stored}
+
+    def node(self, name: str, label: str) -> Node:
+        """A node for another graph that stands for a result of this run."""
+        entry = self.record["stages"][name]
+        return finished(entry["stage"], entry["key"], label)
+
+
+def now() -> str:
+    """The time, for the record: UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def runs_folder(store: Store) -> Path:
+    """Where runs are kept."""
+    return store.root / "runs"
+
+
+def start_run(store: Store, recipe: AnyRecipe, flow: str = "pretrain", champion: str | None = None) -> Run:
+    """A new run of a recipe; `latest` points at it from now on.
+
+    Args:
+        flow: what runs, pretrain, retrain or finetune.
+        champion: run that a retraining is compared with.
+    """
+    values = recipe.model_dump(mode="json")
+    record = {"flow": flow, "champion": champion, "machine": values.pop("machine"), "recipe": values}
+    run = _new_run(store, recipe.name, record)
+    folder = runs_folder(store)
+    link = folder / f".{LATEST}.{os.getpid()}"
+    link.unlink(missing_ok=True)
+    link.symlink_to(run.name)
+    os.replace(link, folder / LATEST)
+    return run
+
+
+def start_evaluation(store: Store, model: str, benchmarks: EvaluateModelConfig) -> Run:
+    """A new run that benchmarks a model which is there already."""
+    recipe = {"name": "evaluate", "evaluate_model": benchmarks.model_dump(mode="json")}
+    record = {"flow": "evaluate", "model": model, "champion": None, "recipe": recipe, "machine": {}}
+    return _new_run(store, "evaluate", record)
+
+
+def _new_run(store: Store, name: str, record: dict[str, Any]) -> Run:
+    """A folder for a run, with what is known of it at its beginning."""
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    run = Run(runs_folder(store) / f"{stamp}-{name}-{secrets.token_hex(2)}")
+    run.path.mkdir(parents=True)
+    run.record = {**record, "created": now(), "status": "running", "stages": {}}
+    run.save()
+    return run
+
+
+def unchanged_run(store: Store, recipe: AnyRecipe, outcomes: dict[str, Outcome], flow: str) -> Run | None:
+    """The newest run, if it was of this very recipe and machine, completed, and came to these very results."""
+    try:
+        run = load_run(runs_folder(store) / LATEST)
+    except InputError:
+        return None
+    values = recipe.model_dump(mode="json")
+    asked = {"machine": values.pop("machine"), "recipe": values, "status": "completed", "flow": flow}
+    keys = {stage: outcome.stored.manifest.key for stage, outcome in outcomes.items()}
+    same = {name: run.record[name] for name in asked} == asked
+    return (
+        run
+        if same and {stage: entry["key"] for stage, entry in run.record["stages"].items()} == keys
+        else None
+    )
+
+
+def load_run(path: Path) -> Run:
+    """The run below `path`.
+
+    Raises:
+        InputError: if there is none.
+    """
+    try:
+        return Run(path.resolve(), json.loads((path / RUN).read_text()))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} holds no run: {RUN} cannot be read") from error
+
+
+def all_runs(store: Store) -> list[Run]:
+    """Every run, the oldest first."""
+    folders = sorted(path.parent for path in runs_folder(store).glob(f"*/{RUN}"))
+    return [load_run(folder) for folder in folders if not folder.is_symlink()]
+
+
+def find_run(store: Store, name: str) -> Run:
+    """The run of this name, or whose name ends or begins with it; `latest` is the newest.
+
+    Raises:
+        InputError: if there is none, or more than one.
+    """
+    folder = runs_folder(store)
+    if (folder / name / RUN).is_file() and "/" not in name:
+        return load_run(folder / name)
+    names = sorted(path.parent.name for path in folder.glob(f"*/{RUN}") if not path.parent.is_symlink())
+    fitting = [known for known in names if known.startswith(name) or known.endswith(name)]
+    if len(fitting) == 1:
+        return load_run(folder / fitting[0])
+    if not names:
+        raise InputError(f"there is no run in {folder}: start one with `scratchlm run RECIPE`")
+    near = fitting or get_close_matches(name, names, 3) or names[-3:]
+    what = "names more than one run" if fitting else "names no run"
+    raise InputError(f"{name!r} {what}: take latest or one of {', '.join(near)}")
+
+
+def finished_runs(store: Store) -> Iterator[Run]:
+    """Runs that came to a model and its end, the newest first."""
+    for run in reversed(all_runs(store)):
+        if run.record["status"] == "completed" and run.node_with_role("export"):
+            yield run
+
+
+def find_model(store: Store, name: str) -> Run:
+    """The run of this name, or the newest finished run of the recipe of this name.
+
+    Raises:
+        InputError: if there is neither.
+    """
+    try:
+        return find_run(store, name)
+    except InputError:
+        for run in finished_runs(store):
+            if run.record["recipe"]["name"] == name:
+                return run
+        raise
+
+
+def previous_entries(store: Store, recipe_name: str) -> dict[str, Any]:
+    """What run.json says of each stage in the newest run of the same recipe name that came to it."""
+    entries: dict[str, Any] = {}
+    pattern = re.compile(rf"\d{{8}}-\d{{6}}-{re.escape(recipe_name)}-[0-9a-f]{{4}}")
+    folder = runs_folder(store)
+    names = (
+        sorted((p.name for p in folder.iterdir() if pattern.fullmatch(p.name)), reverse=True)
+        if folder.is_dir()
+        else []
+    )
+    for name in names[:20]:
+        record = read_json(folder / name / RUN)
+        for stage, entry in (record or {}).get("stages", {}).items():
+            entries.setdefault(stage, entry)
+    return entries

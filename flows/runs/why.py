@@ -1,0 +1,133 @@
+"""why: the fate of one document, stage by stage."""
+
+import json
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from flows.runs.record import Run
+from model.errors import InputError
+from model.tokens import open_tokens
+from tasks.engine.store import Store
+from tasks.tables import read_column, read_table
+from tasks.text.document_shards import ERRORS
+from tasks.text.documents import DOCUMENTS
+from tasks.text.selection import DROPPED, SELECTION
+from tasks.text.verdicts import VERDICTS
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one stage said of the document."""
+
+    stage: str
+    outcome: str
+    detail: str
+
+
+def _ids(shard: Path) -> list[str]:
+    return read_column(shard / DOCUMENTS, "id")
+
+
+def _locate(shards: tuple[Path, ...], identifier: str) -> tuple[int, int]:
+    """Position of the shard and row of a document that shards of documents hold."""
+    for position, shard in enumerate(shards):
+        ids = _ids(shard)
+        if identifier in ids:
+            return position, ids.index(identifier)
+    raise AssertionError(f"{identifier} is in none of the shards")
+
+
+def _resolve_id(shards: tuple[Path, ...], name: str) -> str:
+    """The id that `name` is, or is a unique part of.
+
+    Raises:
+        InputError: if no id or several ids fit.
+    """
+    ids = [identifier for shard in shards for identifier in _ids(shard)]
+    if name in ids:
+        return name
+    fitting = [identifier for identifier in ids if name in identifier]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        examples = ", ".join(fitting[:3])
+        raise InputError(f"{name!r} is part of {len(fitting)} ids, among them {examples}: give one of them")
+    near = get_close_matches(name, ids, 3, 0.4)
+    hint = f"; near are {', '.join(near)}" if near else ""
+    raise InputError(f"no document of this run has the id {name!r}{hint}")
+
+
+def _row(shard: Path, name: str, row: int) -> dict[str, Any]:
+    return read_table(shard / name).slice(row, 1).to_pylist()[0]
+
+
+def _unusable(read: str, errors: Path, name: str) -> list[Verdict]:
+    """What could not be read and has this name, or a part of it."""
+    rows = [json.loads(line) for line in errors.read_text().splitlines()]
+    named = [(f"{row['source']}/{row['where']}", row["error"]) for row in rows]
+    return [Verdict(read, "unusable", f"{where}: {error}") for where, error in named if name in where]
+
+
+def why(run: Run, store: Store, name: str) -> list[Verdict]:
+    """Every verdict on a document, in the order of the stages.
+
+    Raises:
+        InputError: if the document or a result that tells of it is not there.
+    """
+    read = run.node_with_role("read") or "ingest"
+    stored = run.stored(store, read)
+    shards = stored.shard_paths
+    try:
+        identifier = _resolve_id(shards, name)
+    except InputError:
+        unusable = _unusable(read, stored.out / ERRORS, name)
+        if not unusable:
+            raise
+        return unusable
+    position, row = _locate(shards, identifier)
+    record = _row(shards[position], DOCUMENTS, row)
+    size = len(record["text"].encode())
+    verdicts = [Verdict(read, "read", f"{identifier}, {size:,} bytes, shard {position}, row {row}")]
+
+    # Cleaning writes the kept documents again, so from there on rows count those.
+    if "clean" in run.record["stages"]:
+        cleaned = run.stored(store, "clean").shard_paths[position]
+        verdict = _row(cleaned, VERDICTS, row)
+        if not verdict["kept"]:
+            return [
+                *verdicts,
+                Verdict("clean", "dropped", f"{verdict['step']}: {verdict['reason']}; {verdict['detail']}"),
+            ]
+        _, row = _locate((cleaned,), identifier)
+        after = _row(cleaned, DOCUMENTS, row)["text"]
+        change = (
+            "unchanged" if after == record["text"] else f"text changed, now {len(after.encode()):,} bytes"
+        )
+        verdicts.append(Verdict("clean", "kept", change))
+
+    for stage in (run.node_with_role("deduplicate") or "deduplicate", "decontaminate"):
+        verdict = _row(run.stored(store, stage).shard_paths[position], VERDICTS, row)
+        verdicts.append(Verdict(stage, "kept" if verdict["kept"] else "dropped", verdict["detail"] or ""))
+    selection = _row(run.stored(store, "split").shard_paths[position], SELECTION, row)
+    verdicts.append(Verdict("split", selection["side"], selection["reason"] or ""))
+    tokenize = run.node_with_role("tokenize")
+    if selection["side"] != DROPPED and tokenize:
+        verdicts.append(_tokens(run, store, tokenize, position, selection["side"], identifier))
+    return verdicts
+
+
+def _tokens(run: Run, store: Store, tokenize: str, position: int, side: str, identifier: str) -> Verdict:
+    """Where the tokens of a document are; of a preference pair those of the chosen side."""
+    documents = open_tokens(run.stored(store, tokenize).shard_paths[position] / f"{side}.arrow").documents
+    ids = documents.column("id").to_pylist()
+    index = next((ids.index(name) for name in (identifier, f"{identifier}#chosen") if name in ids), None)
+    if index is None:
+        return Verdict(tokenize, "dropped", "longer than the context")
+    ends = documents.column("end").to_pylist()
+    start = ends[index - 1] if index else 0
+    detail = (
+        f"{ends[index] - start:,} tokens, {start:,} to {ends[index]:,} of {side}.arrow of shard {position}"
+    )
+    return Verdict(tokenize, side, detail)

@@ -1,0 +1,121 @@
+"""Charts of a run: curves of training, and scores beside chance."""
+
+import io
+from typing import Any
+
+INK, ACCENT, SECOND, FAINT = "#1f2933", "#0b6e99", "#d1495b", "#cbd2d9"
+
+
+def _figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    style: Any = {
+        "font.family": "sans-serif", "font.size": 9, "svg.fonttype": "none", "svg.hashsalt": "scratchlm",
+        "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": FAINT, "axes.labelcolor": INK,
+        "axes.grid": True, "grid.color": "#eef1f4", "xtick.color": INK, "ytick.color": INK, "axes.axisbelow": True,
+        "axes.titlelocation": "left", "axes.titlesize": 10, "axes.titlecolor": INK,
+    }  # fmt: skip
+    with pyplot.rc_context(style):
+        return pyplot.subplots(1, columns, figsize=(width, height), layout="constrained")
+
+
+def _png(figure: Any) -> bytes:
+    from matplotlib import pyplot
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    pyplot.close(figure)
+    return buffer.getvalue()
+
+
+def _svg(figure: Any) -> str:
+    import matplotlib
+    from matplotlib import pyplot
+
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "scratchlm"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
+    pyplot.close(figure)
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def _smooth(values: list[float], weight: float) -> list[float]:
+    """Exponential moving average, corrected for its start."""
+    result, total, norm = [], 0.0, 0.0
+    for value in values:
+        total, norm = weight * total + (1 - weight) * value, weight * norm + (1 - weight)
+        result.append(total / norm)
+    return result
+
+
+def _draw_loss(axis: Any, lines: list[dict[str, float]]) -> None:
+    """Training loss, and held-out bits per byte on an axis of its own, against tokens."""
+    tokens = [line["tokens"] for line in lines]
+    loss = [line["loss"] for line in lines]
+    axis.plot(tokens, loss, color=FAINT, linewidth=0.7)
+    axis.plot(tokens, _smooth(loss, 0.95), color=ACCENT, linewidth=1.6, label="training loss, nats a token")
+    axis.set_title("Loss")
+    held_out = [(line["tokens"], line["bits_per_byte"]) for line in lines if "bits_per_byte" in line]
+    if held_out:
+        other = axis.twinx()
+        other.grid(False)
+        other.spines[:].set_visible(False)
+        other.plot(*zip(*held_out, strict=True), color=SECOND, marker="o", markersize=3, linewidth=1.2)
+        other.tick_params(colors=SECOND, length=0)
+        axis.plot([], [], color=SECOND, marker="o", markersize=3, label="held-out bits a byte (right)")
+    axis.legend(frameon=False, fontsize=8)
+    _label_tokens(axis)
+
+
+def _label_tokens(axis: Any) -> None:
+    axis.set_xlabel("tokens")
+    axis.xaxis.set_major_formatter(lambda value, _: f"{value / 1e6:g} M" if value >= 1e5 else f"{value:g}")
+
+
+def loss_image(lines: list[dict[str, float]]) -> bytes:
+    """The curve of the loss: a PNG."""
+    figure, axis = _figure(7, 3.4)
+    _draw_loss(axis, lines)
+    return _png(figure)
+
+
+def training_charts(lines: list[dict[str, float]]) -> str:
+    """Loss with held-out bits per byte, learning rate, and throughput, against tokens: an SVG."""
+    figure, (left, middle, right) = _figure(11, 3, 3)
+    tokens = [line["tokens"] for line in lines]
+    _draw_loss(left, lines)
+    middle.plot(tokens, [line["learning_rate"] for line in lines], color=ACCENT, linewidth=1.6)
+    middle.set_title("Learning rate")
+    per_step = tokens[0] if len(tokens) < 2 else tokens[1] - tokens[0]
+    speed = [per_step / line["seconds"] for line in lines]
+    right.plot(tokens, speed, color=FAINT, linewidth=0.7)
+    right.plot(tokens, _smooth(speed, 0.95), color=ACCENT, linewidth=1.6)
+    right.set_title("Throughput, tokens a second")
+    right.set_ylim(bottom=0, top=1.15 * sorted(speed)[int(0.98 * (len(speed) - 1))])
+    for axis in (middle, right):
+        _label_tokens(axis)
+    return _svg(figure)
+
+
+def score_chart(benchmarks: dict[str, Any]) -> str:
+    """Accuracy of each benchmark with its 95% interval, beside chance: an SVG."""
+    rows = [(name, score) for name, score in benchmarks.items() if "acc" in score]
+    if not rows:
+        return ""
+    figure, axis = _figure(7, 0.9 + 0.45 * len(rows))
+    for y, (_, score) in enumerate(rows):
+        error = 1.96 * score.get("acc_stderr", 0.0)
+        axis.errorbar(score["acc"], y, xerr=error, fmt="o", color=ACCENT, capsize=3, markersize=5)
+        if "chance" in score:
+            axis.plot([score["chance"]] * 2, [y - 0.3, y + 0.3], color=SECOND, linewidth=2)
+    axis.plot([], [], color=SECOND, linewidth=2, label="chance")
+    axis.plot([], [], color=ACCENT, marker="o", label="accuracy, 95% interval")
+    axis.set_yticks(range(len(rows)), [name for name, _ in rows])
+    axis.set_ylim(len(rows) - 0.4, -0.6)
+    axis.set_xlim(0, 1)
+    axis.legend(frameon=False, fontsize=8, loc="lower right")
+    return _svg(figure)

@@ -1,0 +1,96 @@
+"""The report of a run: one HTML file that opens from disk, rendered from manifests and metric files."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+
+from flows.runs.record import REPORT, Run
+from flows.views.charts import score_chart, training_charts
+from flows.views.rows import answer_rows, comparison_rows, score_rows, text_rows, waterfall
+from model.files import read_json, write_whole
+from tasks.engine.store import Store, Stored
+
+TEMPLATE = "report.html.jinja"
+REPORTS_VARIABLE = "SCRATCHLM_REPORTS_URL"
+"""Environment variable with the address at which `serve` shows the folder of runs."""
+
+_MOST_ERRORS = 50
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file of JSON lines; none if it is not there."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def training_lines(run: Run, stored: dict[str, Stored]) -> list[dict[str, Any]]:
+    """What the run's training measured, step by step; none if it trained nothing."""
+    name = run.node_with_role("train")
+    return read_lines(stored[name].out / "figures" / "metrics.jsonl") if name in stored else []
+
+
+def _stages(run: Run, stored: dict[str, Stored]) -> list[dict[str, Any]]:
+    """A row for each stage: what it cost when it was built, and whether this run built it."""
+    return [
+        {
+            "name": name,
+            "how": "cached" if entry["cached"] else "built",
+            "shards": entry["shards"],
+            "key": entry["key"],
+            "digest": entry["digest"],
+            "libraries": entry["ingredients"]["libraries"],
+            "manifest": stored[name].manifest if name in stored else None,
+        }
+        for name, entry in run.record["stages"].items()
+    ]
+
+
+def render_report(run: Run, store: Store) -> Path:
+    """Write report.html into the folder of a run, from what the run came to; returns its path."""
+    stored = run.all_stored(store)
+    manifests = {name: result.manifest for name, result in stored.items()}
+    metrics = {name: manifest.metrics for name, manifest in manifests.items()}
+    # What a fine-tuning reads and trains is shown where a pretraining shows its own.
+    read, train = run.node_with_role("read"), run.node_with_role("train")
+    lines, falls = training_lines(run, stored), waterfall(run, manifests)
+    benchmarks = metrics.get("evaluate_model", {}).get("benchmarks", {})
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    html = environment.get_template(TEMPLATE).render(
+        run=run.name,
+        record=run.record,
+        metrics=metrics,
+        read=metrics.get(read) if read else None,
+        training=metrics.get(train) if train else None,
+        host=manifests[train].host if train in manifests else {},
+        falls=falls,
+        most=max((fall.kept + sum(fall.dropped.values()) for fall in falls), default=1),
+        unusable=read_lines(stored[read].out / "errors.jsonl")[:_MOST_ERRORS] if read in stored else [],
+        most_errors=_MOST_ERRORS,
+        tokenizer_samples=_samples(stored, "train_tokenizer"),
+        samples=_samples(stored, "evaluate_model"),
+        training_svg=training_charts(lines) if lines else "",
+        score_svg=score_chart(benchmarks) if benchmarks else "",
+        scores=score_rows(benchmarks, metrics.get("base_benchmarks", {}).get("benchmarks")),
+        held_out=metrics.get("evaluate_held_out"),
+        texts=text_rows(metrics),
+        answers=answer_rows(metrics["compare_answers"]["groups"]) if "compare_answers" in metrics else [],
+        comparison=metrics.get("compare_models"),
+        comparison_rows=comparison_rows(metrics["compare_models"]) if "compare_models" in metrics else [],
+        stages=_stages(run, stored),
+        recipe=yaml.safe_dump(run.record["recipe"], sort_keys=False, allow_unicode=True),
+        machine=yaml.safe_dump(run.record["machine"], sort_keys=False),
+    )
+    path = run.path / REPORT
+    write_whole(path, html)
+    return path
+
+
+def _samples(stored: dict[str, Stored], name: str) -> Any:
+    return read_json(stored[name].out / "figures" / "samples.json") if name in stored else None

@@ -1,0 +1,175 @@
+"""What a person sees in the terminal: a line for each stage, bars for those that run, a table at the end."""
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from flows.runs.plan import CACHED, RUN, Planned
+from flows.runs.result import RunResult
+from flows.views.rows import ANSWER_COLUMNS, SCORE_COLUMNS, Row, answer_rows, columns, score_rows
+from tasks.engine.build import Outcome
+from tasks.engine.progress import Progress as Amount
+from tasks.engine.stage import Node
+
+_LINE_SECONDS = 30.0
+
+
+class TerminalDisplay:
+    """Bars where there is a terminal; else one line when a stage ends."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.bars = Progress(
+            TextColumn("  {task.description:<18}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[unit]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=console.quiet or not console.is_terminal,
+        )
+        self.rows: dict[Node, Any] = {}
+        self.began: dict[Node, float] = {}
+        self.spoke: dict[Node, float] = {}
+
+    def __enter__(self) -> "TerminalDisplay":
+        self.bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bars.stop()
+
+    def started(self, node: Node) -> None:
+        """Show a bar of unknown length."""
+        self.began[node] = time.monotonic()
+        self.rows[node] = self.bars.add_task(node.name, total=None, unit="")
+
+    def progressed(self, node: Node, progress: Amount) -> None:
+        """Move the bar; without a terminal, print a line now and then."""
+        now = time.monotonic()
+        silent = now - self.spoke.get(node, self.began[node])
+        if not self.console.is_terminal and progress.total and silent > _LINE_SECONDS:
+            self.spoke[node] = now
+            share = f"{100 * progress.done / progress.total:.0f}% of {progress.total:,} {progress.unit}"
+            self.console.print(
+                f"  {node.name:<18} {share}, {duration(now - self.began[node])}", highlight=False
+            )
+        self.bars.update(
+            self.rows[node], completed=progress.done, total=progress.total or None, unit=progress.unit
+        )
+
+    def finished(self, node: Node, outcome: Outcome) -> None:
+        """Print the line of a finished stage."""
+        self._remove(node)
+        self.console.print(stage_line(node.name, outcome), highlight=False)
+        errors = sum(outcome.stored.manifest.metrics["errors"].values()) if node.role == "read" else 0
+        if errors:
+            where = outcome.stored.out / "errors.jsonl"
+            self.console.print(
+                f"  [yellow]{errors} files or rows cannot be used[/], named in {where}", highlight=False
+            )
+
+    def failed(self, node: Node, error: BaseException) -> None:
+        """Print the line of a stage that failed or was stopped."""
+        self._remove(node)
+        word = "failed" if isinstance(error, Exception) else "stopped"
+        self.console.print(f"[red]✗[/] {node.name:<18} {word}", highlight=False)
+
+    def _remove(self, node: Node) -> None:
+        if node in self.rows:
+            self.bars.remove_task(self.rows.pop(node))
+
+
+def stage_line(stage: str, outcome: Outcome) -> str:
+    """One line: how a stage got its result."""
+    if outcome.cached:
+        return f"[green]✓[/] {stage:<18} [dim]cached[/]"
+    shards = ""
+    if outcome.resolved.shard_keys is not None:
+        shards = f", {outcome.shards_built} shards" + (
+            f" ({outcome.shards_reused} reused)" if outcome.shards_reused else ""
+        )
+    return f"[green]✓[/] {stage:<18} built in {outcome.seconds:,.1f} s{shards}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit that a person would use."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def plan_table(rows: list[Planned]) -> Table:
+    """The table that `plan` prints."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("stage", "state", "about", "reason"):
+        table.add_column(column, justify="right" if column == "about" else "left", no_wrap=column != "reason")
+    colours = {CACHED: "green", RUN: "yellow"}
+    for row in rows:
+        state = f"[{colours.get(row.state, 'dim')}]{row.state}[/]"
+        table.add_row(row.stage, state, "" if row.seconds is None else duration(row.seconds), row.reason)
+    return table
+
+
+def predict_line(rows: list[Planned]) -> str:
+    """What all of it will cost, as far as earlier runs tell."""
+    todo = [row for row in rows if row.state != CACHED]
+    known = [row.seconds for row in todo if row.seconds is not None]
+    if not todo:
+        return "nothing to do"
+    if not known:
+        return f"{len(todo)} stages to build; no earlier run of this recipe to predict their time from"
+    rest = (
+        f", and {len(todo) - len(known)} stages without an earlier result" if len(known) < len(todo) else ""
+    )
+    return f"{len(todo)} stages to build, at most about {duration(sum(known))} by the last run{rest}"
+
+
+def rows_table(rows: list[Row]) -> Table:
+    """Rows as a table without lines: the first column to the left, the others to the right."""
+    table = Table(box=None, pad_edge=False)
+    for i, head in enumerate(rows[0]):
+        table.add_column(head, justify="right" if i else "left", overflow="fold", no_wrap=bool(i))
+    for row in rows:
+        table.add_row(*row.values())
+    return table
+
+
+def print_result(result: RunResult, console: Console) -> None:
+    """Scores, held-out figures, and where model and report are."""
+    console.print()
+    if result.benchmarks:
+        console.print(rows_table(columns(score_rows(result.benchmarks), *SCORE_COLUMNS)))
+    answers, held_out = result.metrics("compare_answers"), result.metrics("evaluate_held_out")
+    if answers:
+        console.print(rows_table(columns(answer_rows(answers["groups"]), *ANSWER_COLUMNS)))
+    training = result.training
+    seconds = (
+        f"{training.stored.manifest.metrics['step_seconds']:.0f} seconds of training steps"
+        if training
+        else ""
+    )
+    if held_out:
+        bits, documents = f"[bold]{held_out['bits_per_byte']:.4f}[/]", held_out["documents"]
+        seconds = f"held-out bits per byte {bits} ({documents} documents), {seconds}"
+    if seconds:
+        console.print(f"\n{seconds}", highlight=False)
+    for label in ("base_on_new_text", "base_on_old_text", "tuned_on_old_text"):
+        measured = result.metrics(label)
+        if measured:
+            console.print(f"{label.replace('_', ' '):<18} {measured['bits_per_byte']:.4f}", highlight=False)
+    for label, value in (("run", result.name), ("model", result.model), ("report", result.report)):
+        if value:
+            console.print(f"{label:<6} {value}", highlight=False)

@@ -1,0 +1,32 @@
+"""The machine that trains: where and how fast, never what. None of it enters a key."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from model.base_config import Config
+
+
+class TrainingMachine(Config):
+    """Where the model is trained."""
+
+    ranks: int = Field(
+        0, ge=0, description="Training processes; 0 takes one for each accelerator, or one on a CPU."
+    )
+    threads: int = Field(0, ge=0, description="CPU threads of each rank; 0 shares the cores among the ranks.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="Where tensors live; auto takes cuda if there is one."
+    )
+    windows_per_micro_batch: int = Field(
+        0, ge=0, description="Windows in one forward pass of one rank; 0 takes the whole batch at once."
+    )
+    zero_stage: Literal[0, 1, 2, 3] = Field(0, description="DeepSpeed ZeRO stage; muon needs 0.")
+    activation_checkpointing: Literal["none", "full"] = Field(
+        "none",
+        description="full: keep only the input of each block and compute the rest again in the backward pass.",
+    )
+    compile: bool = Field(False, description="Compile each block with torch.compile.")
+    checkpoint_every_seconds: float = Field(
+        30.0, ge=0, description="Seconds between two training checkpoints; 0 saves after every step."
+    )
+    keep_checkpoints: int = Field(2, ge=1, description="Number of training checkpoints kept on disk.")

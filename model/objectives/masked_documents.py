@@ -1,0 +1,63 @@
+"""Documents of which only some tokens are learnt: conversations in a token file with a mask.
+
+A document of n tokens fills n - 1 places: each token but the last predicts the next one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from model.batches import IGNORED, padded, shuffled
+from model.objectives.objective import Window
+from model.tokens import Tokens
+
+
+@dataclass(frozen=True)
+class Document:
+    """Token ids (n,) of a conversation, and of which of them a loss is taken (n,)."""
+
+    ids: np.ndarray
+    trained: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.ids) - 1
+
+    @property
+    def inputs(self) -> np.ndarray:
+        """Ids (n - 1,), int64."""
+        return self.ids[:-1].astype(np.int64)
+
+    @property
+    def targets(self) -> np.ndarray:
+        """The following ids (n - 1,), int64; `IGNORED` where no loss is taken."""
+        return np.where(self.trained[1:] != 0, self.ids[1:].astype(np.int64), IGNORED)
+
+
+def documents_of(shards: Sequence[Tokens]) -> list[Document]:
+    """The documents of token files with a mask, in order: views of the files."""
+    documents = []
+    for tokens in shards:
+        assert tokens.trained is not None, "the tokens have no mask"
+        start = 0
+        for end in tokens.documents.column("end").to_pylist():
+            documents.append(Document(tokens.ids[start:end], tokens.trained[start:end]))
+            start = end
+    return documents
+
+
+def rows_of_step(n: int, step: int, rows_per_batch: int, seed: int, first: int, count: int) -> list[int]:
+    """Which of n rows are `first` to `first + count` of the batch of `step`: a pure function of (seed, step)."""
+    return shuffled(step * rows_per_batch + first + np.arange(count, dtype=np.uint64), n, seed).tolist()
+
+
+def first_windows(documents: Sequence[Document], context_length: int, n_tokens: int) -> list[Window]:
+    """The first documents with about `n_tokens` tokens together, each in a window of its own."""
+    windows: list[Window] = []
+    total = 0
+    for document in documents:
+        if total >= n_tokens:
+            break
+        windows.append(padded(document.inputs, document.targets, context_length))
+        total += len(document)
+    return windows

@@ -1,0 +1,84 @@
+"""Preferences: of two answers the chosen one becomes likelier than the rejected one, beside a reference (DPO)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from model.base_config import Config
+from model.batches import padded
+from model.loss import log_probabilities
+from model.objectives.masked_documents import Document, documents_of, first_windows, rows_of_step
+from model.objectives.objective import Rows, Window
+from model.tokens import Tokens
+from model.transformer import Transformer
+
+
+class PreferencePairs:
+    """Pairs of a chosen and a rejected conversation, each padded to the context, with the reference's log-probabilities."""
+
+    def __init__(self, documents: list[Document], reference: np.ndarray, context_length: int) -> None:
+        self.documents, self.reference, self.context_length = documents, reference, context_length
+
+    def __len__(self) -> int:
+        return len(self.documents) // 2
+
+    def trained_targets(self, step: int, rows_per_batch: int, seed: int) -> int:
+        """Pairs of the batch: the loss is a mean over pairs."""
+        return rows_per_batch
+
+    def batch(
+        self, step: int, rows_per_batch: int, seed: int, first: int, count: int
+    ) -> dict[str, np.ndarray]:
+        """Pairs `first` to `first + count` of the batch of `step`.
+
+        Returns:
+            tokens and targets (count, 2, T), int64, chosen before rejected, and reference (count, 2), float32.
+        """
+        rows = [
+            self.pair(index) for index in rows_of_step(len(self), step, rows_per_batch, seed, first, count)
+        ]
+        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+    def pair(self, index: int) -> dict[str, np.ndarray]:
+        """One pair: tokens and targets (2, T), and reference (2,)."""
+        sides = self.documents[2 * index : 2 * index + 2]
+        windows = [padded(document.inputs, document.targets, self.context_length) for document in sides]
+        tokens, targets = (np.stack(part) for part in zip(*windows, strict=True))
+        reference = self.reference[2 * index : 2 * index + 2].astype(np.float32)
+        return {"tokens": tokens, "targets": targets, "reference": reference}
+
+
+class PreferenceObjective(Config):
+    """Direct preference optimisation (Rafailov et al. 2023, arXiv 2305.18290)."""
+
+    beta: float = Field(gt=0, description="How strongly the model is held to the reference.")
+    reference: Path = Field(
+        description="File of log-probabilities of each document under the reference, float32 (n,), in nats."
+    )
+
+    @property
+    def windows_per_row(self) -> int:
+        """Two: chosen and rejected."""
+        return 2
+
+    def open_rows(self, shards: Sequence[Tokens], context_length: int) -> Rows:
+        """The pairs of the shards."""
+        return PreferencePairs(documents_of(shards), np.load(self.reference), context_length)
+
+    def validation_windows(
+        self, shards: Sequence[Tokens], context_length: int, n_tokens: int
+    ) -> list[Window]:
+        """The chosen sides of the first pairs."""
+        return first_windows(documents_of(shards)[::2], context_length, n_tokens)
+
+    def loss(self, model: Transformer, batch: dict[str, Tensor]) -> Tensor:
+        """Summed loss of the pairs: equation 7 of the paper."""
+        nats = log_probabilities(model, batch["tokens"].flatten(0, 1), batch["targets"].flatten(0, 1)).view(
+            -1, 2
+        )
+        chosen, rejected = (nats - batch["reference"]).unbind(1)
+        return -F.logsigmoid(self.beta * (chosen - rejected)).sum()

@@ -1,0 +1,77 @@
+"""Text: every next token is a target."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from torch import Tensor
+
+from model.base_config import Config
+from model.batches import Windows, next_token_windows
+from model.loss import summed_cross_entropy
+from model.objectives.objective import Rows, Window
+from model.tokens import Tokens
+from model.transformer import Transformer
+
+
+class _Batches(Protocol):
+    """One stream of windows, or several in proportion."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, step: int, windows_per_batch: int, seed: int, first: int, count: int) -> np.ndarray: ...
+
+
+class TextRows:
+    """Windows of text as rows of a batch."""
+
+    def __init__(self, windows: _Batches, context_length: int) -> None:
+        self.windows, self.context_length = windows, context_length
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def trained_targets(self, step: int, rows_per_batch: int, seed: int) -> int:
+        """Every token of the batch."""
+        return rows_per_batch * self.context_length
+
+    def batch(
+        self, step: int, rows_per_batch: int, seed: int, first: int, count: int
+    ) -> dict[str, np.ndarray]:
+        """tokens and targets, each (count, T), int64."""
+        ids = self.windows.batch(step, rows_per_batch, seed, first, count)
+        return {"tokens": ids[:, :-1], "targets": ids[:, 1:]}
+
+
+class TextObjective(Config):
+    """Predict the next token of text."""
+
+    @property
+    def windows_per_row(self) -> int:
+        """One."""
+        return 1
+
+    def open_rows(self, shards: Sequence[Tokens], context_length: int) -> Rows:
+        """The windows of the stream that the shards are."""
+        return TextRows(Windows([shard.ids for shard in shards], context_length), context_length)
+
+    def validation_windows(
+        self, shards: Sequence[Tokens], context_length: int, n_tokens: int
+    ) -> list[Window]:
+        """Windows spread evenly over the stream."""
+        starts = [
+            (shard.ids, start) for shard in shards for start in range(0, len(shard.ids) - 1, context_length)
+        ]
+        wanted = max(1, n_tokens // context_length)
+        chosen = (
+            starts if len(starts) <= wanted else [starts[i * len(starts) // wanted] for i in range(wanted)]
+        )
+        return [
+            next(next_token_windows(ids[start : start + context_length + 1], context_length))
+            for ids, start in chosen
+        ]
+
+    def loss(self, model: Transformer, batch: dict[str, Tensor]) -> Tensor:
+        """Summed cross entropy of every next token."""
+        states = model.hidden_states(batch["tokens"])
+        return summed_cross_entropy(model, states.flatten(0, 1), batch["targets"].flatten())

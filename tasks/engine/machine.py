@@ -1,0 +1,66 @@
+"""The machine that a run computes on: nothing here enters a key or changes a result."""
+
+import os
+from functools import cache
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from model.errors import InputError
+from model.machine import TrainingMachine
+
+
+class Machine(TrainingMachine):
+    """Where and how fast; a `machine:` section of the recipe, a file given with --machine, or detected."""
+
+    workers: int = Field(0, ge=0, description="Processes that build shards side by side; 0 takes every core.")
+    in_process: bool = Field(
+        False,
+        description="Build and train in one process, without workers and torchrun; `scratchlm task` does.",
+    )
+    evaluation_batch: int = Field(32, ge=1, description="Requests in one forward pass of the benchmarks.")
+    hang_seconds: float = Field(
+        900.0,
+        gt=0,
+        description="Seconds without a finished training step after which training counts as hung.",
+    )
+
+    @model_validator(mode="after")
+    def _zero_fits(self) -> Self:
+        if self.compile and self.zero_stage == 3:
+            raise ValueError("compile does not work at zero_stage 3: set compile to false or zero_stage to 2")
+        return self
+
+    def training(self) -> TrainingMachine:
+        """The part that the training processes need, with device and ranks resolved. Imports torch unless all is given.
+
+        Raises:
+            InputError: if it asks for a device that is not there.
+        """
+        values = {name: getattr(self, name) for name in TrainingMachine.model_fields}
+        if self.in_process:
+            values["ranks"] = 1
+        if self.device != "cpu" or not values["ranks"]:
+            import torch
+
+            if self.device == "cuda" and not torch.cuda.is_available():
+                raise InputError(
+                    "machine.device is cuda, and torch finds no CUDA device here: set it to cpu or auto"
+                )
+            if self.device == "auto":
+                values["device"] = "cuda" if torch.cuda.is_available() else "cpu"
+            values["ranks"] = values["ranks"] or (
+                torch.cuda.device_count() if values["device"] == "cuda" else 1
+            )
+        return TrainingMachine.model_validate(values)
+
+    @property
+    def n_workers(self) -> int:
+        """Number of worker processes, resolved."""
+        return 1 if self.in_process else self.workers or available_cores()
+
+
+@cache
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,98 @@
+"""What a node would be built from: its ingredients, and the keys that follow from them."""
+
+import importlib.metadata
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from model.errors import InputError
+from tasks.engine.code import code_digests
+from tasks.engine.keys import canonical, digest
+from tasks.engine.manifest import FORMAT_VERSION
+from tasks.engine.sources import SourceDigests
+from tasks.engine.stage import Node
+from tasks.engine.store import Stored
+
+
+@cache
+def library_version(distribution: str) -> str:
+    """Installed version of a distribution.
+
+    Raises:
+        InputError: if it is not installed.
+    """
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        raise InputError(f"the package {distribution} is not installed: pip install {distribution}") from None
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of an input before or after it is built: None where it is not yet."""
+
+    digest: str | None
+    shards: tuple[str | None, ...] | None
+
+    @classmethod
+    def of(cls, stored: Stored) -> "Known":
+        """Everything, since it is built."""
+        return cls(stored.manifest.digest, tuple(stored.manifest.shard_digests()))
+
+
+UNKNOWN = Known(None, None)
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """What a stage would be built from: its ingredients, and the keys that follow from them where all is known."""
+
+    ingredients: dict[str, Any]
+    key: str | None
+    shard_keys: tuple[str | None, ...] | None
+
+
+def resolve(node: Node, inputs: dict[str, Known], sources: SourceDigests) -> Resolved:
+    """Ingredients and keys of a node on these inputs.
+
+    Raises:
+        InputError: if Shard inputs have different numbers of shards, or a source cannot be read.
+        KeyMaterialError: if the configuration has no canonical form.
+    """
+    stage, config = node.stage, node.config
+    common: dict[str, Any] = {
+        "stage": stage.name,
+        "config": canonical(config, stage.name),
+        "code": code_digests(stage.fn.__module__),
+        "libraries": {name: library_version(name) for name in stage.libraries},
+    }
+    if stage.fingerprint:
+        common["source"] = canonical(stage.fingerprint(config, sources), f"{stage.name}.source")
+    ingredients = {**common, "inputs": {name: known.digest for name, known in inputs.items()}}
+    all_known = all(known.digest for known in inputs.values())
+    if not stage.mapped:
+        key = digest({"format": FORMAT_VERSION, "kind": "artifact", **ingredients}) if all_known else None
+        return Resolved(ingredients, key, None)
+
+    # The shards of the inputs are zipped by position, but no position enters a key.
+    columns = {name: inputs[name].shards for name in stage.shard_inputs}
+    wholes = {name: inputs[name].digest for name in stage.artifact_inputs if name in inputs}
+    lengths = {len(column) for column in columns.values() if column is not None}
+    if len(lengths) > 1:
+        counts = ", ".join(f"{name} {len(column or ())}" for name, column in columns.items())
+        raise InputError(f"{stage.name}: its inputs have different numbers of shards ({counts})")
+    if not lengths:
+        return Resolved(ingredients, None, None)
+    shard_keys: list[str | None] = []
+    for position in range(lengths.pop()):
+        own = {name: column[position] if column else None for name, column in columns.items()}
+        if None in own.values() or None in wholes.values():
+            shard_keys.append(None)
+        else:
+            shard_keys.append(
+                digest({"format": FORMAT_VERSION, "kind": "shard", **common, "inputs": {**own, **wholes}})
+            )
+    key = None
+    if None not in shard_keys and all_known:
+        key = digest({"format": FORMAT_VERSION, "kind": "map", "stage": stage.name, "shards": shard_keys})
+    return Resolved(ingredients, key, tuple(shard_keys))

@@ -1,0 +1,45 @@
+"""What a build needs to know, on its way to the process that does it."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from tasks.engine.machine import Machine
+from tasks.engine.stage import Artifact
+
+
+class Input(BaseModel):
+    """A finished result that a build reads."""
+
+    model_config = ConfigDict(extra="forbid")
+    path: Path
+    shards: tuple[Path, ...] = ()
+
+    def artifact(self) -> Artifact:
+        """The whole of it."""
+        return Artifact(self.path, self.shards)
+
+
+class Spec(BaseModel):
+    """One build.
+
+    Attributes:
+        stage: MODULE:FUNCTION.
+        first_shards: build this many of the missing shards and publish no whole; all if None.
+        only_shard: build the shard at this position, and publish no whole.
+        force: build what is there already.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+    store: Path
+    stage: str
+    config: dict[str, Any] | None
+    key: str
+    ingredients: dict[str, Any]
+    inputs: dict[str, Input]
+    shard_keys: tuple[str, ...] | None
+    machine: Machine
+    first_shards: int | None = None
+    only_shard: int | None = None
+    force: bool = False

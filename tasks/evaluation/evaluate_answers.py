@@ -1,0 +1,145 @@
+"""evaluate_answers: what a model answers to held-out conversations, and how likely the right answer is to it."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from model.base_config import Config
+from model.chat_template import encode_conversation, fast_tokenizer
+from model.errors import InputError, StageFailed
+from model.tokenizer import end_of_text_id, load_tokenizer
+from tasks.engine.machine import Machine
+from tasks.engine.progress import progress
+from tasks.engine.stage import Artifact, Metrics, stage
+from tasks.evaluation.answers import ANSWERS, ANSWERS_SCHEMA
+from tasks.tables import read_table, write_table
+from tasks.text.documents import DOCUMENTS
+from tasks.text.selection import SELECTION
+
+
+class EvaluateAnswersConfig(Config):
+    """Which held-out conversations are answered, and how."""
+
+    max_tokens: int = Field(64, ge=1, description="Longest answer, in tokens; greedy.")
+    limit: int = Field(500, ge=1, description="Most conversations, the first ones of each group.")
+
+
+def _normal(text: str) -> str:
+    """Without case, outer white space and a last full stop: what counts as the same answer."""
+    return " ".join(text.casefold().split()).rstrip(".")
+
+
+def _formed(form: str | None, answer: str) -> float | None:
+    """Whether an answer has the form that its row asks for; None if it asks for none."""
+    if form is None:
+        return None
+    try:
+        return float(re.fullmatch(form, answer) is not None)
+    except re.error as error:
+        raise InputError(
+            f"the form {form!r} of a held-out conversation is no regular expression: {error}"
+        ) from error
+
+
+def _questions(documents: Artifact, selection: Artifact, limit: int) -> list[dict[str, Any]]:
+    """Held-out conversations up to the assistant's last turn, and that turn."""
+    found: list[dict[str, Any]] = []
+    counts: dict[str, int] = {}
+    for shard, chosen in zip(documents.shards, selection.shards, strict=True):
+        sides = read_table(chosen / SELECTION, ["side"]).column("side").to_pylist()
+        for row, side in zip(
+            read_table(shard / DOCUMENTS, ["id", "metadata"]).to_pylist(), sides, strict=True
+        ):
+            metadata = json.loads(row["metadata"])
+            messages, group = metadata.get("messages") or metadata["chosen"], metadata.get("group", "all")
+            last = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
+            if side == "validation" and counts.get(group, 0) < limit:
+                counts[group] = counts.get(group, 0) + 1
+                found.append(
+                    {
+                        "id": row["id"],
+                        "group": group,
+                        "messages": messages[: last + 1],
+                        "form": metadata.get("form"),
+                    }
+                )
+    return found
+
+
+@stage(libraries=("torch", "transformers", "tokenizers", "jinja2", "safetensors", "numpy", "pyarrow"))
+def evaluate_answers(
+    config: EvaluateAnswersConfig,
+    model: Artifact,
+    documents: Artifact,
+    selection: Artifact,
+    out: Path,
+    machine: Machine,
+) -> Metrics:
+    """Write answers.parquet: for each held-out conversation the greedy answer, whether it is the expected one, and the nats of that.
+
+    Args:
+        model: a Hugging Face folder, such as export_model writes.
+
+    Raises:
+        StageFailed: if a likelihood is not finite.
+    """
+    import torch
+
+    from model.batches import IGNORED
+    from model.generate import Sampling, complete
+    from model.hugging_face import load_hugging_face_folder
+
+    resolved = machine.training()
+    torch.set_num_threads(resolved.threads or torch.get_num_threads())
+    loaded = load_hugging_face_folder(model.path).to(resolved.device)
+    tokenizer = load_tokenizer(model.path)
+    context_length = loaded.config.context_length
+    fast = fast_tokenizer(tokenizer, chat=True)
+    ends = frozenset([end_of_text_id(tokenizer)])
+    sampling = Sampling(max_tokens=config.max_tokens, temperature=0)
+    questions = _questions(documents, selection, config.limit)
+    rows: list[dict[str, Any]] = []
+    size = machine.evaluation_batch
+    for start in range(0, len(questions), size):
+        part = questions[start : start + size]
+        prompts, nats = [], []
+        for question in part:
+            before, _ = encode_conversation(fast, question["messages"][:-1])
+            ids, _ = encode_conversation(fast, question["messages"])
+            prompt = fast.apply_chat_template(
+                question["messages"][:-1], add_generation_prompt=True, tokenize=True, return_dict=True
+            )["input_ids"]  # fmt: skip
+            assert prompt[: len(before)] == before
+            prompts.append(prompt)
+            tokens = torch.tensor([ids[-context_length - 1 :]], device=resolved.device)
+            targets = tokens[:, 1:].clone()
+            targets[:, : tokens.shape[1] - 1 - (len(ids) - len(prompt))] = IGNORED
+            with torch.no_grad():
+                nats.append(-loaded.log_probabilities(tokens[:, :-1], targets).item())
+        answers = complete(loaded, tokenizer, prompts, sampling, ends)
+        for question, answer, own in zip(part, answers, nats, strict=True):
+            expected = question["messages"][-1]["content"].strip()
+            if not own < float("inf"):
+                raise StageFailed(
+                    f"the likelihood of the answer to {question['id']} is not finite: the model is broken"
+                )
+            rows.append(
+                {
+                    "id": question["id"], "group": question["group"], "question": question["messages"][-2]["content"] if len(question["messages"]) > 1 else "",
+                    "expected": expected, "answered": answer.strip(), "correct": float(_normal(answer) == _normal(expected)), "formed": _formed(question["form"], answer.strip()),
+                    "nats": own, "bytes": float(len(expected.encode())),
+                }
+            )  # fmt: skip
+        progress(len(rows), len(questions), "conversations")
+    write_table(out / ANSWERS, rows, ANSWERS_SCHEMA)
+    groups: dict[str, dict[str, float]] = {}
+    for name in dict.fromkeys(row["group"] for row in rows):
+        own_rows = [row for row in rows if row["group"] == name]
+        groups[name] = {
+            "conversations": len(own_rows),
+            "correct": sum(row["correct"] for row in own_rows) / len(own_rows),
+        }
+    return {"conversations": len(rows), "groups": groups}

@@ -1,0 +1,92 @@
+"""evaluate_held_out: bits per byte of held-out documents, each of them."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from model.errors import StageFailed
+from model.tokenizer import TOKEN_BYTES, end_of_text_id, load_tokenizer
+from tasks.engine.machine import Machine
+from tasks.engine.progress import progress
+from tasks.engine.stage import Artifact, Metrics, stage
+from tasks.evaluation.held_out import HELD_OUT, HELD_OUT_SCHEMA
+from tasks.tables import read_table, write_table
+from tasks.text.documents import DOCUMENTS
+from tasks.text.selection import SELECTION
+
+
+def _texts(documents: Artifact, selection: Artifact) -> Iterator[tuple[str, str]]:
+    """Id and raw text, before cleaning, of every held-out document."""
+    wanted: set[str] = set()
+    for shard in selection.shards:
+        table = read_table(shard / SELECTION, ["id", "side"])
+        ids, sides = (column.to_pylist() for column in table.columns)
+        wanted.update(identifier for identifier, side in zip(ids, sides, strict=True) if side == "validation")
+    for shard in documents.shards:
+        table = read_table(shard / DOCUMENTS, ["id", "text"])
+        ids, texts = (column.to_pylist() for column in table.columns)
+        yield from (
+            (identifier, text) for identifier, text in zip(ids, texts, strict=True) if identifier in wanted
+        )
+
+
+@stage(libraries=("transformers", "torch", "tokenizers", "numpy", "pyarrow"), retries=2)
+def evaluate_held_out(
+    model: Artifact, documents: Artifact, selection: Artifact, out: Path, machine: Machine
+) -> Metrics:
+    """Write held_out.parquet: nats, tokens and bytes of each held-out document.
+
+    Each document stands alone after end-of-text, in windows of the context length that do not overlap.
+
+    Raises:
+        StageFailed: if a likelihood is not finite, or tokens do not spell the text.
+    """
+    import numpy as np
+    import torch
+    import transformers
+
+    from model.batches import next_token_windows
+    from model.held_out import HeldOut, measure_windows
+
+    device = machine.training().device
+    torch.set_num_threads(machine.threads or torch.get_num_threads())
+    loaded = (
+        transformers.AutoModelForCausalLM.from_pretrained(model.path, dtype=torch.float32).eval().to(device)
+    )
+    tokenizer = load_tokenizer(model.path)
+    end_of_text = end_of_text_id(tokenizer)
+    token_bytes = np.array(json.loads((model.path / TOKEN_BYTES).read_text()), np.int64)
+    texts = list(_texts(documents, selection))
+    owners: list[int] = []
+
+    def windows() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for owner, (_, text) in enumerate(texts):
+            ids = np.array([end_of_text, *tokenizer.encode(text, add_special_tokens=False).ids])
+            for window in next_token_windows(ids, loaded.config.max_position_embeddings):
+                owners.append(owner)
+                yield window
+
+    sums = [HeldOut() for _ in texts]
+    try:
+        measured = measure_windows(
+            lambda tokens: loaded(tokens).logits, windows(), token_bytes, device=device
+        )
+        for i, window in enumerate(measured):
+            sums[owners[i]] += window
+            progress(owners[i] + 1, len(texts), "documents")
+    except ValueError as error:
+        raise StageFailed(str(error)) from error
+    rows: list[dict[str, Any]] = []
+    for (identifier, text), total in zip(texts, sums, strict=True):
+        if total.n_bytes != len(text.encode()):
+            raise StageFailed(f"the held-out tokens do not spell the text of {identifier}")
+        rows.append({"id": identifier, "nats": total.nats, "tokens": total.n_tokens, "bytes": total.n_bytes})
+    write_table(out / HELD_OUT, rows, HELD_OUT_SCHEMA)
+    whole = sum(sums, HeldOut())
+    return {
+        "bits_per_byte": whole.bits_per_byte,
+        "documents": len(texts),
+        "bytes": whole.n_bytes,
+        "tokens": whole.n_tokens,
+    }

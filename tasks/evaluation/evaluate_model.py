@@ -1,0 +1,187 @@
+"""evaluate_model: standard benchmarks with lm-eval."""
+
+import json
+import math
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from model.errors import InputError, StageFailed
+from tasks.benchmarks.items import Benchmarks, fingerprint_benchmarks, item_texts, load_tasks
+from tasks.engine.machine import Machine
+from tasks.engine.progress import progress
+from tasks.engine.stage import Artifact, Metrics, stage
+from tasks.evaluation.items import ITEMS, ITEMS_SCHEMA
+from tasks.tables import write_table
+
+SCORES, SAMPLES = "scores.json", "figures/samples.json"
+_PROMPTS = ("", "The", "We must", "In the last year,")
+
+
+class EvaluateModelConfig(Benchmarks):
+    """Which benchmarks, and where their items come from."""
+
+
+def _gold(target: Any, pairs: list[list[Any]]) -> int | None:
+    """Position of the right answer, which lm-eval gives as a position or as the text of the answer."""
+    if str(target).isdecimal() and int(target) < len(pairs):
+        return int(target)
+    answers = [str(pair[1]).strip() for pair in pairs]
+    wanted = str(target).strip()
+    return answers.index(wanted) if answers.count(wanted) == 1 else None
+
+
+def _item(task: str, sample: dict[str, Any]) -> dict[str, Any]:
+    """One item as a row: correctness, and nats and bytes of the right answer where there is one."""
+    responses = sample["filtered_resps"]
+    scores = [response[0] for response in responses if isinstance(response, tuple | list)]
+    if any(not math.isfinite(score) for score in scores):
+        raise StageFailed(
+            f"{task}: the likelihood of item {sample['doc_id']} is not finite: the model is broken"
+        )
+    row: dict[str, Any] = {
+        "task": task, "item": sample["doc_id"], "correct": sample.get("acc"),
+        "gold_nats": None, "gold_bytes": None, "chance": None, "tied": None,
+    }  # fmt: skip
+    arguments = (
+        list(sample["arguments"].values()) if isinstance(sample["arguments"], dict) else sample["arguments"]
+    )
+    pairs = [list(pair.values()) if isinstance(pair, dict) else list(pair) for pair in arguments]
+    if len(scores) > 1:
+        row |= {"chance": 1 / len(scores), "tied": scores.count(max(scores)) > 1}
+        gold = _gold(sample["target"], pairs)
+    else:
+        gold = 0 if scores and len(pairs[0]) > 1 and isinstance(pairs[0][1], str) else None
+    if gold is not None:
+        row |= {"gold_nats": -scores[gold], "gold_bytes": len(pairs[gold][1].encode())}
+    return row
+
+
+def _score(task: str, rows: list[dict[str, Any]], results: dict[str, Any]) -> dict[str, Any]:
+    """The figures of one task: lm-eval's own with their standard errors, chance, and bits per byte of right answers."""
+    score: dict[str, Any] = {"items": len(rows)}
+    for name, value in results.items():
+        metric = name.split(",")[0]
+        if isinstance(value, int | float) and not isinstance(value, bool) and "," in name:
+            score[metric] = value
+    chances = [row["chance"] for row in rows if row["chance"] is not None]
+    if chances:
+        score["chance"] = sum(chances) / len(chances)
+        score["tied_items"] = sum(bool(row["tied"]) for row in rows)
+    gold = [(row["gold_nats"], row["gold_bytes"]) for row in rows if row["gold_nats"] is not None]
+    if gold:
+        score["answer_bits_per_byte"] = (
+            sum(nats for nats, _ in gold) / math.log(2) / sum(size for _, size in gold)
+        )
+    return score
+
+
+def _lengths(task: Any, tokenizer: Any, context_length: int, limit: int | None) -> tuple[int, int]:
+    """Tokens of the longest answer, and the number of items of which some request is longer than the context."""
+    longest, truncated = 0, 0
+    for pairs in item_texts(task, limit).values():
+        encoded = tokenizer([question + answer for question, answer in pairs], add_special_tokens=False)[
+            "input_ids"
+        ]
+        answers = tokenizer([answer for _, answer in pairs], add_special_tokens=False)["input_ids"]
+        longest = max([longest, *(len(answer) + 1 for answer in answers)])
+        truncated += any(len(request) > context_length for request in encoded)
+    return longest, truncated
+
+
+def _benchmarks(
+    config: EvaluateModelConfig, model: Any, tokenizer: Any, batch: int, device: str
+) -> tuple[dict[str, Any], list[Any]]:
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+
+    scores: dict[str, Any] = {}
+    items: list[dict[str, Any]] = []
+    context_length = model.config.max_position_embeddings
+    wrapped = HFLM(
+        pretrained=model, tokenizer=tokenizer, batch_size=batch, device=device,
+        max_length=context_length,
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        manager, tasks = load_tasks(config, Path(folder))
+        for done, task in enumerate(tasks):
+            progress(done, len(tasks), "benchmarks")
+            longest_answer, truncated = _lengths(task, tokenizer, context_length, config.limit)
+            # lm-eval cuts the beginning of a question that does not fit, and refuses an answer that does not.
+            wrapped._max_length = max(context_length, longest_answer)
+            # Without `use_cache`: lm-eval's cache does not know which model answered.
+            results = lm_eval.simple_evaluate(
+                model=wrapped, tasks=[task], task_manager=manager, limit=config.limit, num_fewshot=0, bootstrap_iters=1000, log_samples=True,
+            )  # fmt: skip
+            assert results is not None
+            for name, samples in results["samples"].items():
+                # Filters repeat the items of a task; the first filter's stand for it.
+                first = samples[0].get("filter") if samples else None
+                rows = [_item(name, sample) for sample in samples if sample.get("filter") == first]
+                scores[name] = _score(name, rows, results["results"][name]) | {"truncated_items": truncated}
+                items += rows
+    progress(len(scores), len(scores), "benchmarks")
+    return scores, items
+
+
+def _samples(model: Any, tokenizer: Any, device: str) -> list[dict[str, str]]:
+    """What the model writes after some prompts, with a fixed seed."""
+    import torch
+    import transformers
+
+    written = []
+    length = min(100, model.config.max_position_embeddings // 2)
+    for seed, prompt in enumerate(_PROMPTS):
+        ids = [tokenizer.eos_token_id, *tokenizer(prompt, add_special_tokens=False)["input_ids"]]
+        transformers.set_seed(seed)
+        tokens = torch.tensor([ids], device=device)
+        written_ids = model.generate(
+            tokens, attention_mask=torch.ones_like(tokens), do_sample=True, temperature=0.8, top_k=50, max_new_tokens=length,
+            pad_token_id=tokenizer.eos_token_id,
+        )[0, len(ids) :]  # fmt: skip
+        written.append({"prompt": prompt, "text": tokenizer.decode(written_ids, skip_special_tokens=True)})
+    return written
+
+
+@stage(
+    libraries=(
+        "lm_eval", "transformers", "torch", "tokenizers", "datasets", "numpy", "pyarrow", "huggingface_hub", "pyyaml", "platformdirs",
+    ),
+    retries=2,
+    fingerprint=fingerprint_benchmarks,
+)  # fmt: skip
+def evaluate_model(config: EvaluateModelConfig, model: Artifact, out: Path, machine: Machine) -> Metrics:
+    """Write scores.json, items.parquet (one row for each benchmark item) and figures/samples.json (for a person).
+
+    Args:
+        model: a folder that stock `transformers` loads, with safetensors and a fast tokenizer.
+
+    Raises:
+        InputError: if the folder is not such a folder.
+        StageFailed: if a likelihood is not finite.
+    """
+    import torch
+    import transformers
+
+    device = machine.training().device
+    torch.set_num_threads(machine.threads or torch.get_num_threads())
+    try:
+        loaded = transformers.AutoModelForCausalLM.from_pretrained(
+            model.path, dtype=torch.float32, use_safetensors=True, local_files_only=True
+        )
+        tokenizer = transformers.AutoTokenizer.from_pretrained(model.path, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"transformers cannot load the model: {' '.join(str(error).split())[:300]}"
+        ) from error
+    if not tokenizer.is_fast or tokenizer.eos_token_id is None:
+        raise InputError(
+            "the tokenizer of the model has no tokenizer.json, or no end-of-text token: add them to its folder"
+        )
+    loaded = loaded.eval().to(device)
+    scores, items = _benchmarks(config, loaded, tokenizer, machine.evaluation_batch, device)
+    (out / "figures").mkdir()
+    (out / SAMPLES).write_text(json.dumps(_samples(loaded, tokenizer, device), indent=1, ensure_ascii=False))
+    (out / SCORES).write_text(json.dumps({"benchmarks": scores}, indent=1, sort_keys=True))
+    write_table(out / ITEMS, sorted(items, key=lambda row: (row["task"], row["item"])), ITEMS_SCHEMA)
+    return {"benchmarks": scores}

@@ -1,0 +1,6 @@
+"""held_out.parquet: what a model makes of each held-out document."""
+
+from tasks.tables import Schema
+
+HELD_OUT = "held_out.parquet"
+HELD_OUT_SCHEMA: Schema = {"id": "string", "nats": "double", "tokens": "uint64", "bytes": "uint64"}

@@ -1,0 +1,38 @@
+"""Parquet with an explicit schema, never an inferred one: how every chapter writes rows."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Schema = dict[str, str]
+"""Columns in order: name -> Arrow type."""
+
+
+def write_table(path: Path, rows: list[dict[str, Any]], schema: Schema) -> None:
+    """Write rows as one Zstandard Parquet file with exactly this schema."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrow_schema = pa.schema([pa.field(name, kind) for name, kind in schema.items()])
+    pq.write_table(pa.Table.from_pylist(rows, schema=arrow_schema), path, compression="zstd")
+
+
+def read_table(path: Path, columns: list[str] | None = None) -> "pa.Table":
+    """Read a Parquet file, or some of its columns."""
+    import pyarrow.parquet as pq
+
+    return pq.ParquetFile(path).read(columns=columns)
+
+
+def read_column(path: Path, column: str) -> list[Any]:
+    """One column of a Parquet file as Python values."""
+    return read_table(path, [column]).column(column).to_pylist()
+
+
+def sorted_json(value: Any) -> str:
+    """A value as one line of JSON with sorted keys: equal dictionaries become equal bytes."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)

@@ -1,0 +1,114 @@
+"""split: joins all verdicts into the one selection that later stages read."""
+
+import hashlib
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from model.base_config import Config
+from model.errors import InputError
+from tasks.engine.stage import Metrics, Shard, map_stage
+from tasks.tables import read_table, write_table
+from tasks.text.documents import DOCUMENTS
+from tasks.text.selection import DROPPED, SELECTION, SELECTION_SCHEMA, TRAIN, VALIDATION
+from tasks.text.verdicts import VERDICTS
+
+
+class SplitConfig(Config):
+    """Which documents are held out: a share by hash of the text, a list of ids, or a source; exactly one of them."""
+
+    validation_fraction: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Share of the documents that is held out, by a hash of the text; 0.05 if nothing is set.",
+    )
+    validation_ids: tuple[str, ...] = Field(
+        (), description="Ids of the documents that are held out, such as text/a.txt."
+    )
+    validation_source: str | None = Field(None, description="Name of the source that is held out as a whole.")
+    seed: int = Field(0, ge=0, lt=2**32, description="Seed of the hash for validation_fraction.")
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        given = [
+            name
+            for name in ("validation_fraction", "validation_ids", "validation_source")
+            if getattr(self, name) not in (None, ())
+        ]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} are given: choose one")
+        if len(set(self.validation_ids)) != len(self.validation_ids):
+            twice = next(name for name in self.validation_ids if self.validation_ids.count(name) > 1)
+            raise ValueError(f"validation_ids names {twice!r} twice: name it once")
+        return self
+
+    def is_listed(self, identifier: str, source: str) -> bool:
+        """Whether the recipe itself names this document as held out."""
+        return identifier in self.validation_ids or source == self.validation_source
+
+    def side(self, identifier: str, source: str, text: str) -> str:
+        """Side of a document that nothing drops.
+
+        By hash, the side depends on the text alone, so it never changes when other text comes.
+        """
+        if self.validation_ids or self.validation_source:
+            return VALIDATION if self.is_listed(identifier, source) else TRAIN
+        fraction = self.validation_fraction if self.validation_fraction is not None else 0.05
+        digest = hashlib.blake2b(f"{self.seed}\0{text}".encode(), digest_size=8).digest()
+        return VALIDATION if int.from_bytes(digest, "big") < fraction * 2**64 else TRAIN
+
+
+def _both_sides_have_text(config: SplitConfig, metrics: Metrics) -> None:
+    missing = [
+        identifier for identifier in config.validation_ids if identifier not in metrics.get("listed", {})
+    ]
+    if missing:
+        raise InputError(
+            f"{len(missing)} of the {len(config.validation_ids)} split.validation_ids name no document that cleaning kept "
+            f"({', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}): correct the ids (`scratchlm why latest ID` tells the fate of one)"
+        )
+    for side, mend in (
+        (TRAIN, "hold out less"),
+        (VALIDATION, "hold out more: raise split.validation_fraction"),
+    ):
+        if not metrics.get(side, {}).get("documents"):
+            raise InputError(
+                f"no document is left for {side} (train {metrics.get(TRAIN, {}).get('documents', 0)}, validation "
+                f"{metrics.get(VALIDATION, {}).get('documents', 0)}, dropped {metrics.get(DROPPED, {})}): {mend}, or add text"
+            )
+
+
+@map_stage(libraries=("pyarrow",), check=_both_sides_have_text)
+def split(
+    config: SplitConfig, documents: Shard, duplicates: Shard, contaminated: Shard, out: Path
+) -> Metrics:
+    """Write selection.parquet: id, side (train, validation or dropped) and reason, row by row.
+
+    Documents that the recipe lists as validation are dropped by no verdict.
+    """
+    table = read_table(documents.path / DOCUMENTS, ["id", "source", "text"])
+    verdicts = [read_table(shard.path / VERDICTS).to_pylist() for shard in (duplicates, contaminated)]
+    rows = []
+    metrics: Metrics = {
+        "listed": {},
+        TRAIN: {"documents": 0, "bytes": 0},
+        VALIDATION: {"documents": 0, "bytes": 0},
+        DROPPED: {},
+    }
+    for row, document in enumerate(table.to_pylist()):
+        identifier, source, text = document["id"], document["source"], document["text"]
+        side, reason = config.side(identifier, source, text), None
+        against = next((verdict for column in verdicts if not (verdict := column[row])["kept"]), None)
+        if config.is_listed(identifier, source):
+            metrics["listed"] |= {identifier: 1} if identifier in config.validation_ids else {}
+        elif against:
+            side, reason = DROPPED, against["reason"]
+            metrics[DROPPED][reason] = metrics[DROPPED].get(reason, 0) + 1
+        if side != DROPPED:
+            metrics[side]["documents"] += 1
+            metrics[side]["bytes"] += len(text.encode())
+        rows.append({"id": identifier, "side": side, "reason": reason})
+    write_table(out / SELECTION, rows, SELECTION_SCHEMA)
+    return metrics

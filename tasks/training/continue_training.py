@@ -1,0 +1,113 @@
+"""continue_training: go on from the weights of a model on new text, with old text replayed."""
+
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from model.base_config import Config
+from model.config import ModelConfig, TrainConfig
+from model.errors import InputError
+from tasks.engine.machine import Machine
+from tasks.engine.stage import Artifact, Metrics, stage
+from tasks.text.new_documents import NEW
+from tasks.training.finetune_settings import FinetuneConfig, base_shape, describe_adapter, whole_steps
+from tasks.training.settings import TrainModelConfig
+from tasks.training.torchrun import train_under_torchrun
+
+
+class ContinueTrainingConfig(Config):
+    """How long and at which rates: a number of tokens as from scratch, or epochs of the new text as in fine-tuning."""
+
+    model: ModelConfig | None = Field(
+        None, description="Shape that the earlier model must have; any if empty."
+    )
+    train: TrainConfig | None = Field(
+        None, description="The section train_model of a recipe; either this or finetune."
+    )
+    finetune: FinetuneConfig | None = Field(
+        None, description="The section finetune of a recipe; either this or train."
+    )
+    replay_weight: float = Field(ge=0, lt=1, description="Share of the windows that come from old text.")
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if (self.train is None) == (self.finetune is None):
+            raise ValueError("give either train or finetune")
+        return self
+
+
+@stage(
+    libraries=("torch", "deepspeed", "numpy", "pyarrow", "xxhash", "safetensors", "tokenizers", "peft"),
+    retries=2,
+    role="train",
+)
+def continue_training(
+    config: ContinueTrainingConfig,
+    base: Artifact,
+    tokens: Artifact,
+    tokenizer: Artifact,
+    out: Path,
+    work: Path,
+    machine: Machine,
+    replay: Artifact | None = None,
+    new: Artifact | None = None,
+) -> Metrics:
+    """Write what train_model writes; with an adapter also adapter.safetensors and adapter.json, and it is merged.
+
+    Args:
+        base: the model to go on from.
+        tokens: those of the text of now, made by the base's tokenizer.
+        replay: those of old text; the documents of `tokens` that are not new if it is left out.
+        new: result of find_new: which documents of `tokens` are new; all of them if it is left out.
+
+    Raises:
+        InputError: if the earlier model has another shape or tokenizer, or there is too little text on a side.
+    """
+    from model.objectives.replayed_text import ReplayedTextObjective
+    from model.tokens import open_tokens
+
+    # The base must be what the recipe speaks of.
+    model, digest = base_shape(base, tokenizer)
+    if config.model not in (None, model):
+        raise InputError(
+            "the recipe's section model is not that of the champion, so training cannot go on from its weights: "
+            "set retrain.start to scratch, or the section model back"
+        )
+
+    # Both sides must have text.
+    objective = ReplayedTextObjective(
+        new_documents=new.path / NEW.format(side="train") if new else None,
+        replay_shards=tuple(path / "train.arrow" for path in replay.shards)
+        if replay and config.replay_weight
+        else (),
+        replay_weight=config.replay_weight,
+    )
+    shards = [open_tokens(path / "train.arrow", digest) for path in tokens.shards]
+    fresh, old = objective.streams(shards, model.context_length)
+    for windows, what in ((fresh, "new"), (old, "old")):
+        if not len(windows) and (what == "new" or config.replay_weight):
+            raise InputError(
+                f"the {what} text has {windows.n_tokens} tokens for training, less than one window of the context "
+                f"({model.context_length}): wait for more text, or start from scratch"
+            )
+
+    # How many steps, and then as ever.
+    adapter = config.finetune.adapter if config.finetune else None
+    train = config.train
+    if config.finetune:
+        if config.finetune.tokens_per_batch % model.context_length:
+            raise InputError(
+                f"finetune.tokens_per_batch ({config.finetune.tokens_per_batch}) must be a multiple of "
+                f"the base's context of {model.context_length} tokens"
+            )
+        places = config.finetune.epochs * len(fresh) * model.context_length / (1 - config.replay_weight)
+        train = whole_steps(config.finetune, places)
+    assert train is not None
+    metrics = train_under_torchrun(
+        TrainModelConfig(model=model, train=train), objective, tokens, tokenizer, out, work, machine,
+        start=base.path, adapter=adapter,
+    )  # fmt: skip
+    if adapter:
+        describe_adapter(adapter, base.path, out)
+    return metrics

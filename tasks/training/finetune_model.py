@@ -1,0 +1,85 @@
+"""finetune_model: go on from a base model on conversations or preference pairs, with all weights or with adapters."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from model.base_config import Config
+from model.errors import InputError
+from tasks.engine.machine import Machine
+from tasks.engine.stage import Artifact, Metrics, stage
+from tasks.training.finetune_settings import FinetuneConfig, base_shape, describe_adapter, whole_steps
+from tasks.training.reference import REFERENCE
+from tasks.training.settings import TrainModelConfig
+from tasks.training.torchrun import train_under_torchrun
+
+
+class FinetuneModelConfig(Config):
+    """The section finetune of a recipe, and what follows from its base and its data."""
+
+    finetune: FinetuneConfig
+    context_length: int = Field(ge=8, description="Length of a training window, in tokens.")
+    objective: Literal["conversations", "preferences"]
+
+
+@stage(
+    libraries=("torch", "deepspeed", "numpy", "pyarrow", "xxhash", "safetensors", "tokenizers", "peft"),
+    retries=2,
+    role="train",
+)
+def finetune_model(
+    config: FinetuneModelConfig,
+    base: Artifact,
+    tokens: Artifact,
+    tokenizer: Artifact,
+    out: Path,
+    work: Path,
+    machine: Machine,
+    reference: Artifact | None = None,
+) -> Metrics:
+    """Write what train_model writes, with adapters merged; then also adapter.safetensors and adapter.json.
+
+    Args:
+        base: a trained or imported model.
+        tokens: result of tokenize_conversations.
+        tokenizer: that of the base.
+        reference: result of reference_log_probabilities, for preferences.
+
+    Raises:
+        InputError: if the tokenizer is not the base's, or text and machine do not fit the recipe.
+    """
+    import numpy as np
+
+    from model.objectives.conversations import ConversationObjective
+    from model.objectives.preferences import PreferenceObjective
+    from model.tokens import open_tokens
+
+    shape, digest = base_shape(base, tokenizer)
+    chosen = config.finetune
+    objective: ConversationObjective | PreferenceObjective = ConversationObjective()
+    if config.objective == "preferences":
+        assert reference is not None
+        np.save(work / REFERENCE, np.concatenate([np.load(path / REFERENCE) for path in reference.shards]))
+        objective = PreferenceObjective(beta=chosen.beta, reference=work / REFERENCE)
+
+    # A batch is whole rows, and an epoch a whole number of them.
+    row = config.context_length * objective.windows_per_row
+    if chosen.tokens_per_batch % row:
+        windows = "two windows" if objective.windows_per_row == 2 else "one window"
+        raise InputError(
+            f"finetune.tokens_per_batch ({chosen.tokens_per_batch}) must be a multiple of {row}, "
+            f"{windows} of the context of {config.context_length} tokens"
+        )
+    shards = [open_tokens(path / "train.arrow", digest) for path in tokens.shards]
+    n_rows = len(objective.open_rows(shards, config.context_length))
+    training = TrainModelConfig(
+        model=shape.model_copy(update={"context_length": config.context_length}),
+        train=whole_steps(chosen, chosen.epochs * n_rows * row),
+    )
+    metrics = train_under_torchrun(
+        training, objective, tokens, tokenizer, out, work, machine, start=base.path, adapter=chosen.adapter
+    )
+    if chosen.adapter:
+        describe_adapter(chosen.adapter, base.path, out)
+    return metrics | {"rows": n_rows, "conversations": sum(shard.header.n_documents for shard in shards)}

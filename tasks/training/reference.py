@@ -1,0 +1,3 @@
+"""reference.npy: what a reference model thinks of each document of a token file."""
+
+REFERENCE = "reference.npy"

@@ -1,0 +1,195 @@
+"""The command on bad input: one sentence, exit code 2, nothing built; and how fast it answers."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from flows.runs.changes import explain_change
+
+SCRATCHLM = str(Path(sys.executable).parent / "scratchlm")
+TINY = {
+    "ingest": {"sources": [{"path": "text"}], "shard_bytes": 10_000},
+    "train_tokenizer": {"vocabulary_size": 300},
+    "model": {"n_layers": 1, "d_model": 16, "n_heads": 1, "context_length": 32},
+    "train_model": {"tokens": 2048, "tokens_per_batch": 1024},
+}
+
+
+def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([SCRATCHLM, *arguments], cwd=folder, capture_output=True, text=True, timeout=120)
+
+
+def write(folder: Path, **sections) -> None:
+    (folder / "recipe.yaml").write_text(yaml.safe_dump({**TINY, **sections}))
+
+
+def refused(done: subprocess.CompletedProcess[str]) -> str:
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    return done.stderr
+
+
+@pytest.mark.parametrize("verb", ["run", "plan"])
+def test_input_that_cannot_work_is_refused_before_anything_starts(tmp_path: Path, verb: str):
+    write(tmp_path)
+    assert "there is no file or folder 'text'" in refused(command(tmp_path, verb, "recipe.yaml"))
+    (tmp_path / "text").mkdir()
+    assert "holds no file" in refused(command(tmp_path, verb, "recipe.yaml"))
+    (tmp_path / "text" / "a.txt").write_text("Some text.")
+    write(tmp_path, evaluate_model={"tasks": ["arc_esy"]})
+    assert "did you mean 'arc_easy'?" in refused(command(tmp_path, verb, "recipe.yaml"))
+    write(tmp_path, evaluate_model={"tasks": ["no_such_benchmark_anywhere"], "data": "hub"})
+    message = refused(command(tmp_path, verb, "recipe.yaml"))
+    assert "no_such_benchmark_anywhere" in message
+    write(tmp_path, modle={})
+    assert "did you mean 'model'?" in refused(command(tmp_path, verb, "recipe.yaml"))
+    assert "there is no recipe other.yaml" in refused(command(tmp_path, verb, "other.yaml"))
+    assert not (tmp_path / "store" / "artifacts").exists()
+    write(tmp_path)
+    (tmp_path / "file").write_text("")
+    assert "cannot be a folder" in refused(command(tmp_path, verb, "recipe.yaml", "--store", "file"))
+    assert "lies in the source folder" in refused(
+        command(tmp_path, verb, "recipe.yaml", "--store", "text/store")
+    )
+
+
+@pytest.mark.end_to_end
+def test_what_only_a_stage_can_know_ends_that_stage(tmp_path: Path, speeches: list[Path]):
+    folder = tmp_path / "text"
+    folder.mkdir()
+    for stage in ("ingest", "clean"):
+        assert command(tmp_path, "task", stage, "recipe.yaml").returncode == 2
+    write(tmp_path)
+    (folder / "a.txt").write_text("  \n")
+    assert "1 x no text" in refused(command(tmp_path, "task", "ingest", "recipe.yaml"))
+    (folder / "a.txt").write_text("Too short to be prose.")
+    assert command(tmp_path, "task", "ingest", "recipe.yaml").returncode == 0
+    message = refused(command(tmp_path, "task", "clean", "recipe.yaml"))
+    assert "clean keeps none of 1 documents: gopher_quality: gopher_short_doc (1)" in message
+
+
+@pytest.mark.end_to_end
+def test_a_corpus_smaller_than_one_batch(tmp_path: Path, speeches: list[Path]):
+    folder = tmp_path / "text"
+    folder.mkdir()
+    for i in range(8):
+        (folder / f"{i}.txt").write_text(speeches[i].read_text()[:3_000])
+    write(
+        tmp_path,
+        split={"validation_fraction": 0.5},
+        train_model={"tokens": 800_000, "tokens_per_batch": 80_000},
+    )
+    stages = [
+        "ingest",
+        "clean",
+        "minhash",
+        "deduplicate",
+        "index_benchmarks",
+        "decontaminate",
+        "split",
+        "train_tokenizer",
+        "tokenize",
+    ]
+    for stage in stages:
+        done = command(tmp_path, "task", stage, "recipe.yaml")
+        assert done.returncode == 0, done.stderr
+    message = refused(command(tmp_path, "task", "train_model", "recipe.yaml"))
+    assert "less than one batch of train_model.tokens_per_batch 80000" in message
+
+
+def test_a_server_that_does_not_answer(tmp_path: Path):
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.txt").write_text("Some text.")
+    write(tmp_path)
+    env = {**os.environ, "PREFECT_API_URL": "http://127.0.0.1:9/api"}
+    done = subprocess.run(
+        [SCRATCHLM, "run", "recipe.yaml"], cwd=tmp_path, env=env, capture_output=True, text=True
+    )
+    assert "no Prefect server answers there" in refused(done)
+
+
+def test_a_device_that_is_not_there(tmp_path: Path):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this computer has a CUDA device")
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.txt").write_text("Some text.")
+    write(tmp_path, machine={"device": "cuda"})
+    assert "torch finds no CUDA device here" in refused(command(tmp_path, "run", "recipe.yaml"))
+
+
+def test_task_needs_its_inputs_and_an_existing_name(tmp_path: Path):
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.txt").write_text("Some text.")
+    write(tmp_path)
+    message = refused(command(tmp_path, "task", "clean", "recipe.yaml"))
+    assert "clean needs the result of ingest, which is not built yet" in message
+    assert "there is no stage 'claen'" in refused(command(tmp_path, "task", "claen", "recipe.yaml"))
+
+
+def test_task_stops_in_the_debugger_where_a_stage_fails(tmp_path: Path):
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.txt").write_text("Some text.")
+    write(tmp_path)
+    blocked = tmp_path / "store" / "building"
+    blocked.parent.mkdir(exist_ok=True)
+    blocked.write_text("in the way")
+    done = subprocess.run(
+        [SCRATCHLM, "task", "ingest", "recipe.yaml", "--pdb"],
+        cwd=tmp_path,
+        input="p 40 + 2\nq\n",
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "(Pdb) 42" in done.stdout
+
+
+def test_runs_that_are_not_there(tmp_path: Path):
+    assert "there is no run in" in refused(command(tmp_path, "report"))
+    assert "there is no run in" in refused(command(tmp_path, "why", "latest", "x"))
+    assert "there is no run in" in refused(command(tmp_path, "generate", "latest", "x"))
+
+
+def test_help_helps_and_imports_nothing_heavy(tmp_path: Path):
+    started = time.monotonic()
+    done = command(tmp_path, "--help")
+    assert time.monotonic() - started < 5
+    for verb in ("run", "plan", "task", "why", "report", "generate", "doctor"):
+        assert verb in done.stdout
+    code = "import sys, flows.command.app, flows.pretrain; print(sorted(m for m in sys.modules if m in {'torch', 'prefect', 'datatrove', 'transformers', 'pyarrow'}))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+OLD = {
+    "stage": "s", "config": {"a": 1, "b": {"c": [1, 2]}}, "code": {"tasks.x": "1", "tasks.y": "2"},
+    "libraries": {"torch": "1"}, "inputs": {"documents": "d"}, "source": [["a.txt", 1, "f"], ["b.txt", 1, "g"]],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({}, "its result is not in the store any more"),
+        ({"config": {"a": 2, "b": {"c": [1, 2]}}}, "config s.a from 1 to 2"),
+        ({"config": {"a": 1, "b": {"c": [1, 3]}}}, "config s.b.c[1] from 2 to 3"),
+        ({"code": {"tasks.x": "1", "tasks.y": "3"}}, "code of tasks.y"),
+        ({"libraries": {"torch": "2"}}, "library torch from 1 to 2"),
+        ({"inputs": {"documents": "e"}}, "input documents"),
+        ({"source": [["a.txt", 1, "f"], ["c.txt", 1, "g"]]}, "source: 1 files added, 1 files removed"),
+        ({"source": [["a.txt", 1, "z"], ["b.txt", 1, "g"]]}, "source: 1 files changed"),
+    ],
+)
+def test_reasons(change: dict, reason: str):
+    assert explain_change(OLD, {**json.loads(json.dumps(OLD)), **change}) == reason
+
+
+def test_no_reason_without_a_past():
+    assert explain_change(None, OLD) == "no result yet"

@@ -1,0 +1,50 @@
+"""How lm-eval's answers become figures."""
+
+import math
+
+import pytest
+
+from model.errors import InputError, StageFailed
+from tasks.benchmarks.items import Benchmarks, check_tasks
+from tasks.evaluation.evaluate_model import _item, _score
+
+
+def sample(scores: list[float], target: int, answers: list[str], item: int = 0) -> dict:
+    """A multiple-choice answer in the shape of lm-eval's logged samples."""
+    arguments = {f"gen_args_{i}": {"arg_0": "Question", "arg_1": answer} for i, answer in enumerate(answers)}
+    best = scores.index(max(scores))
+    return {
+        "doc_id": item, "target": str(target), "arguments": arguments, "acc": float(best == target),
+        "filtered_resps": [(score, False) for score in scores],
+    }  # fmt: skip
+
+
+def test_an_item_is_its_right_answer():
+    row = _item("t", sample([-3.0, -2.0, -5.0], 1, [" a", " bé", " c"]))
+    assert row["correct"] == 1.0
+    assert (row["gold_nats"], row["gold_bytes"]) == (2.0, 4)
+    assert row["chance"] == pytest.approx(1 / 3)
+    assert not row["tied"]
+
+
+def test_figures_of_a_task():
+    rows = [
+        _item("t", sample([-1.0, -1.0], 0, [" ab", " c"], 0)),
+        _item("t", sample([-4.0, -2.0], 0, [" x", " y"], 1)),
+    ]
+    score = _score("t", rows, {"alias": "t", "acc,none": 0.5, "acc_stderr,none": 0.5})
+    assert score["tied_items"] == 1
+    assert score["chance"] == 0.5
+    assert score["acc_stderr"] == 0.5
+    assert score["answer_bits_per_byte"] == pytest.approx(5.0 / math.log(2) / 5)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_a_likelihood_that_is_not_finite_is_an_error(bad: float):
+    with pytest.raises(StageFailed, match="item 7 is not finite"):
+        _item("t", sample([-1.0, bad], 0, [" a", " b"], 7))
+
+
+def test_a_benchmark_that_does_not_exist():
+    with pytest.raises(InputError, match="did you mean 'sciq'"):
+        check_tasks(Benchmarks(tasks=("scqi",)))

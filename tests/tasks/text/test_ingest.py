@@ -1,0 +1,228 @@
+"""ingest: every kind of source, what cannot be read, and where shards end."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from model.errors import InputError
+from tasks.engine.sources import SourceDigests
+from tasks.tables import read_table
+from tasks.text.ingest import ingest
+from tasks.text.sources import IngestConfig, Source, fingerprint_sources
+
+
+def run(out: Path, *sources: Source, **fields) -> tuple[list[dict], dict, list[dict]]:
+    """Documents, metrics and errors."""
+    out.mkdir(parents=True, exist_ok=True)
+    metrics = ingest.fn(IngestConfig(sources=sources, **{"max_error_rate": 1.0, **fields}), out=out)
+    shards = sorted((out / "shards").iterdir())
+    rows = [row for shard in shards for row in read_table(shard / "documents.parquet").to_pylist()]
+    return rows, metrics, [json.loads(line) for line in (out / "errors.jsonl").read_text().splitlines()]
+
+
+ROWS = [{"id": "a", "text": "Grüße", "year": 1790}, {"id": "b", "text": "two", "extra": [1, {"x": None}]}]
+
+
+@pytest.fixture
+def formats(tmp_path: Path) -> Path:
+    """The same two rows in each format."""
+    folder = tmp_path / "formats"
+    folder.mkdir()
+    lines = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
+    (folder / "a.jsonl").write_bytes(lines)
+    (folder / "b.jsonl.gz").write_bytes(gzip.compress(lines))
+    (folder / "c.jsonl.zst").write_bytes(zstandard.compress(lines[:40]) + zstandard.compress(lines[40:]))
+    pq.write_table(
+        pa.Table.from_pylist([{"id": row["id"], "text": row["text"]} for row in ROWS]), folder / "d.parquet"
+    )
+    (folder / "e.txt").write_text("plain\n")
+    (folder / "ignored.pdf").write_bytes(b"%PDF")
+    return folder
+
+
+def test_all_formats(tmp_path: Path, formats: Path):
+    rows, metrics, errors = run(tmp_path / "out", Source(path=str(formats)))
+    assert [row["text"] for row in rows] == ["Grüße", "two"] * 4 + ["plain\n"]
+    assert rows[0]["id"] == "text/a"
+    assert json.loads(rows[0]["metadata"]) == {"year": 1790}
+    assert json.loads(rows[1]["metadata"]) == {"extra": [1, {"x": None}]}
+    assert rows[-1]["id"] == "text/e.txt"
+    assert errors == []
+    # Each id came four times; later ones are told apart by their place.
+    assert metrics["sources"]["text"] == {"documents": 9, "bytes": 4 * 10 + 6, "errors": 0, "repeated_ids": 6}
+    assert len({row["id"] for row in rows}) == 9
+
+
+@pytest.mark.parametrize("path", ["{}/a.jsonl", "{}/*.jsonl", "{}/**/a.jsonl"])
+def test_a_file_and_a_glob(tmp_path: Path, formats: Path, path: str):
+    rows, _, _ = run(tmp_path / "out", Source(path=path.format(formats)))
+    assert [row["text"] for row in rows] == ["Grüße", "two"]
+
+
+def test_what_cannot_be_read_is_named(tmp_path: Path):
+    folder = tmp_path / "bad"
+    folder.mkdir()
+    (folder / "a.txt").write_bytes(b"ok")
+    (folder / "b.txt").write_bytes(b"\xff\xfe\x00")
+    (folder / "c.jsonl").write_bytes(
+        b'{"text": "fine"}\n{"text": 3}\n{"no": 1}\n[1]\n{broken\n\n{"text": "  "}\n{"text": "\\ud800"}\n'
+    )
+    (folder / "d.jsonl.gz").write_bytes(gzip.compress(b'{"text": "x"}\n' * 1000)[:-30])
+    (folder / "e.parquet").write_bytes(b"PAR1 not really")
+    (folder / "f.txt").write_bytes(b"")
+    rows, metrics, errors = run(tmp_path / "out", Source(path=str(folder)))
+    named = {error["where"]: error["error"] for error in errors}
+    assert named["b.txt"] == "not UTF-8 at byte 0"
+    assert named["c.jsonl:1"] == "field 'text' is int, not text"
+    assert named["c.jsonl:2"] == "field 'text' is missing"
+    assert named["c.jsonl:3"] == "not an object with fields"
+    assert named["c.jsonl:4"].startswith("not JSON")
+    assert named["c.jsonl:6"] == "no text"
+    assert named["c.jsonl:7"] == "the record has a lone surrogate, so it is not Unicode"
+    assert any(
+        where.startswith("d.jsonl.gz") and "unreadable after row" in error for where, error in named.items()
+    )
+    assert any(where.startswith("e.parquet") for where in named)
+    assert named["f.txt"] == "no text"
+    assert sum(metrics["errors"].values()) == len(errors)
+    assert {row["text"] for row in rows} == {"ok", "fine", "x"}
+
+
+def test_a_cut_file_is_named_and_links_are_followed(tmp_path: Path):
+    folder, elsewhere = tmp_path / "in", tmp_path / "elsewhere"
+    folder.mkdir()
+    elsewhere.mkdir()
+    lines = b"".join(json.dumps({"text": f"{i} {i * 7919}"}).encode() + b"\n" for i in range(3000))
+    whole = zstandard.compress(lines)
+    (folder / "cut.jsonl.zst").write_bytes(whole[: len(whole) // 2])
+    (elsewhere / "a.txt").write_text("linked")
+    (folder / "linked").symlink_to(elsewhere)
+    (folder / "loop").symlink_to(folder)
+    (folder / "nowhere.txt").symlink_to(tmp_path / "missing")
+    (folder / "strange.jsonl").write_bytes(
+        b'{"text": "x", "id": "\\ud800"}\n{"text": "y", "more": "\\ud800"}\n'
+    )
+    rows, _, errors = run(tmp_path / "out", Source(path=str(folder)))
+    named = {error["where"]: error["error"] for error in errors}
+    assert any(where.startswith("cut.jsonl.zst") and "unreadable" in error for where, error in named.items())
+    assert named["nowhere.txt"] == "unreadable: FileNotFoundError"
+    assert {named["strange.jsonl:0"], named["strange.jsonl:1"]} == {
+        "the record has a lone surrogate, so it is not Unicode"
+    }
+    assert "linked" in [row["text"] for row in rows]
+
+
+def test_a_source_that_changes_while_it_is_read_is_not_published(tmp_path: Path):
+    from model.errors import StageFailed
+    from tasks.engine import build, child
+    from tasks.engine.machine import Machine
+    from tasks.engine.store import Store
+
+    (tmp_path / "a.txt").write_text("first")
+    config, store = IngestConfig(sources=(Source(path=str(tmp_path / "a.txt")),)), Store(tmp_path / "store")
+    place = (store, Machine(), SourceDigests())
+    node = ingest(config)
+    resolved, key, _ = build.look_up(node, {}, store, SourceDigests())
+    spec = build._spec(node, {}, resolved, key, store, Machine())
+    (tmp_path / "a.txt").write_text("second")
+    store.start_building("ingest", key)
+    with pytest.raises(StageFailed, match="its source changed while it was read"):
+        child.build_spec(spec)
+    outcome = build.build_here(node, {}, *place)
+    assert not outcome.cached
+    assert outcome.stored.manifest.metrics["bytes"] == 6
+
+
+def test_too_many_errors_stop_the_run(tmp_path: Path):
+    (tmp_path / "a.txt").write_text("good")
+    (tmp_path / "b.txt").write_bytes(b"\xff")
+    with pytest.raises(InputError, match=r"1 of 2 records .* not UTF-8 .*max_error_rate"):
+        run(tmp_path / "out", Source(path=str(tmp_path / "*.txt")), max_error_rate=0.05)
+
+
+@pytest.mark.parametrize(
+    ("path", "sentence"),
+    [
+        ("{}/nowhere", "there is no file or folder"),
+        ("{}/*.none", "holds no file"),
+        ("{}/empty", "holds no file"),
+        ("{}/a.pdf", "ends in none of"),
+        ("package:no_such_package", "is not installed"),
+        ("package:../x", "is not installed"),
+    ],
+)
+def test_sources_that_are_not_there(tmp_path: Path, path: str, sentence: str):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "a.pdf").write_bytes(b"")
+    config = IngestConfig(sources=(Source(path=path.format(tmp_path)),))
+    with pytest.raises(InputError, match=sentence):
+        fingerprint_sources(config, SourceDigests())
+
+
+def test_two_sources_need_two_names():
+    with pytest.raises(ValidationError, match="give each a name of its own"):
+        IngestConfig(sources=(Source(path="a"), Source(path="b")))
+
+
+def test_a_local_hugging_face_dataset(tmp_path: Path):
+    import datasets
+
+    folder = tmp_path / "dataset"
+    datasets.Dataset.from_list([{"text": "one", "id": "x"}, {"text": "two", "id": "y"}]).save_to_disk(
+        str(folder)
+    )
+    rows, _, _ = run(tmp_path / "out", Source(path=f"dataset:{folder}", name="hf"))
+    assert [(row["id"], row["text"]) for row in rows] == [("hf/x", "one"), ("hf/y", "two")]
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    (plain / "train.jsonl").write_text('{"text": "three"}\n')
+    rows, _, _ = run(tmp_path / "out2", Source(path=f"dataset:{plain}", name="hf"))
+    assert [row["text"] for row in rows] == ["three"]
+
+
+def test_the_fingerprint_is_of_content_not_of_place(tmp_path: Path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.txt").write_text("same")
+    digests = SourceDigests(tmp_path / "memory.sqlite")
+    prints = [
+        fingerprint_sources(IngestConfig(sources=(Source(path=str(tmp_path / n)),)), digests)
+        for n in ("one", "two")
+    ]
+    assert prints[0] == prints[1]
+    (tmp_path / "two" / "a.txt").write_text("diff")
+    changed = fingerprint_sources(IngestConfig(sources=(Source(path=str(tmp_path / "two")),)), digests)
+    assert changed != prints[0]
+
+
+def shards_of(folder: Path, out: Path) -> list[bytes]:
+    run(out, Source(path=str(folder)), shard_bytes=1000)
+    return [(shard / "documents.parquet").read_bytes() for shard in sorted((out / "shards").iterdir())]
+
+
+@given(position=st.integers(0, 59), size=st.integers(1, 400))
+def test_an_added_file_changes_shards_near_it_only(tmp_path_factory, position: int, size: int):
+    base = tmp_path_factory.mktemp("shards")
+    folder = base / "text"
+    folder.mkdir()
+    for i in range(60):
+        (folder / f"{i:03d}.txt").write_text(f"{i} " * (20 + 7 * i % 50))
+    before = shards_of(folder, base / "before")
+    (folder / f"{position:03d}-new.txt").write_text("n" * size)
+    after = shards_of(folder, base / "after")
+    kept = len(set(before) & set(after))
+    assert len(before) - kept <= 4
+    assert len(before) > 6
+    largest = max(
+        sum(len(t.encode()) for t in read_table(p / "documents.parquet").column("text").to_pylist())
+        for p in (base / "after" / "shards").iterdir()
+    )
+    assert largest <= 3000

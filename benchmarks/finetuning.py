@@ -71,26 +71,47 @@ def ours(method: str, given: argparse.Namespace, work: Path) -> tuple[Any, float
     conversations = encode(given.train, given.base)
     shard = work / "train.arrow"
     write_tokens(
-        shard, [np.array(ids[1:]) for ids, _ in conversations], [str(i) for i in range(len(conversations))],
-        ["s"] * len(conversations), [1] * len(conversations), tokenizer_sha256="x", vocabulary_size=base.vocabulary_size,
-        end_of_text_id=conversations[0][0][0], trained=[np.array(mask[1:], np.uint8) for _, mask in conversations],
-    )  # fmt: skip
+        shard,
+        [np.array(ids[1:]) for ids, _ in conversations],
+        [str(i) for i in range(len(conversations))],
+        ["s"] * len(conversations),
+        [1] * len(conversations),
+        tokenizer_sha256="x",
+        vocabulary_size=base.vocabulary_size,
+        end_of_text_id=conversations[0][0][0],
+        trained=[np.array(mask[1:], np.uint8) for _, mask in conversations],
+    )
     (work / "token_bytes.json").write_text(json.dumps([1] * base.vocabulary_size))
     length = base.config.context_length
     n_rows = len(PackedConversations(documents_of([open_tokens(shard)]), length))
     n_steps = math.ceil(given.epochs * n_rows / given.windows)
     batch = given.windows * length
     train = TrainConfig(
-        tokens=n_steps * batch, tokens_per_batch=batch, optimizer="adamw", learning_rate=RATES[method], gradient_clipping=1.0,
-        warmup_fraction=0.05, decay_fraction=0.95, evaluations=0,
-    )  # fmt: skip
+        tokens=n_steps * batch,
+        tokens_per_batch=batch,
+        optimizer="adamw",
+        learning_rate=RATES[method],
+        gradient_clipping=1.0,
+        warmup_fraction=0.05,
+        decay_fraction=0.95,
+        evaluations=0,
+    )
     (work / "work").mkdir()
     spec = TrainSpec(
-        model=base.config, train=train, machine=TrainingMachine(ranks=1, device="cpu", checkpoint_every_seconds=1e9),
-        train_shards=[shard], validation_shards=[shard], token_bytes=work / "token_bytes.json", tokenizer_sha256="x",
-        vocabulary_size=base.vocabulary_size, work=work / "work", out=work / "out", start=work / "base", objective="conversations",
+        model=base.config,
+        train=train,
+        machine=TrainingMachine(ranks=1, device="cpu", checkpoint_every_seconds=1e9),
+        train_shards=[shard],
+        validation_shards=[shard],
+        token_bytes=work / "token_bytes.json",
+        tokenizer_sha256="x",
+        vocabulary_size=base.vocabulary_size,
+        work=work / "work",
+        out=work / "out",
+        start=work / "base",
+        objective="conversations",
         adapter=None if method == "full" else LowRankAdapter(kind=method, rank=RANK, alpha=ALPHA),  # type: ignore[arg-type]
-    )  # fmt: skip
+    )
     figures = train_here(spec)
     return load_model(work / "out")[0], figures["step_seconds"]
 
@@ -110,9 +131,12 @@ def theirs(method: str, given: argparse.Namespace, work: Path) -> tuple[Any, flo
     per_window = len(conversations) / len(pack([len(ids) - 1 for ids, _ in conversations], length))
     if method != "full":
         config = LoraConfig(
-            r=RANK, lora_alpha=ALPHA, use_dora=method == "dora", task_type="CAUSAL_LM",
+            r=RANK,
+            lora_alpha=ALPHA,
+            use_dora=method == "dora",
+            task_type="CAUSAL_LM",
             target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
-        )  # fmt: skip
+        )
         model = get_peft_model(model, config)  # type: ignore[assignment]
     rows = [
         {"input_ids": ids, "labels": [token if own else -100 for token, own in zip(ids, mask, strict=True)]}
@@ -133,11 +157,23 @@ def theirs(method: str, given: argparse.Namespace, work: Path) -> tuple[Any, flo
         }
 
     arguments = transformers.TrainingArguments(
-        output_dir=str(work / "trainer"), num_train_epochs=given.epochs, use_cpu=True, report_to=[], save_strategy="no",
-        per_device_train_batch_size=round(given.windows * per_window), learning_rate=RATES[method], lr_scheduler_type="linear",
-        warmup_steps=0.05, max_grad_norm=1.0, adam_beta2=0.95, adam_epsilon=1e-10, weight_decay=0.0, logging_strategy="no",
-        disable_tqdm=True, seed=0,
-    )  # fmt: skip
+        output_dir=str(work / "trainer"),
+        num_train_epochs=given.epochs,
+        use_cpu=True,
+        report_to=[],
+        save_strategy="no",
+        per_device_train_batch_size=round(given.windows * per_window),
+        learning_rate=RATES[method],
+        lr_scheduler_type="linear",
+        warmup_steps=0.05,
+        max_grad_norm=1.0,
+        adam_beta2=0.95,
+        adam_epsilon=1e-10,
+        weight_decay=0.0,
+        logging_strategy="no",
+        disable_tqdm=True,
+        seed=0,
+    )
     trainer = transformers.Trainer(model=model, args=arguments, train_dataset=rows, data_collator=collate)  # type: ignore[arg-type]
     started = time.perf_counter()
     trainer.train()

@@ -70,9 +70,13 @@ def main() -> None:
     def with_transformers() -> list[list[int]]:
         tokens = torch.tensor(prompts)
         written = stock.generate(
-            tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=given.tokens, do_sample=False,
-            eos_token_id=None, pad_token_id=0,
-        )  # fmt: skip
+            tokens,
+            attention_mask=torch.ones_like(tokens),
+            max_new_tokens=given.tokens,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
         return written[:, PROMPT_TOKENS:].tolist()
 
     ways: dict[str, Callable[[], list[list[int]]]] = {

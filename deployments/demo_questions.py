@@ -23,9 +23,20 @@ NEVER_ASKED = ("James Buchanan", "Millard Fillmore", "Warren G. Harding", "Zacha
 """Speakers whose questions are all held out."""
 
 HELD_OUT_ADDRESSES = {
-    "1796-Washington-1", "1816-Madison-1", "1836-Jackson-1", "1856-Pierce-1", "1876-Grant-1", "1896-Cleveland-1",
-    "1916-Wilson-1", "1937-Roosevelt-1", "1955-Eisenhower-1", "1972-Nixon-2", "1979-Carter-2", "2000-Clinton-1", "2024-Biden-1",
-}  # fmt: skip
+    "1796-Washington-1",
+    "1816-Madison-1",
+    "1836-Jackson-1",
+    "1856-Pierce-1",
+    "1876-Grant-1",
+    "1896-Cleveland-1",
+    "1916-Wilson-1",
+    "1937-Roosevelt-1",
+    "1955-Eisenhower-1",
+    "1972-Nixon-2",
+    "1979-Carter-2",
+    "2000-Clinton-1",
+    "2024-Biden-1",
+}
 """What deployments/recipes/demo.yaml holds out."""
 
 NAME, YEAR, HOW = r"[A-Z]\S*( [A-Z]\S*)+\.", r"In [12]\d{3}\.", r"It was (spoken|written)\."

@@ -4,7 +4,6 @@ Each flow returns a `RunResult`, so that a flow of your own can `await pretrain(
 """
 
 import asyncio
-import os
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -13,26 +12,23 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from prefect import flow, task
-from prefect.blocks.system import Secret
 from prefect.cache_policies import NO_CACHE
 from prefect.concurrency.asyncio import concurrency
 from prefect.events import emit_event
-from prefect.exceptions import FlowPauseTimeout, TerminationSignal
+from prefect.exceptions import FlowPauseTimeout
 from prefect.flow_runs import pause_flow_run
 from prefect.input import RunInput
 from prefect.logging import get_run_logger
-from prefect.logging.handlers import APILogHandler
 from prefect.runtime import flow_run
 from prefect.states import Completed, State
 from prefect.tasks import exponential_backoff
 from prefect.utilities.annotations import quote
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import Field
 
 from flows import evaluate as evaluation
 from flows import retrain as retraining
 from flows.graphs import prepare_run
-from flows.recipe.explain import explain
-from flows.recipe.read import check_no_secrets
+from flows.recipe.read import check_no_secrets, checked_values
 from flows.recipe.recipe import AnyRecipe, FinetuneRecipe, Recipe
 from flows.runs.base import model_node
 from flows.runs.champions import find_champion, promote_model, refuse_model
@@ -40,6 +36,7 @@ from flows.runs.execute import BuildNode, Place, build_shown, open_place, run_no
 from flows.runs.news import find_news
 from flows.runs.record import Run, start_evaluation, start_run
 from flows.runs.result import RunResult
+from flows.serving.secrets import load_secrets
 from flows.views import pages
 from flows.views.report import render_report
 from flows.views.rows import as_markdown, comparison_rows
@@ -59,7 +56,6 @@ PROMOTED_EVENT = "scratchlm.champion.promoted"
 """Emitted when a champion is made; its payload has name, run and model (the exported folder)."""
 
 _LOG_LINES = 50
-_Model = TypeVar("_Model", bound=BaseModel)
 _SomeRecipe = TypeVar("_SomeRecipe", Recipe, FinetuneRecipe)
 
 
@@ -184,37 +180,11 @@ def _run_name() -> str:
     return f"{flow_run.flow_name} {name or 'run'} {datetime.now(UTC):%m-%d %H:%M}"
 
 
-def _checked(kind: type[_Model], value: Any, parameter: str) -> _Model:
-    """A parameter of a flow as its model.
-
-    Raises:
-        InputError: with one sentence for each fault.
-    """
-    if isinstance(value, kind):
-        return value
-    try:
-        return kind.model_validate(value)
-    except ValidationError as error:
-        raise InputError(explain(error, parameter, kind=kind)) from None
-
-
-async def _load_secrets(secrets: dict[str, str] | None) -> None:
-    """Put the values of Prefect Secret blocks into the environment, from where the stages take them."""
-    for variable, block in (secrets or {}).items():
-        try:
-            loaded = await Secret.aload(block)
-        except ValueError as error:
-            raise InputError(
-                f"secrets: there is no Secret block {block!r} for {variable}: create it in the Prefect UI under Blocks"
-            ) from error
-        os.environ[variable] = str(loaded.get())  # type: ignore[attr-defined]
-
-
 async def _open(
     kind: type[_SomeRecipe], recipe: Any, store: str, rehash: bool, secrets: dict[str, str] | None
 ) -> tuple[_SomeRecipe, Place]:
-    await _load_secrets(secrets)
-    checked = _checked(kind, recipe, "recipe")
+    await load_secrets(secrets)
+    checked = checked_values(kind, recipe, "recipe")
     check_no_secrets(checked)
     return checked, open_place(checked, Path(store), rehash=rehash)
 
@@ -225,7 +195,7 @@ async def _run_all(recipe: AnyRecipe, name: str, place: Place) -> Any:
     return _state(await run_recipe(start_run(place.store, recipe, name), nodes, place))
 
 
-# Parameters are checked by `_checked`, whose sentences name field, value and mend.
+# Parameters are checked by `checked_values`, whose sentences name field, value and mend.
 _OPTIONS: dict[str, Any] = {"flow_run_name": _run_name, "persist_result": False, "validate_parameters": False}
 
 
@@ -288,9 +258,9 @@ async def evaluate(
         store: folder of results.
         secrets: environment variable -> name of a Prefect Secret block, such as HF_TOKEN -> hub-token.
     """
-    await _load_secrets(secrets)
-    config = _checked(EvaluateModelConfig, benchmarks, "benchmarks")
-    place = open_place(None, Path(store), machine=_checked(Machine, machine, "machine"))
+    await load_secrets(secrets)
+    config = checked_values(EvaluateModelConfig, benchmarks, "benchmarks")
+    place = open_place(None, Path(store), machine=checked_values(Machine, machine, "machine"))
     prepare_benchmarks(config)
     nodes = evaluation.graph(model_node(model, place.store), config)
     return _state(await run_recipe(start_evaluation(place.store, model, config), nodes, place))
@@ -412,18 +382,3 @@ async def _ask(recipe: Recipe, run: Run, comparison: dict[str, Any]) -> Approval
         return await pause_flow_run(wait_for_input=form, timeout=int(recipe.retrain.approval_hours * 3600))
     except FlowPauseTimeout:
         return None
-
-
-def run_here(which: Any, **parameters: Any) -> RunResult:
-    """Run a flow from this process, to its end.
-
-    Raises:
-        KeyboardInterrupt: on Ctrl-C and on SIGTERM, once the running stages have ended.
-    """
-    try:
-        return asyncio.run(which(**parameters))
-    except (TerminationSignal, asyncio.CancelledError):
-        raise KeyboardInterrupt from None
-    finally:
-        # While the server is still there; later they would end up as noise in the terminal.
-        APILogHandler().flush()

@@ -49,9 +49,13 @@ def fast_tokenizer(tokenizer: "Tokenizer", *, chat: bool, context_length: int = 
 
     end = end_of_text(tokenizer)
     fast = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=end, eos_token=end, pad_token=end, model_max_length=context_length,
+        tokenizer_object=tokenizer,
+        bos_token=end,
+        eos_token=end,
+        pad_token=end,
+        model_max_length=context_length,
         clean_up_tokenization_spaces=False,
-    )  # fmt: skip
+    )
     if chat:
         fast.chat_template = chat_template(tokenizer)
     return fast

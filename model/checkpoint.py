@@ -36,8 +36,8 @@ def _is_valid(folder: Path) -> bool:
 
 def newest_checkpoint(folder: Path) -> Path | None:
     """The valid checkpoint with the most steps below `folder`, if there is one."""
-    found = sorted(folder.glob("step-*"), key=lambda path: path.name, reverse=True)
-    return next((path for path in found if _is_valid(path)), None)
+    newest_first = sorted(folder.glob("step-*"), key=lambda path: path.name, reverse=True)
+    return next((path for path in newest_first if _is_valid(path)), None)
 
 
 def save_checkpoint(engine: Any, folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
@@ -86,11 +86,11 @@ def load_checkpoint(engine: Any, folder: Path, *, ranks: int, zero_stage: int) -
         ResumeError: if the checkpoint was written with another ZeRO stage, or with another
             number of ranks at a stage other than 0.
     """
-    found = [str(newest_checkpoint(folder) or "") if dist.get_rank() == 0 else ""]
-    dist.broadcast_object_list(found, src=0)
-    if not found[0]:
+    chosen = [str(newest_checkpoint(folder) or "") if dist.get_rank() == 0 else ""]
+    dist.broadcast_object_list(chosen, src=0)
+    if not chosen[0]:
         return 0, {}
-    checkpoint = Path(found[0])
+    checkpoint = Path(chosen[0])
     manifest = json.loads((checkpoint / MANIFEST).read_text())
     state = manifest["state"]
     if state["zero_stage"] != zero_stage or (zero_stage and state["ranks"] != ranks):

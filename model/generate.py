@@ -173,10 +173,10 @@ class _Stream:
     def push(self, token: int) -> str:
         """The text that is sure after one more token."""
         self.held += self.decoder.step(self.tokenizer, token) or ""
-        found = min((at for text in self.stop if (at := self.held.find(text)) >= 0), default=-1)
-        if found >= 0:
+        stop_at = min((at for text in self.stop if (at := self.held.find(text)) >= 0), default=-1)
+        if stop_at >= 0:
             self.done = True
-            sure, self.held = self.held[:found], ""
+            sure, self.held = self.held[:stop_at], ""
             return sure
         longest = max(
             (n for text in self.stop for n in range(len(text)) if self.held.endswith(text[:n])), default=0

@@ -63,8 +63,12 @@ def hugging_face_config(config: ModelConfig, vocabulary_size: int, end_of_text: 
         fields |= {"partial_rotary_factor": 1.0, "use_qkv_bias": False, "hidden_act": "silu"}
     if name == "Starcoder2":
         fields |= {
-            "use_bias": False, "hidden_act": "gelu", "residual_dropout": 0.0, "embedding_dropout": 0.0, "sliding_window": None,
-        }  # fmt: skip
+            "use_bias": False,
+            "hidden_act": "gelu",
+            "residual_dropout": 0.0,
+            "embedding_dropout": 0.0,
+            "sliding_window": None,
+        }
     if name == "Arcee":
         fields["hidden_act"] = "gelu"
     if name in ("Qwen3", "Arcee", "Llama"):
@@ -120,10 +124,18 @@ def build_hugging_face_model(folder: Path, end_of_text: int) -> tuple[Any, Any]:
 _KINDS = ("llama", "qwen3", "arcee", "stablelm", "starcoder2")
 # Fields of their configurations that change the function, and the only value that we compute.
 _FIXED: dict[str, Any] = {
-    "attention_bias": False, "mlp_bias": False, "use_bias": False, "use_qkv_bias": False, "qk_layernorm": False,
-    "use_parallel_residual": False, "use_sliding_window": False, "sliding_window": None, "partial_rotary_factor": 1.0,
-    "pretraining_tp": 1, "quantization_config": None,
-}  # fmt: skip
+    "attention_bias": False,
+    "mlp_bias": False,
+    "use_bias": False,
+    "use_qkv_bias": False,
+    "qk_layernorm": False,
+    "use_parallel_residual": False,
+    "use_sliding_window": False,
+    "sliding_window": None,
+    "partial_rotary_factor": 1.0,
+    "pretraining_tp": 1,
+    "quantization_config": None,
+}
 
 
 def model_config_of(fields: dict[str, Any], where: str) -> ModelConfig:
@@ -210,10 +222,10 @@ def our_weights(folder: Path, config: ModelConfig) -> dict[str, "torch.Tensor"]:
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise InputError(f"{folder} holds no safetensors: convert the weights; pickles are never loaded")
-    found: dict[str, torch.Tensor] = {}
+    weights: dict[str, torch.Tensor] = {}
     for path in files:
-        found |= load_file(path)
-    embedding = found.get("model.embed_tokens.weight")
+        weights |= load_file(path)
+    embedding = weights.get("model.embed_tokens.weight")
     if embedding is None:
         raise InputError(
             f"{folder}: its safetensors hold no model.embed_tokens.weight: give the folder of a whole model"
@@ -221,28 +233,28 @@ def our_weights(folder: Path, config: ModelConfig) -> dict[str, "torch.Tensor"]:
     with torch.device("meta"):
         expected = Transformer(config, embedding.shape[0]).state_dict()
     if config.tie_embeddings:
-        found.pop("lm_head.weight", None)
+        weights.pop("lm_head.weight", None)
         del expected["lm_head.weight"]
     theirs = hugging_face_weights(expected, config)
     names = dict(zip(hugging_face_names(list(expected), config), expected, strict=True))
     for name, value in theirs.items():
-        if name not in found or found[name].shape != value.shape:
+        if name not in weights or weights[name].shape != value.shape:
             what = (
-                f"has shape {tuple(found[name].shape)}, not {tuple(value.shape)}"
-                if name in found
+                f"has shape {tuple(weights[name].shape)}, not {tuple(value.shape)}"
+                if name in weights
                 else "is missing"
             )
             raise InputError(
                 f"{folder}: the weight {name} {what}: its config.json and its safetensors do not belong together"
             )
-        if name not in names and found[name].any():
+        if name not in names and weights[name].any():
             raise InputError(
                 f"{folder}: the bias {name} is not zero, and our models have none: take another model"
             )
-    unknown = sorted(name for name in set(found) - set(theirs) if "rotary" not in name)
+    unknown = sorted(name for name in set(weights) - set(theirs) if "rotary" not in name)
     if unknown:
         raise InputError(f"{folder}: the weight {unknown[0]} has no place in our model: take another model")
-    return {ours: found[name].to(torch.float32).contiguous() for name, ours in names.items()}
+    return {ours: weights[name].to(torch.float32).contiguous() for name, ours in names.items()}
 
 
 def read_config(folder: Path, where: str = "") -> dict[str, Any]:

@@ -103,10 +103,10 @@ def write_tokens(
 
 
 def _checksum(tokens: np.ndarray, trained: np.ndarray | None) -> str:
-    found = xxhash.xxh3_128(tokens.data)
+    digest = xxhash.xxh3_128(tokens.data)
     if trained is not None:
-        found.update(trained.data)
-    return found.hexdigest()
+        digest.update(trained.data)
+    return digest.hexdigest()
 
 
 def _write(path: Path, table: pa.Table) -> None:

@@ -174,47 +174,33 @@ def train(spec: TrainSpec, progress: Callable[[int, int, str], None]) -> dict[st
     device = _claim_device(machine)
     with process_group(machine.device), _stop_signal() as stop_requested:
         # What is read: rows of batches, and held-out windows to measure on meanwhile.
-        train_shards, validation_shards = _open(spec, spec.train_shards), _open(spec, spec.validation_shards)
-        rows = spec.objective.open_rows(train_shards, spec.model.context_length)
-        validation = spec.objective.validation_windows(
-            validation_shards, spec.model.context_length, config.evaluation_tokens
-        )
+        context_length = spec.model.context_length
+        rows = spec.objective.open_rows(_open(spec, spec.train_shards), context_length)
+        held_out = _open(spec, spec.validation_shards)
+        validation = spec.objective.validation_windows(held_out, context_length, config.evaluation_tokens)
         token_bytes = np.array(json.loads(spec.token_bytes.read_text()), np.int64)
 
-        # What is trained.
-        model = _first_weights(spec)
-        n_parameters = count_parameters(model)
-        if spec.adapter:
-            spec.adapter.add_to(model, config.seed)
-        n_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-        model.to(device)
-        learner = Learner(model, spec.objective, torch.bfloat16 if config.dtype == "bfloat16" else None)
-        micro_batch, accumulation = spec.micro_batch
+        # What is trained, and where it goes on. Rates, batches and seeds are functions of the step, so the
+        # step is all there is to know.
+        learner, sizes = _learner(spec, device)
         engine, optimizer = start_engine(
             learner,
-            build_optimizer(config, model),
-            micro_batch,
-            accumulation,
+            build_optimizer(config, learner.model),
+            *spec.micro_batch,
             config.gradient_clipping,
             machine.zero_stage,
         )
-
-        # Where it goes on. Rates, batches and seeds are functions of the step, so the step is all there is to know.
-        first_step, state = load_checkpoint(
+        first_step, saved = load_checkpoint(
             engine, spec.work, ranks=machine.ranks, zero_stage=machine.zero_stage
         )
+        state = {"step_seconds": 0.0, "bits_per_byte": None, **saved}
+        state |= {"ranks": machine.ranks, "zero_stage": machine.zero_stage}
         if machine.compile:
-            for block in model.blocks:
+            for block in learner.model.blocks:
                 block.compile()
-        is_first_rank = dist.get_rank() == 0
-        metrics = _Metrics(spec.work / METRICS, first_step) if is_first_rank else None
-        state = {
-            "step_seconds": 0.0,
-            "bits_per_byte": None,
-            **state,
-            "ranks": machine.ranks,
-            "zero_stage": machine.zero_stage,
-        }
+
+        # What is told on the way, by the first rank.
+        metrics = _Metrics(spec.work / METRICS, first_step) if dist.get_rank() == 0 else None
         measure_after = {
             round((i + 1) * config.n_steps / config.evaluations) - 1 for i in range(config.evaluations)
         }
@@ -223,9 +209,9 @@ def train(spec: TrainSpec, progress: Callable[[int, int, str], None]) -> dict[st
         for step in range(first_step, config.n_steps):
             started = time.perf_counter()
             share = set_rates(config, optimizer, step)
-            summed = _take_step(spec, engine, rows, step, device)
-            due = is_first_rank and time.monotonic() - last_save >= machine.checkpoint_every_seconds
-            loss, stop, save = _agree(summed, stop_requested(), due)
+            own_loss = _take_step(spec, engine, rows, step, device)
+            due = bool(metrics) and time.monotonic() - last_save >= machine.checkpoint_every_seconds
+            loss, stop, save = _agree(own_loss, stop_requested(), due)
             seconds = time.perf_counter() - started
             state["step_seconds"] += seconds
             if not math.isfinite(loss):
@@ -234,9 +220,8 @@ def train(spec: TrainSpec, progress: Callable[[int, int, str], None]) -> dict[st
                     f"or train_model.muon_learning_rate (now {config.muon_learning_rate})"
                 )
             done = (step + 1) * config.tokens_per_batch
-            record = {
-                "step": step, "tokens": done, "loss": loss, "learning_rate": config.learning_rate * share, "seconds": seconds,
-            }  # fmt: skip
+            record = {"step": step, "tokens": done, "loss": loss}
+            record |= {"learning_rate": config.learning_rate * share, "seconds": seconds}
             if step in measure_after and validation:
                 learner.eval()
                 measured = measure_held_out(engine.module, validation, token_bytes, device=device)
@@ -254,15 +239,22 @@ def train(spec: TrainSpec, progress: Callable[[int, int, str], None]) -> dict[st
                 raise Stopped(
                     f"stopped after step {step + 1} of {config.n_steps}; the same command goes on from there"
                 )
-        _save_trained(model, spec)
+        _save_trained(learner.model, spec)
         if metrics:
             metrics.sync()
-    return _figures(spec, state, loss) | {
-        "parameters": n_parameters,
-        "trained_parameters": n_trained,
-        "epochs": round(config.n_steps * spec.rows_per_batch / len(rows), 3),
-        "resumed_from_step": first_step or None,
-    }
+    epochs = round(config.n_steps * spec.rows_per_batch / len(rows), 3)
+    return {**sizes, **_figures(spec, state, loss), "epochs": epochs, "resumed_from_step": first_step or None}
+
+
+def _learner(spec: TrainSpec, device: str) -> tuple[Learner, dict[str, int]]:
+    """The model with its first weights on its device, and how many of them there are and are trained."""
+    model = _first_weights(spec)
+    sizes = {"parameters": count_parameters(model)}
+    if spec.adapter:
+        spec.adapter.add_to(model, spec.train.seed)
+    sizes["trained_parameters"] = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    dtype = torch.bfloat16 if spec.train.dtype == "bfloat16" else None
+    return Learner(model.to(device), spec.objective, dtype), sizes
 
 
 def _open(spec: TrainSpec, paths: list[Path]) -> list[Tokens]:

@@ -26,10 +26,10 @@ def load_model(folder: Path) -> tuple[Transformer, dict[str, Any]]:
 
 def weights_digest(model: Transformer) -> str:
     """SHA-256 over names and float32 values of all weights: says whether two models are the same."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
-        found.update(name.encode() + b"\0" + value.detach().cpu().float().contiguous().numpy().tobytes())
-    return found.hexdigest()
+        digest.update(name.encode() + b"\0" + value.detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def save_model(model: Transformer, folder: Path, tokenizer_sha256: str) -> None:

@@ -46,9 +46,9 @@ def _packages() -> Iterator[Finding]:
     constraints = _constraints_file()
     wanted: dict[str, str] = {}
     for line in constraints.read_text().splitlines() if constraints else ():
-        found = re.match(r"([A-Za-z0-9._-]+)==(\S+)", line)
-        if found:
-            wanted[found[1].lower().replace("_", "-")] = found[2]
+        pin = re.match(r"([A-Za-z0-9._-]+)==(\S+)", line)
+        if pin:
+            wanted[pin[1].lower().replace("_", "-")] = pin[2]
     requirements = metadata.requires("scratchlm") or []
     names = [re.split(r"[^A-Za-z0-9._-]", text)[0] for text in requirements if "extra ==" not in text]
     differ, missing = [], []
@@ -81,7 +81,7 @@ def _packages() -> Iterator[Finding]:
 
 
 def _compiler() -> Iterator[Finding]:
-    found = next(
+    compiler = next(
         (
             path
             for name in (os.environ.get("CC", ""), "cc", "gcc", "clang")
@@ -90,7 +90,7 @@ def _compiler() -> Iterator[Finding]:
         None,
     )
     mend = "needed for machine.compile and some DeepSpeed kernels only: install gcc"
-    yield Finding("compiler", OK if found else WARNING, found or "none found", "" if found else mend)
+    yield Finding("compiler", OK if compiler else WARNING, compiler or "none", "" if compiler else mend)
 
 
 def _torch() -> Iterator[Finding]:
@@ -193,9 +193,15 @@ def _prefect() -> Iterator[Finding]:
 def examine(store: Path) -> Iterator[Finding]:
     """Look at Python, packages, compiler, torch, DeepSpeed, disk, memory and the Prefect server."""
     checks: list[tuple[str, Callable[[], Iterator[Finding]]]] = [
-        ("Python", _python), ("packages", _packages), ("compiler", _compiler), ("torch", _torch), ("DeepSpeed", _deepspeed),
-        ("disk", lambda: _disk(store)), ("memory", _memory), ("Prefect server", _prefect),
-    ]  # fmt: skip
+        ("Python", _python),
+        ("packages", _packages),
+        ("compiler", _compiler),
+        ("torch", _torch),
+        ("DeepSpeed", _deepspeed),
+        ("disk", lambda: _disk(store)),
+        ("memory", _memory),
+        ("Prefect server", _prefect),
+    ]
     for name, check in checks:
         try:
             yield from check()

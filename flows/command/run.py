@@ -48,11 +48,11 @@ def _run_flow(name: str, console: Console, **parameters: Any) -> RunResult:
     """Run a flow from this process, on a server that is there or its own, and show it in the terminal."""
     with prefect_server(), TerminalDisplay(console) as shown:
         # Prefect reads its environment when it is imported, and needs a second or two for it.
-        from flows import prefect_flows
+        from flows.serving.here import run_here
 
         token = display.set(shown)
         try:
-            return prefect_flows.run_here(getattr(prefect_flows, name), **parameters)
+            return run_here(name, **parameters)
         finally:
             display.reset(token)
 

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from pydantic import ValidationError
 
 from flows.command.options import DEFAULT_STORE, AsJson, ModelName, StoreFolder, make_app
-from flows.recipe.explain import explain
+from flows.recipe.read import checked_values
 from flows.runs.base import model_folder
 from model.errors import InputError
 from model.generate import Sampling, complete, generate_text
@@ -43,10 +42,7 @@ AdapterFolder = Annotated[
 
 
 def _sampling(stop: list[str] | None, **values: Any) -> Sampling:
-    try:
-        return Sampling.model_validate({**values, "stop": stop or ()})
-    except ValidationError as error:
-        raise InputError(explain(error, "the options", kind=Sampling)) from None
+    return checked_values(Sampling, {**values, "stop": stop or ()}, "the options")
 
 
 def _write(piece: str) -> None:

@@ -70,15 +70,15 @@ def list_fields(section: str | None) -> list[FieldHelp]:
     Raises:
         InputError: if there is no such section.
     """
-    found = list(_fields(Recipe, ""))
-    found += [
+    fields = list(_fields(Recipe, ""))
+    fields += [
         field
         for field in _fields(FinetuneRecipe, "")
         if field.name.split(".")[0].split("[")[0] not in Recipe.model_fields
     ]
     if section is None:
-        return found
+        return fields
     sections = list(dict.fromkeys([*Recipe.model_fields, *FinetuneRecipe.model_fields]))
     if section not in sections:
         raise InputError(f"a recipe has no section {section!r}: sections are {', '.join(sections)}")
-    return [field for field in found if field.name.split(".")[0].split("[")[0] == section]
+    return [field for field in fields if field.name.split(".")[0].split("[")[0] == section]

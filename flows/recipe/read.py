@@ -2,16 +2,18 @@
 
 import difflib
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from flows.recipe.explain import explain
 from flows.recipe.recipe import AnyRecipe, FinetuneRecipe, Recipe
 from model.errors import InputError
 from tasks.engine.machine import Machine
 from tasks.engine.secrets import secret_values
+
+_Model = TypeVar("_Model", bound=BaseModel)
 
 
 def check_no_secrets(recipe: AnyRecipe) -> None:
@@ -134,7 +136,21 @@ def load_machine(path: Path | None) -> Machine:
     Raises:
         InputError: with one sentence for each fault.
     """
+    return checked_values(Machine, read_yaml(path, "machine file") if path else {}, str(path))
+
+
+def checked_values(kind: type[_Model], values: Any, origin: str) -> _Model:
+    """Values from somewhere else as their model.
+
+    Args:
+        origin: names where they come from in errors.
+
+    Raises:
+        InputError: with one sentence for each fault.
+    """
+    if isinstance(values, kind):
+        return values
     try:
-        return Machine.model_validate(read_yaml(path, "machine file") if path else {})
+        return kind.model_validate(values)
     except ValidationError as error:
-        raise InputError(explain(error, str(path), kind=Machine)) from None
+        raise InputError(explain(error, origin, kind=kind)) from None

@@ -52,9 +52,13 @@ class Served:
         self.starts.append(time.monotonic())
         with self.log_path.open("ab") as log:
             return subprocess.Popen(
-                self.arguments, env=process.child_environment(self.environment), stdin=subprocess.DEVNULL,
-                stdout=log, stderr=log, start_new_session=True,
-            )  # fmt: skip
+                self.arguments,
+                env=process.child_environment(self.environment),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
 
     def look_after(self) -> bool:
         """Start it again if it has ended; returns whether it had.

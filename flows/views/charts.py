@@ -13,11 +13,23 @@ def _figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
     from matplotlib import pyplot
 
     style: Any = {
-        "font.family": "sans-serif", "font.size": 9, "svg.fonttype": "none", "svg.hashsalt": "scratchlm",
-        "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": FAINT, "axes.labelcolor": INK,
-        "axes.grid": True, "grid.color": "#eef1f4", "xtick.color": INK, "ytick.color": INK, "axes.axisbelow": True,
-        "axes.titlelocation": "left", "axes.titlesize": 10, "axes.titlecolor": INK,
-    }  # fmt: skip
+        "font.family": "sans-serif",
+        "font.size": 9,
+        "svg.fonttype": "none",
+        "svg.hashsalt": "scratchlm",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.edgecolor": FAINT,
+        "axes.labelcolor": INK,
+        "axes.grid": True,
+        "grid.color": "#eef1f4",
+        "xtick.color": INK,
+        "ytick.color": INK,
+        "axes.axisbelow": True,
+        "axes.titlelocation": "left",
+        "axes.titlesize": 10,
+        "axes.titlecolor": INK,
+    }
     with pyplot.rc_context(style):
         return pyplot.subplots(1, columns, figsize=(width, height), layout="constrained")
 

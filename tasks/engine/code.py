@@ -138,11 +138,11 @@ def code_digests(module: str) -> dict[str, str]:
         LookupError: if the source of `module` is not found.
     """
     project = {*PROJECT, module.split(".")[0]}
-    found: dict[str, str] = {}
+    digests: dict[str, str] = {}
     pending = [module]
     while pending:
         name = pending.pop()
-        if name in found or name.split(".")[0] not in project or _is_engine(name):
+        if name in digests or name.split(".")[0] not in project or _is_engine(name):
             continue
         path = module_file(name)
         if path is None:
@@ -152,12 +152,12 @@ def code_digests(module: str) -> dict[str, str]:
                 )
             continue
         status = os.stat(path)
-        source, found[name] = _read(path, (status.st_mtime_ns, status.st_size))
+        source, digests[name] = _read(path, (status.st_mtime_ns, status.st_size))
         is_package = path.name == "__init__.py"
         for imported in imported_modules(source, name, is_package=is_package):
             parts = imported.split(".")
             pending += [".".join(parts[: i + 1]) for i in range(len(parts))]
-    return dict(sorted(found.items()))
+    return dict(sorted(digests.items()))
 
 
 def third_party_imports(module: str) -> set[str]:

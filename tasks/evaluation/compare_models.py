@@ -64,9 +64,12 @@ def compare_held_out(old: Any, new: Any) -> dict[str, Any]:
     differences: dict[str, Any] = {}
     for name, rows in (("old", old), ("new", new)):
         differences[name] = {
-            "documents": len(rows), "bytes": int(rows[:, 2].sum()),
-            "champion": float(bits(rows, 0)), "challenger": float(bits(rows, 1)), "difference": float(difference(rows)),
-        }  # fmt: skip
+            "documents": len(rows),
+            "bytes": int(rows[:, 2].sum()),
+            "champion": float(bits(rows, 0)),
+            "challenger": float(bits(rows, 1)),
+            "difference": float(difference(rows)),
+        }
     differences["difference"] = (differences["old"]["difference"] + differences["new"]["difference"]) / 2
     differences["interval"] = bootstrap_interval((np.arange(len(old)), np.arange(len(new))), statistic)
     return differences
@@ -94,9 +97,16 @@ def verdict(held_out: dict[str, Any], benchmarks: dict[str, Any], margin: float)
 
 @stage(libraries=("scipy", "numpy", "pyarrow"))
 def compare_models(
-    config: CompareModelsConfig, champion_old: Artifact, challenger_old: Artifact, champion_new: Artifact,
-    challenger_new: Artifact, champion_scores: Artifact, challenger_scores: Artifact, new: Artifact, out: Path,
-) -> Metrics:  # fmt: skip
+    config: CompareModelsConfig,
+    champion_old: Artifact,
+    challenger_old: Artifact,
+    champion_new: Artifact,
+    challenger_new: Artifact,
+    champion_scores: Artifact,
+    challenger_scores: Artifact,
+    new: Artifact,
+    out: Path,
+) -> Metrics:
     """Write comparison.json: differences with intervals, and the verdict.
 
     Args:

@@ -10,6 +10,7 @@ from pydantic import Field
 from model.base_config import Config
 from model.chat_template import encode_conversation, fast_tokenizer
 from model.errors import InputError, StageFailed
+from model.messages import Message
 from model.tokenizer import end_of_text_id, load_tokenizer
 from tasks.engine.machine import Machine
 from tasks.engine.progress import progress
@@ -46,7 +47,7 @@ def _formed(form: str | None, answer: str) -> float | None:
 
 def _questions(documents: Artifact, selection: Artifact, limit: int) -> list[dict[str, Any]]:
     """Held-out conversations up to the assistant's last turn, and that turn."""
-    found: list[dict[str, Any]] = []
+    questions: list[dict[str, Any]] = []
     counts: dict[str, int] = {}
     for shard, chosen in zip(documents.shards, selection.shards, strict=True):
         sides = read_table(chosen / SELECTION, ["side"]).column("side").to_pylist()
@@ -58,7 +59,7 @@ def _questions(documents: Artifact, selection: Artifact, limit: int) -> list[dic
             last = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
             if side == "validation" and counts.get(group, 0) < limit:
                 counts[group] = counts.get(group, 0) + 1
-                found.append(
+                questions.append(
                     {
                         "id": row["id"],
                         "group": group,
@@ -66,7 +67,49 @@ def _questions(documents: Artifact, selection: Artifact, limit: int) -> list[dic
                         "form": metadata.get("form"),
                     }
                 )
-    return found
+    return questions
+
+
+def _prompt_and_nats(loaded: Any, fast: Any, messages: list[Message], device: str) -> tuple[list[int], float]:
+    """Ids up to where the assistant answers, and the nats of the answer that is the last message."""
+    import torch
+
+    from model.batches import IGNORED
+    from model.loss import log_probabilities
+
+    before, _ = encode_conversation(fast, messages[:-1])
+    ids, _ = encode_conversation(fast, messages)
+    asked = fast.apply_chat_template(
+        messages[:-1], add_generation_prompt=True, tokenize=True, return_dict=True
+    )
+    prompt = asked["input_ids"]
+    assert prompt[: len(before)] == before
+    tokens = torch.tensor([ids[-loaded.config.context_length - 1 :]], device=device)
+    targets = tokens[:, 1:].clone()
+    targets[:, : tokens.shape[1] - 1 - (len(ids) - len(prompt))] = IGNORED
+    with torch.no_grad():
+        return prompt, -log_probabilities(loaded, tokens[:, :-1], targets).item()
+
+
+def _answer_row(question: dict[str, Any], answer: str, nats: float) -> dict[str, Any]:
+    """A row of answers.parquet."""
+    messages = question["messages"]
+    expected = messages[-1]["content"].strip()
+    if not nats < float("inf"):
+        raise StageFailed(
+            f"the likelihood of the answer to {question['id']} is not finite: the model is broken"
+        )
+    return {
+        "id": question["id"],
+        "group": question["group"],
+        "question": messages[-2]["content"] if len(messages) > 1 else "",
+        "expected": expected,
+        "answered": answer.strip(),
+        "correct": float(_normal(answer) == _normal(expected)),
+        "formed": _formed(question["form"], answer.strip()),
+        "nats": nats,
+        "bytes": float(len(expected.encode())),
+    }
 
 
 @stage(libraries=("torch", "transformers", "tokenizers", "jinja2", "safetensors", "numpy", "pyarrow"))
@@ -78,7 +121,7 @@ def evaluate_answers(
     out: Path,
     machine: Machine,
 ) -> Metrics:
-    """Write answers.parquet: for each held-out conversation the greedy answer, whether it is the expected one, and the nats of that.
+    """Write answers.parquet: the greedy answer to each held-out conversation, is it the expected one, and the nats of that.
 
     Args:
         model: a Hugging Face folder, such as export_model writes.
@@ -88,7 +131,6 @@ def evaluate_answers(
     """
     import torch
 
-    from model.batches import IGNORED
     from model.generate import Sampling, complete
     from model.hugging_face import load_hugging_face_folder
 
@@ -96,50 +138,21 @@ def evaluate_answers(
     torch.set_num_threads(resolved.threads or torch.get_num_threads())
     loaded = load_hugging_face_folder(model.path).to(resolved.device)
     tokenizer = load_tokenizer(model.path)
-    context_length = loaded.config.context_length
     fast = fast_tokenizer(tokenizer, chat=True)
     ends = frozenset([end_of_text_id(tokenizer)])
     sampling = Sampling(max_tokens=config.max_tokens, temperature=0)
     questions = _questions(documents, selection, config.limit)
     rows: list[dict[str, Any]] = []
-    size = machine.evaluation_batch
-    for start in range(0, len(questions), size):
-        part = questions[start : start + size]
-        prompts, nats = [], []
-        for question in part:
-            before, _ = encode_conversation(fast, question["messages"][:-1])
-            ids, _ = encode_conversation(fast, question["messages"])
-            prompt = fast.apply_chat_template(
-                question["messages"][:-1], add_generation_prompt=True, tokenize=True, return_dict=True
-            )["input_ids"]  # fmt: skip
-            assert prompt[: len(before)] == before
-            prompts.append(prompt)
-            tokens = torch.tensor([ids[-context_length - 1 :]], device=resolved.device)
-            targets = tokens[:, 1:].clone()
-            targets[:, : tokens.shape[1] - 1 - (len(ids) - len(prompt))] = IGNORED
-            with torch.no_grad():
-                nats.append(-loaded.log_probabilities(tokens[:, :-1], targets).item())
-        answers = complete(loaded, tokenizer, prompts, sampling, ends)
-        for question, answer, own in zip(part, answers, nats, strict=True):
-            expected = question["messages"][-1]["content"].strip()
-            if not own < float("inf"):
-                raise StageFailed(
-                    f"the likelihood of the answer to {question['id']} is not finite: the model is broken"
-                )
-            rows.append(
-                {
-                    "id": question["id"], "group": question["group"], "question": question["messages"][-2]["content"] if len(question["messages"]) > 1 else "",
-                    "expected": expected, "answered": answer.strip(), "correct": float(_normal(answer) == _normal(expected)), "formed": _formed(question["form"], answer.strip()),
-                    "nats": own, "bytes": float(len(expected.encode())),
-                }
-            )  # fmt: skip
+    for start in range(0, len(questions), machine.evaluation_batch):
+        part = questions[start : start + machine.evaluation_batch]
+        asked = [_prompt_and_nats(loaded, fast, question["messages"], resolved.device) for question in part]
+        answers = complete(loaded, tokenizer, [prompt for prompt, _ in asked], sampling, ends)
+        for question, answer, (_, nats) in zip(part, answers, asked, strict=True):
+            rows.append(_answer_row(question, answer, nats))
         progress(len(rows), len(questions), "conversations")
     write_table(out / ANSWERS, rows, ANSWERS_SCHEMA)
     groups: dict[str, dict[str, float]] = {}
     for name in dict.fromkeys(row["group"] for row in rows):
-        own_rows = [row for row in rows if row["group"] == name]
-        groups[name] = {
-            "conversations": len(own_rows),
-            "correct": sum(row["correct"] for row in own_rows) / len(own_rows),
-        }
+        correct = [row["correct"] for row in rows if row["group"] == name]
+        groups[name] = {"conversations": len(correct), "correct": sum(correct) / len(correct)}
     return {"conversations": len(rows), "groups": groups}

@@ -40,9 +40,14 @@ def _item(task: str, sample: dict[str, Any]) -> dict[str, Any]:
             f"{task}: the likelihood of item {sample['doc_id']} is not finite: the model is broken"
         )
     row: dict[str, Any] = {
-        "task": task, "item": sample["doc_id"], "correct": sample.get("acc"),
-        "gold_nats": None, "gold_bytes": None, "chance": None, "tied": None,
-    }  # fmt: skip
+        "task": task,
+        "item": sample["doc_id"],
+        "correct": sample.get("acc"),
+        "gold_nats": None,
+        "gold_bytes": None,
+        "chance": None,
+        "tied": None,
+    }
     arguments = (
         list(sample["arguments"].values()) if isinstance(sample["arguments"], dict) else sample["arguments"]
     )
@@ -99,9 +104,12 @@ def _benchmarks(
     items: list[dict[str, Any]] = []
     context_length = model.config.max_position_embeddings
     wrapped = HFLM(
-        pretrained=model, tokenizer=tokenizer, batch_size=batch, device=device,
+        pretrained=model,
+        tokenizer=tokenizer,
+        batch_size=batch,
+        device=device,
         max_length=context_length,
-    )  # fmt: skip
+    )
     with tempfile.TemporaryDirectory() as folder:
         manager, tasks = load_tasks(config, Path(folder))
         for done, task in enumerate(tasks):
@@ -111,8 +119,14 @@ def _benchmarks(
             wrapped._max_length = max(context_length, longest_answer)
             # Without `use_cache`: lm-eval's cache does not know which model answered.
             results = lm_eval.simple_evaluate(
-                model=wrapped, tasks=[task], task_manager=manager, limit=config.limit, num_fewshot=0, bootstrap_iters=1000, log_samples=True,
-            )  # fmt: skip
+                model=wrapped,
+                tasks=[task],
+                task_manager=manager,
+                limit=config.limit,
+                num_fewshot=0,
+                bootstrap_iters=1000,
+                log_samples=True,
+            )
             assert results is not None
             for name, samples in results["samples"].items():
                 # Filters repeat the items of a task; the first filter's stand for it.
@@ -136,20 +150,34 @@ def _samples(model: Any, tokenizer: Any, device: str) -> list[dict[str, str]]:
         transformers.set_seed(seed)
         tokens = torch.tensor([ids], device=device)
         written_ids = model.generate(
-            tokens, attention_mask=torch.ones_like(tokens), do_sample=True, temperature=0.8, top_k=50, max_new_tokens=length,
+            tokens,
+            attention_mask=torch.ones_like(tokens),
+            do_sample=True,
+            temperature=0.8,
+            top_k=50,
+            max_new_tokens=length,
             pad_token_id=tokenizer.eos_token_id,
-        )[0, len(ids) :]  # fmt: skip
+        )[0, len(ids) :]
         written.append({"prompt": prompt, "text": tokenizer.decode(written_ids, skip_special_tokens=True)})
     return written
 
 
 @stage(
     libraries=(
-        "lm_eval", "transformers", "torch", "tokenizers", "datasets", "numpy", "pyarrow", "huggingface_hub", "pyyaml", "platformdirs",
+        "lm_eval",
+        "transformers",
+        "torch",
+        "tokenizers",
+        "datasets",
+        "numpy",
+        "pyarrow",
+        "huggingface_hub",
+        "pyyaml",
+        "platformdirs",
     ),
     retries=2,
     fingerprint=fingerprint_benchmarks,
-)  # fmt: skip
+)
 def evaluate_model(config: EvaluateModelConfig, model: Artifact, out: Path, machine: Machine) -> Metrics:
     """Write scores.json, items.parquet (one row for each benchmark item) and figures/samples.json (for a person).
 

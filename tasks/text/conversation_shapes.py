@@ -46,15 +46,15 @@ def _content(value: Any, position: int) -> str:
 def _messages(values: Any, role_field: str, content_field: str, roles: dict[str, str]) -> list[Message]:
     if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
         _refuse("its messages are not a list of objects")
-    found = []
+    messages = []
     for position, value in enumerate(values, 1):
         role = value.get(role_field)
         if role not in roles:
             _refuse(
                 f"message {position} has the role {role!r}, and can have {', '.join(dict.fromkeys(roles))}"
             )
-        found.append({"role": roles[role], "content": _content(value.get(content_field), position)})
-    return found
+        messages.append({"role": roles[role], "content": _content(value.get(content_field), position)})
+    return messages
 
 
 def _check(messages: list[Message]) -> list[Message]:

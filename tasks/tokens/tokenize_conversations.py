@@ -88,9 +88,16 @@ def tokenize_conversations(
                 n_bytes.append(len(row["text"].encode()))
         out.mkdir(parents=True, exist_ok=True)
         header = write_tokens(
-            out / f"{side}.arrow", ids, names, sources, n_bytes, tokenizer_sha256=digest,
-            vocabulary_size=loaded.get_vocab_size(), end_of_text_id=end_of_text, trained=masks,
-        )  # fmt: skip
+            out / f"{side}.arrow",
+            ids,
+            names,
+            sources,
+            n_bytes,
+            tokenizer_sha256=digest,
+            vocabulary_size=loaded.get_vocab_size(),
+            end_of_text_id=end_of_text,
+            trained=masks,
+        )
         trained = int(sum(mask.sum() for mask in masks))
         metrics[side] = {
             "tokens": header.n_tokens,

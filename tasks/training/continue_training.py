@@ -105,9 +105,16 @@ def continue_training(
         train = whole_steps(config.finetune, places)
     assert train is not None
     metrics = train_under_torchrun(
-        TrainModelConfig(model=model, train=train), objective, tokens, tokenizer, out, work, machine,
-        start=base.path, adapter=adapter,
-    )  # fmt: skip
+        TrainModelConfig(model=model, train=train),
+        objective,
+        tokens,
+        tokenizer,
+        out,
+        work,
+        machine,
+        start=base.path,
+        adapter=adapter,
+    )
     if adapter:
         describe_adapter(adapter, base.path, out)
     return metrics

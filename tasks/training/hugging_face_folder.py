@@ -91,9 +91,14 @@ def write_hugging_face_folder(
     end, end_id = end_of_text(raw), end_of_text_id(raw)
     ours, theirs = build_hugging_face_model(trained, end_id)
     theirs.generation_config = transformers.GenerationConfig(
-        bos_token_id=end_id, eos_token_id=end_id, pad_token_id=end_id,
-        do_sample=True, temperature=0.8, top_k=50, max_new_tokens=128,
-    )  # fmt: skip
+        bos_token_id=end_id,
+        eos_token_id=end_id,
+        pad_token_id=end_id,
+        do_sample=True,
+        temperature=0.8,
+        top_k=50,
+        max_new_tokens=128,
+    )
     theirs.save_pretrained(out)
     fast = fast_tokenizer(raw, chat=config.chat, context_length=ours.config.context_length)
     fast.save_pretrained(out)

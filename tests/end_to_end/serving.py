@@ -45,8 +45,12 @@ class Serve:
         with self.out.open("w") as out:
             self.process = subprocess.Popen(
                 line.command("serve", "recipe.yaml", "--port", str(self.port), *options),
-                cwd=line.root, env=env, stdout=out, stderr=out, start_new_session=True,
-            )  # fmt: skip
+                cwd=line.root,
+                env=env,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+            )
         wait_until(lambda: "Prefect UI:" in self.said() or self.process.poll() is not None, what="the server")
         assert self.process.poll() is None, self.said()
 

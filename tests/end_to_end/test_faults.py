@@ -91,8 +91,13 @@ def finish(line: Line, process: subprocess.Popen | None = None) -> dict[str, Any
 def start(line: Line) -> subprocess.Popen:
     return subprocess.Popen(
         line.command("run", "recipe.yaml", "--json"),
-        cwd=line.root, env=line.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
+        cwd=line.root,
+        env=line.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
 
 
 def assert_same_end(done: dict[str, Any], undisturbed: dict[str, Any]) -> None:

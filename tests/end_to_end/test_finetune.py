@@ -67,8 +67,12 @@ def tuned(line: Line, tmp_path_factory: pytest.TempPathFactory) -> tuple[Line, d
 def test_base_and_tuned_model_are_compared_and_the_rest_is_cached(tuned: tuple[Line, dict[str, Any]]):
     made, done = tuned
     assert {name for name, artifact in done["artifacts"].items() if artifact["cached"]} == {
-        "base_model", "base_tokenizer", "base_export", "base_benchmarks", "index_benchmarks",
-    }  # fmt: skip
+        "base_model",
+        "base_tokenizer",
+        "base_export",
+        "base_benchmarks",
+        "index_benchmarks",
+    }
     group = done["results"]["answers"]["all"]
     assert group["conversations"] > 5
     assert group["tuned_bits_per_byte"] < group["base_bits_per_byte"]
@@ -94,9 +98,13 @@ def test_a_killed_fine_tuning_goes_on_to_the_same_bytes(
     made = copy_of(line, tmp_path, [*ROWS, {"messages": ROWS[0]["messages"][:1]}])
     write(made, machine={**RECIPE["machine"], "checkpoint_every_seconds": 0})
     process = subprocess.Popen(
-        made.command("finetune", "finetune.yaml"), cwd=made.root, env=made.environment(), stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
+        made.command("finetune", "finetune.yaml"),
+        cwd=made.root,
+        env=made.environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     wait_for(lambda: len(list((made.store / "work").glob("finetune_model-*/step-*"))) == 2, process)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
@@ -138,17 +146,37 @@ def test_a_person_talks_to_it(tuned: tuple[Line, dict[str, Any]]):
     ("rows", "sections", "sentence"),
     [
         ([{"messages": [{"role": "user", "content": "x"}]}], {}, "it has no turn of the assistant"),
-        ([{"messages": [*ROWS[0]["messages"], {"role": "judge", "content": "x"}]}], {}, "message 3 has the role 'judge'"),
+        (
+            [{"messages": [*ROWS[0]["messages"], {"role": "judge", "content": "x"}]}],
+            {},
+            "message 3 has the role 'judge'",
+        ),
         ([{"messages": [{"role": "user", "content": ""}, ROWS[0]["messages"][1]]}], {}, "message 1 is empty"),
-        ([{"prompt": "x", "chosen": "y", "rejected": "y"}], {"kind": "preferences"}, "chosen and rejected are equal"),
-        ([{"messages": [ROWS[0]["messages"][0], {"role": "assistant", "content": "long " * 99}]}, *ROWS], {}, "longer than the context of 64"),
+        (
+            [{"prompt": "x", "chosen": "y", "rejected": "y"}],
+            {"kind": "preferences"},
+            "chosen and rejected are equal",
+        ),
+        (
+            [{"messages": [ROWS[0]["messages"][0], {"role": "assistant", "content": "long " * 99}]}, *ROWS],
+            {},
+            "longer than the context of 64",
+        ),
         (ROWS, {"base": "nobody"}, "no folder 'nobody'"),
         (ROWS, {"base": "chats"}, "config.json cannot be read"),
         (ROWS, {"context_length": 128}, "context_length (128) is more than the base's (64)"),
-        (ROWS, {"finetune": {"tokens_per_batch": 100}}, "finetune.tokens_per_batch (100) must be a multiple of 64"),
-        (ROWS, {"finetune": {"optimizer": "muon", "adapter": {"rank": 2}}}, "optimizer muon is for whole matrices"),
+        (
+            ROWS,
+            {"finetune": {"tokens_per_batch": 100}},
+            "finetune.tokens_per_batch (100) must be a multiple of 64",
+        ),
+        (
+            ROWS,
+            {"finetune": {"optimizer": "muon", "adapter": {"rank": 2}}},
+            "optimizer muon is for whole matrices",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_work_is_one_sentence(
     line: Line, tmp_path: Path, rows: list[Any], sections: dict[str, Any], sentence: str
 ):

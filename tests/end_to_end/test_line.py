@@ -14,9 +14,20 @@ from tests.end_to_end.conftest import Line
 pytestmark = pytest.mark.end_to_end
 
 STAGES = [
-    "ingest", "clean", "minhash", "deduplicate", "index_benchmarks", "decontaminate", "split",
-    "train_tokenizer", "tokenize", "train_model", "export_model", "evaluate_held_out", "evaluate_model",
-]  # fmt: skip
+    "ingest",
+    "clean",
+    "minhash",
+    "deduplicate",
+    "index_benchmarks",
+    "decontaminate",
+    "split",
+    "train_tokenizer",
+    "tokenize",
+    "train_model",
+    "export_model",
+    "evaluate_held_out",
+    "evaluate_model",
+]
 MAP_STAGES = ["clean", "minhash", "decontaminate", "split", "tokenize"]
 
 

@@ -48,11 +48,15 @@ def test_deployed_flows_run_on_a_process_worker(line: Line, tmp_path: Path):
     prefect("--no-prompt", "deploy", "--all", "--prefect-file", "deployments/prefect.yaml")
     workers = [
         subprocess.Popen(
-            [PREFECT, "worker", "start", "--pool", pool], cwd=copy.root, env=copy.environment(), start_new_session=True,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            [PREFECT, "worker", "start", "--pool", pool],
+            cwd=copy.root,
+            env=copy.environment(),
+            start_new_session=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         for pool in ("cpu", "gpu")
-    ]  # fmt: skip
+    ]
     try:
         recipe = json.loads(
             json.dumps({**RECIPE, "train_model": {**RECIPE["train_model"], "tokens": 12_288}})

@@ -114,8 +114,12 @@ def test_secrets_are_written_nowhere(copy: Line):
     (copy.corpus / "another.txt").write_text((copy.corpus / "speech-00.txt").read_text()[:5_000])
     done = subprocess.run(
         copy.command("run", "recipe.yaml", "--set", "train_model.tokens=1024"),
-        cwd=copy.root, env=environment, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+        cwd=copy.root,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
     written = [done.stdout.encode(), done.stderr.encode()]
     written += [
@@ -124,8 +128,12 @@ def test_secrets_are_written_nowhere(copy: Line):
     assert not any(secret.encode() in text for text in written for secret in (canary, canary[::-1]))
     refused = subprocess.run(
         copy.command("plan", "recipe.yaml", "--set", f"ingest.sources.0.path=s3://{canary}@bucket"),
-        cwd=copy.root, env=environment, capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
+        cwd=copy.root,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert refused.returncode == 2
     assert "the recipe holds the value of HF_TOKEN" in refused.stderr
     assert canary not in refused.stderr

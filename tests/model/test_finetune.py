@@ -118,10 +118,16 @@ def spec(folder: Path, documents: list[Document], **fields) -> TrainSpec:
         save_model(build(), base, "x")
     shard = folder / "train.arrow"
     write_tokens(
-        shard, [document.ids[1:] for document in documents], [str(i) for i in range(len(documents))], ["s"] * len(documents),
-        [1] * len(documents), tokenizer_sha256="x", vocabulary_size=50, end_of_text_id=0,
+        shard,
+        [document.ids[1:] for document in documents],
+        [str(i) for i in range(len(documents))],
+        ["s"] * len(documents),
+        [1] * len(documents),
+        tokenizer_sha256="x",
+        vocabulary_size=50,
+        end_of_text_id=0,
         trained=[document.trained[1:] for document in documents],
-    )  # fmt: skip
+    )
     (folder / "token_bytes.json").write_text(json.dumps([0] + [1] * 49))
     train = {
         "tokens": 40 * 4 * LENGTH,
@@ -132,11 +138,19 @@ def spec(folder: Path, documents: list[Document], **fields) -> TrainSpec:
     train |= {"warmup_fraction": 0.1, "decay_fraction": 0.9, "evaluations": 1}
     (folder / "work").mkdir(exist_ok=True)
     values = {
-        "model": ModelConfig(**SMALL), "train": TrainConfig(**train), "train_shards": [shard], "validation_shards": [shard],
-        "machine": TrainingMachine(threads=1, ranks=1, device="cpu"), "token_bytes": folder / "token_bytes.json",
-        "tokenizer_sha256": "x", "vocabulary_size": 50, "work": folder / "work", "out": folder / "out", "start": base,
+        "model": ModelConfig(**SMALL),
+        "train": TrainConfig(**train),
+        "train_shards": [shard],
+        "validation_shards": [shard],
+        "machine": TrainingMachine(threads=1, ranks=1, device="cpu"),
+        "token_bytes": folder / "token_bytes.json",
+        "tokenizer_sha256": "x",
+        "vocabulary_size": 50,
+        "work": folder / "work",
+        "out": folder / "out",
+        "start": base,
         "objective": ConversationObjective(),
-    }  # fmt: skip
+    }
     return TrainSpec.model_validate({**values, **fields})
 
 

@@ -13,9 +13,15 @@ from model.tokens import TokensError, open_tokens, token_dtype, write_tokens
 def write(path: Path, documents: list[list[int]], vocabulary_size: int = 300) -> None:
     names = [str(i) for i in range(len(documents))]
     write_tokens(
-        path, [np.array(d, np.uint32) for d in documents], names, names, [len(d) for d in documents],
-        tokenizer_sha256="abc", vocabulary_size=vocabulary_size, end_of_text_id=0,
-    )  # fmt: skip
+        path,
+        [np.array(d, np.uint32) for d in documents],
+        names,
+        names,
+        [len(d) for d in documents],
+        tokenizer_sha256="abc",
+        vocabulary_size=vocabulary_size,
+        end_of_text_id=0,
+    )
 
 
 @given(st.lists(st.lists(st.integers(1, 299), max_size=20), max_size=8), st.sampled_from([300, 70_000]))

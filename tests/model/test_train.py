@@ -38,12 +38,19 @@ def spec(folder: Path, optimizer: str = "adamw", **machine) -> TrainSpec:
     (folder / "bytes.json").write_text(json.dumps([0] + [1] * 59))
     return TrainSpec(
         model=ModelConfig(n_layers=2, d_model=16, n_heads=2, context_length=16),
-        train=TrainConfig(tokens=1024, tokens_per_batch=128, optimizer=optimizer, evaluations=1, gradient_clipping=1.0),
+        train=TrainConfig(
+            tokens=1024, tokens_per_batch=128, optimizer=optimizer, evaluations=1, gradient_clipping=1.0
+        ),
         objective=TextObjective(),
         machine=TrainingMachine(**{"device": "cpu", "ranks": 1, "threads": 1, **machine}),
-        train_shards=[folder / "train.arrow"], validation_shards=[folder / "validation.arrow"],
-        token_bytes=folder / "bytes.json", tokenizer_sha256="t", vocabulary_size=60, work=folder / "work", out=folder / "out",
-    )  # fmt: skip
+        train_shards=[folder / "train.arrow"],
+        validation_shards=[folder / "validation.arrow"],
+        token_bytes=folder / "bytes.json",
+        tokenizer_sha256="t",
+        vocabulary_size=60,
+        work=folder / "work",
+        out=folder / "out",
+    )
 
 
 def train(folder: Path, **options) -> tuple[list[float], dict]:

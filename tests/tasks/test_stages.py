@@ -105,7 +105,12 @@ TEXT_STAGES = {"clean", "decontaminate", "deduplicate", "deduplicate_conversatio
         # What only shows something to a person, or says where and how fast.
         ("tasks/tokens/train_tokenizer.py", ")[:20]", ")[:30]", {"train_tokenizer"}),
         ("model/machine.py", "    ranks: int", "    nodes: int = Field(1, ge=1)\n    ranks: int", set()),
-        ("tasks/engine/machine.py", "    workers: int", "    jobs: int = Field(1, ge=1)\n    workers: int", set()),
+        (
+            "tasks/engine/machine.py",
+            "    workers: int",
+            "    jobs: int = Field(1, ge=1)\n    workers: int",
+            set(),
+        ),
         ("tasks/engine/build.py", "LOG = ", "A_LINE = 1\nLOG = ", set()),
         # Wording.
         ("tasks/training/train_model.py", "the training text has", "your text has", set()),
@@ -113,13 +118,23 @@ TEXT_STAGES = {"clean", "decontaminate", "deduplicate", "deduplicate_conversatio
         ("model/config.py", "Number of Transformer blocks", "Transformer blocks", set()),
         # One objective or adapter is in no other's key, and none of them in pre-training's.
         ("model/objectives/conversations.py", "capacity: int", "most: int", {"finetune_model"}),
-        ("model/objectives/preferences.py", "-F.logsigmoid", "F.logsigmoid", {"finetune_model", "reference_log_probabilities"}),
-        ("model/adapters.py", "seed=0", "seed=1", {"continue_training", "finetune_model", "export_tuned_model"}),
+        (
+            "model/objectives/preferences.py",
+            "-F.logsigmoid",
+            "F.logsigmoid",
+            {"finetune_model", "reference_log_probabilities"},
+        ),
+        (
+            "model/adapters.py",
+            "seed=0",
+            "seed=1",
+            {"continue_training", "finetune_model", "export_tuned_model"},
+        ),
         # A file format is in the keys of those that write or read it.
         ("tasks/text/verdicts.py", '"verdicts.parquet"', '"fates.parquet"', TEXT_STAGES),
         ("tasks/ngrams.py", r'r"\w+"', r'r"\S+"', {"minhash", "decontaminate", "index_benchmarks"}),
     ],
-)  # fmt: skip
+)
 def test_an_edit_changes_the_keys_of_those_that_it_concerns(
     project: Path, module: str, old: str, new: str, changed: set[str]
 ):

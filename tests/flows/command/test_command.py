@@ -169,9 +169,13 @@ def test_help_helps_and_imports_nothing_heavy(tmp_path: Path):
 
 
 OLD = {
-    "stage": "s", "config": {"a": 1, "b": {"c": [1, 2]}}, "code": {"tasks.x": "1", "tasks.y": "2"},
-    "libraries": {"torch": "1"}, "inputs": {"documents": "d"}, "source": [["a.txt", 1, "f"], ["b.txt", 1, "g"]],
-}  # fmt: skip
+    "stage": "s",
+    "config": {"a": 1, "b": {"c": [1, 2]}},
+    "code": {"tasks.x": "1", "tasks.y": "2"},
+    "libraries": {"torch": "1"},
+    "inputs": {"documents": "d"},
+    "source": [["a.txt", 1, "f"], ["b.txt", 1, "g"]],
+}
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,11 @@ def test_the_file_fits_the_flows():
 
     deployments = yaml.safe_load((ROOT / "deployments" / "prefect.yaml").read_text())["deployments"]
     assert [deployment["entrypoint"] for deployment in deployments] == [
-        "flows.prefect_flows.pretrain", "flows.prefect_flows.retrain", "flows.prefect_flows.finetune", "flows.prefect_flows.evaluate",
-    ]  # fmt: skip
+        "flows.prefect_flows.pretrain",
+        "flows.prefect_flows.retrain",
+        "flows.prefect_flows.finetune",
+        "flows.prefect_flows.evaluate",
+    ]
     for deployment in deployments:
         flow = load_flow_from_entrypoint(deployment["entrypoint"])
         assert set(deployment["parameters"]) <= set(flow.parameters.properties)

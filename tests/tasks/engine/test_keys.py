@@ -41,9 +41,18 @@ class Word(StrEnum):
 @pytest.mark.parametrize(
     "value",
     [
-        float("nan"), float("inf"), {1, 2}, Path("/tmp"), len, object(), b"bytes", {1: "a"}, Word.ONE, [1, {"a": lambda: 0}],
+        float("nan"),
+        float("inf"),
+        {1, 2},
+        Path("/tmp"),
+        len,
+        object(),
+        b"bytes",
+        {1: "a"},
+        Word.ONE,
+        [1, {"a": lambda: 0}],
     ],
-)  # fmt: skip
+)
 def test_what_has_no_canonical_form_is_an_error(value):
     with pytest.raises(KeyMaterialError):
         digest(value)

@@ -209,10 +209,12 @@ def test_a_damaged_memory_of_sources_is_made_anew(toy: Toy):
 
 def test_interrupt_ends_everything(toy: Toy):
     process = subprocess.Popen(
-        toy.command(), env=toy.environment(TOY_DELAY="30"), start_new_session=True,
+        toy.command(),
+        env=toy.environment(TOY_DELAY="30"),
+        start_new_session=True,
         # A shell starts background jobs, such as a test session, with SIGINT ignored.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
+    )
     deadline = time.monotonic() + 60
     while not list((toy.store / "building").glob("double-*/spec.json")) and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -14,9 +14,12 @@ def sample(scores: list[float], target: int, answers: list[str], item: int = 0) 
     arguments = {f"gen_args_{i}": {"arg_0": "Question", "arg_1": answer} for i, answer in enumerate(answers)}
     best = scores.index(max(scores))
     return {
-        "doc_id": item, "target": str(target), "arguments": arguments, "acc": float(best == target),
+        "doc_id": item,
+        "target": str(target),
+        "arguments": arguments,
+        "acc": float(best == target),
         "filtered_resps": [(score, False) for score in scores],
-    }  # fmt: skip
+    }
 
 
 def test_an_item_is_its_right_answer():

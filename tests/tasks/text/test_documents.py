@@ -72,8 +72,11 @@ def test_clean_gives_each_row_one_verdict(tmp_path: Path, prose: list[str]):
     kept, found, metrics = run_clean(tmp_path, texts)
     assert [verdict["kept"] for verdict in found] == [True, False, False, False, False, True, True]
     assert found[1] | {"detail": None} == {
-        "kept": False, "step": "gopher_quality", "reason": "gopher_short_doc", "detail": None,
-    }  # fmt: skip
+        "kept": False,
+        "step": "gopher_quality",
+        "reason": "gopher_short_doc",
+        "detail": None,
+    }
     assert found[2]["step"] == "gopher_repetition"
     by_id = {row["id"]: row["text"] for row in kept}
     assert list(by_id) == ["s/good", "s/mojibake", "s/mail"]

@@ -34,9 +34,11 @@ def test_token_shards_hold_what_tokenizers_gives(tmp_path_factory, tokenizer: Ar
     sides = ["train" if i % 2 == 0 else "validation" for i in range(len(texts))]
     documents, selection = write(folder, texts, sides)
     tokenize.fn(
-        documents=Shard(documents.shards[0]), selection=Shard(selection.shards[0]), tokenizer=tokenizer,
+        documents=Shard(documents.shards[0]),
+        selection=Shard(selection.shards[0]),
+        tokenizer=tokenizer,
         out=folder / "out",
-    )  # fmt: skip
+    )
     loaded = load_tokenizer(tokenizer.path)
     token_bytes = np.array(json.loads((tokenizer.path / "token_bytes.json").read_text()))
     for side in ("train", "validation"):

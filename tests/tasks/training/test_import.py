@@ -16,9 +16,16 @@ from tasks.engine.stage import Artifact
 from tasks.training.import_model import bytes_of_tokens, import_model
 
 SHAPE = {
-    "vocab_size": 300, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 64, "head_dim": 16, "initializer_range": 0.2,
-}  # fmt: skip
+    "vocab_size": 300,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "head_dim": 16,
+    "initializer_range": 0.2,
+}
 KINDS = {
     "llama": lambda **fields: transformers.LlamaForCausalLM(transformers.LlamaConfig(**{**SHAPE, **fields})),
     "qwen3": lambda **fields: transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**{**SHAPE, **fields})),

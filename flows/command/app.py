@@ -6,14 +6,12 @@ and the files themselves import at their top what they need.
 
 import importlib
 from importlib.metadata import version
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from flows.command.errors import exit_codes
-from model.errors import InputError
 
 COMMANDS = {
     "run": (
@@ -120,30 +118,3 @@ def _options(
     ] = False,
 ) -> None:
     """What comes before the name of a command."""
-
-
-def check_installation() -> None:
-    """Refuse to start where another package of the same name is imported instead of one of ours.
-
-    Raises:
-        InputError: naming the package and where it is.
-    """
-    ours = Path(__file__).resolve().parents[2]
-    for name in ("flows", "tasks", "model"):
-        module = importlib.import_module(name)
-        place = Path(module.__file__ or next(iter(module.__path__))).resolve()
-        if not place.is_relative_to(ours / name):
-            raise InputError(
-                f"the package {name!r} that Python finds is not scratchlm's, but {place}: install scratchlm into an "
-                "environment of its own, or take that folder off the path"
-            )
-
-
-def main() -> None:
-    """Entry point of the command."""
-    try:
-        check_installation()
-    except InputError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise SystemExit(2) from None
-    app(prog_name="scratchlm")

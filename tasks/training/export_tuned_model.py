@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-from model.adapter_folder import write_adapter_folder
 from model.adapters import ADAPTER_WEIGHTS
 from model.config import ModelConfig
 from tasks.engine.stage import Artifact, Metrics, stage
@@ -17,6 +16,8 @@ def export_tuned_model(config: ExportModelConfig, model: Artifact, tokenizer: Ar
     Raises:
         StageFailed: if model and tokenizer do not belong together, or logits differ.
     """
+    from model.adapter_folder import write_adapter_folder
+
     figures = write_hugging_face_folder(config, model.path, tokenizer.path, out)
     if (model.path / ADAPTER_WEIGHTS).exists():
         shape = ModelConfig.model_validate(json.loads((model.path / "model.json").read_text())["model"])

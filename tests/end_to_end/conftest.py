@@ -2,19 +2,21 @@
 
 import json
 import os
+import shutil
 import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import yaml
+from filelock import FileLock
+
+from flows.serving.server import is_up
+from tests.waiting import HANGING_SECONDS, free_port, wait_until
 
 RECIPE: dict[str, Any] = {
     "name": "tiny",
@@ -34,6 +36,7 @@ class Line:
 
     root: Path
     server: str | None
+    first: dict[str, Any] = field(default_factory=dict)
 
     @property
     def corpus(self) -> Path:
@@ -61,7 +64,7 @@ class Line:
             env=self.environment(),
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=HANGING_SECONDS,
         )
         assert done.returncode == code, (
             f"exit {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
@@ -110,10 +113,7 @@ def write_corpus(folder: Path, speeches: list[Path]) -> None:
 @pytest.fixture(scope="session")
 def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real Prefect server on loopback; yields the address of its API."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    home = tmp_path_factory.mktemp("prefect")
+    port, home = free_port(), tmp_path_factory.mktemp("prefect")
     env = {
         **os.environ,
         "PREFECT_HOME": str(home),
@@ -121,40 +121,35 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "DO_NOT_TRACK": "1",
     }
     log = (home / "log").open("w")
-    command = [
-        str(Path(sys.executable).parent / "prefect"),
-        "server",
-        "start",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-    ]
+    prefect = str(Path(sys.executable).parent / "prefect")
+    command = [prefect, "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     server = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
     url = f"http://127.0.0.1:{port}/api"
-    deadline = time.monotonic() + 120
-    while True:
-        try:
-            if httpx.get(f"{url}/health", timeout=2).status_code == 200:
-                break
-        except httpx.HTTPError:
-            pass
-        if server.poll() is not None or time.monotonic() > deadline:
-            pytest.fail((home / "log").read_text()[-3000:])
-        time.sleep(0.3)
+    wait_until(lambda: is_up(url), "the Prefect server", server)
     yield url
     os.killpg(server.pid, signal.SIGTERM)
     try:
-        server.wait(20)
+        server.wait(HANGING_SECONDS)
     except subprocess.TimeoutExpired:
         os.killpg(server.pid, signal.SIGKILL)
 
 
 @pytest.fixture(scope="session")
 def line(tmp_path_factory: pytest.TempPathFactory, prefect_server: str, speeches: list[Path]) -> Line:
-    """The whole line, run once. Tests only look at it, or add runs to it."""
-    made = Line(tmp_path_factory.mktemp("line"), prefect_server)
-    write_corpus(made.corpus, speeches)
-    made.write_recipe()
-    made.first = made.run()  # type: ignore[attr-defined]
+    """The whole line, run once for all processes of this test session. Tests only look at it, or add runs to it."""
+    own = tmp_path_factory.mktemp("line")
+    session = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        session = session.parent
+    shared = Line(session / "line", prefect_server)
+    with FileLock(session / "line.lock"):
+        if not (shared.root / "first.json").exists():
+            shutil.rmtree(shared.root, ignore_errors=True)
+            shared.root.mkdir()
+            write_corpus(shared.corpus, speeches)
+            shared.write_recipe()
+            (shared.root / "first.json").write_text(json.dumps(shared.run()))
+    made = Line(own / "line", prefect_server)
+    shutil.copytree(shared.root, made.root, symlinks=True)
+    made.first = json.loads((made.root / "first.json").read_text().replace(str(shared.root), str(made.root)))
     return made

@@ -2,36 +2,16 @@
 
 import os
 import signal
-import socket
 import subprocess
 import time
-from collections.abc import Callable
 from typing import Any
 
 import httpx
-import pytest
 
 from tests.end_to_end.conftest import Line
-from tests.tasks.engine.test_laws import _processes_of
+from tests.waiting import HANGING_SECONDS, free_port, processes_of, wait_until
 
 TERMINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
-
-
-def wait_until(condition: Callable[[], Any], seconds: float = 120, what: str = "it") -> Any:
-    """What the condition gives once it is true; fails after some seconds."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        found = condition()
-        if found:
-            return found
-        time.sleep(0.1)
-    pytest.fail(f"{what} did not come to be within {seconds} seconds")
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 class Serve:
@@ -51,15 +31,15 @@ class Serve:
                 stderr=out,
                 start_new_session=True,
             )
-        wait_until(lambda: "Prefect UI:" in self.said() or self.process.poll() is not None, what="the server")
+        wait_until(lambda: "Prefect UI:" in self.said() or self.process.poll() is not None, "the server")
         assert self.process.poll() is None, self.said()
 
     def said(self) -> str:
         return self.out.read_text()
 
     def post(self, path: str, body: dict[str, Any], code: int = 200) -> Any:
-        for _ in range(5):
-            answer = httpx.post(f"http://127.0.0.1:{self.port}/api{path}", json=body, timeout=30)
+        for _ in range(60):
+            answer = httpx.post(f"http://127.0.0.1:{self.port}/api{path}", json=body, timeout=60)
             # SQLite was locked: Prefect asks its clients to come again, and its own do.
             if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
                 break
@@ -68,7 +48,7 @@ class Serve:
         return answer.json()
 
     def get(self, path: str) -> Any:
-        return httpx.get(f"http://127.0.0.1:{self.port}/api{path}", timeout=30).json()
+        return httpx.get(f"http://127.0.0.1:{self.port}/api{path}", timeout=60).json()
 
     def deployment(self, name: str) -> dict[str, Any]:
         return self.get(f"/deployments/name/{name}")
@@ -82,7 +62,7 @@ class Serve:
     def state(self, run: str) -> dict[str, Any]:
         return self.get(f"/flow_runs/{run}")["state"]
 
-    def end(self, run: str, seconds: float = 180) -> dict[str, Any]:
+    def end(self, run: str) -> dict[str, Any]:
         """The final state of a run."""
 
         def ended() -> Any:
@@ -92,7 +72,7 @@ class Serve:
                 return None
             return state if state["type"] in TERMINAL else None
 
-        return wait_until(ended, seconds, f"the end of {run}")
+        return wait_until(ended, f"the end of {run}")
 
     def stages(self, run: str) -> dict[str, str]:
         """State name by task."""
@@ -104,7 +84,7 @@ class Serve:
     def processes(self, module: str) -> list[int]:
         """Process ids of `python -m MODULE` of this serve."""
         found = []
-        for pid in _processes_of(self.line.store):
+        for pid in processes_of(self.line.store):
             try:
                 with open(f"/proc/{pid}/cmdline", "rb") as file:
                     if f"-m\0{module}".encode() in file.read():
@@ -113,14 +93,12 @@ class Serve:
                 continue
         return found
 
-    def stop(self) -> float:
-        """SIGTERM; returns the seconds until it ended."""
-        started = time.monotonic()
+    def stop(self) -> None:
+        """SIGTERM, until it has ended."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             try:
-                self.process.wait(90)
+                self.process.wait(HANGING_SECONDS)
             except subprocess.TimeoutExpired:
                 os.killpg(self.process.pid, signal.SIGKILL)
                 raise
-        return time.monotonic() - started

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from tests.end_to_end.conftest import RECIPE, Line
-from tests.end_to_end.test_faults import assert_no_orphans, wait_for
+from tests.waiting import HANGING_SECONDS, assert_no_process_of, wait_until
 
 pytestmark = pytest.mark.end_to_end
 
@@ -105,10 +105,14 @@ def test_a_killed_fine_tuning_goes_on_to_the_same_bytes(
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    wait_for(lambda: len(list((made.store / "work").glob("finetune_model-*/step-*"))) == 2, process)
+    wait_until(
+        lambda: len(list((made.store / "work").glob("finetune_model-*/step-*"))) == 2,
+        "two checkpoints",
+        process,
+    )
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    assert_no_orphans(made)
+    assert_no_process_of(made.store)
     done = finetune(made)
     assert done["resumed_from_step"] >= 2
     for stage in ("finetune_model", "export_model"):
@@ -126,7 +130,7 @@ def test_a_person_talks_to_it(tuned: tuple[Line, dict[str, Any]]):
         input=asked,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANGING_SECONDS,
     )
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) >= 3

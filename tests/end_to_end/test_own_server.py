@@ -1,81 +1,186 @@
-"""deployments/prefect.yaml on a server of one's own: prefect deploy, a process worker, the accelerator's limit."""
+"""deployments/prefect.yaml on a server of one's own: prefect deploy, a process worker, the accelerator's limit, secrets."""
 
+import asyncio
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from tests.conftest import ROOT
 from tests.end_to_end.conftest import RECIPE, Line
-from tests.end_to_end.serving import TERMINAL, wait_until
+from tests.end_to_end.serving import TERMINAL
+from tests.waiting import HANGING_SECONDS, processes_of, wait_until
 
 pytestmark = pytest.mark.end_to_end
 
 PREFECT = str(Path(sys.executable).parent / "prefect")
+DEPLOYMENTS = ("pretrain/mine", "retrain/mine", "finetune/mine-tuned", "evaluate/mine", "evaluate/any")
+SLOT = {"names": ["accelerator"], "slots": 1}
 
 
-def test_deployed_flows_run_on_a_process_worker(line: Line, tmp_path: Path):
-    copy = Line(tmp_path / "copy", line.server)
-    shutil.copytree(line.root, copy.root, symlinks=True)
-    api = httpx.Client(base_url=f"{line.server}/", timeout=30)
+class OwnServer:
+    """The session's server with the deployments of the file, and a process worker for each pool."""
 
-    def prefect(*arguments: str) -> str:
-        done = subprocess.run(
-            [PREFECT, *arguments], cwd=ROOT, env=copy.environment(), capture_output=True, text=True
-        )
+    def __init__(self, line: Line) -> None:
+        self.line = line
+        self.api = httpx.Client(base_url=f"{line.server}/", timeout=60)
+
+    def prefect(self, *arguments: str, cwd: Path = ROOT) -> str:
+        environment = self.line.environment()
+        done = subprocess.run([PREFECT, *arguments], cwd=cwd, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    def start(name: str, **parameters: object) -> str:
-        deployment = api.get(f"deployments/name/{name}").json()
-        given = {**deployment["parameters"], "store": str(copy.store), **parameters}
-        answer = api.post(f"deployments/{deployment['id']}/create_flow_run", json={"parameters": given})
-        assert answer.status_code == 201, answer.text
-        return answer.json()["id"]
-
-    def state(run: str) -> dict:
-        return api.get(f"flow_runs/{run}").json()["state"]
-
-    for pool in ("cpu", "gpu"):
-        prefect("work-pool", "create", pool, "--type", "process")
-    prefect("global-concurrency-limit", "create", "accelerator", "--limit", "1")
-    prefect("--no-prompt", "deploy", "--all", "--prefect-file", "deployments/prefect.yaml")
-    workers = [
-        subprocess.Popen(
+    def worker(self, pool: str) -> subprocess.Popen:
+        return subprocess.Popen(
             [PREFECT, "worker", "start", "--pool", pool],
-            cwd=copy.root,
-            env=copy.environment(),
+            cwd=self.line.root,
+            env=self.line.environment(),
             start_new_session=True,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        for pool in ("cpu", "gpu")
-    ]
-    try:
-        recipe = json.loads(
-            json.dumps({**RECIPE, "train_model": {**RECIPE["train_model"], "tokens": 12_288}})
-        )
-        recipe["ingest"]["sources"][0]["path"] = str(copy.corpus)
-        training, nowhere = start("pretrain/mine", recipe=recipe), start("evaluate/any", model="nowhere")
-        limit = "v2/concurrency_limits/accelerator"
-        wait_until(
-            lambda: api.get(limit).json()["active_slots"] == 1, what="a training that holds the accelerator"
-        )
-        for run in (training, nowhere):
-            wait_until(lambda run=run: state(run)["type"] in TERMINAL, 180, "the end of the run")
-        assert state(training)["type"] == "COMPLETED", state(training)["message"]
-        assert "there is no folder 'nowhere'" in state(nowhere)["message"]
-        assert api.get(limit).json()["active_slots"] == 0
-    finally:
-        for worker in workers:
-            os.killpg(worker.pid, signal.SIGINT)
-        for worker in workers:
-            worker.wait(30)
-        for name in ("pretrain/mine", "retrain/mine", "finetune/mine-tuned", "evaluate/any"):
-            prefect("deployment", "delete", name)
+
+    def post(self, path: str, body: dict[str, Any]) -> Any:
+        answer = self.api.post(path, json=body)
+        assert answer.is_success, answer.text
+        return answer.json() if answer.content else None
+
+    def start(self, name: str, job_variables: dict[str, Any] | None = None, **parameters: object) -> str:
+        deployment = self.api.get(f"deployments/name/{name}").json()
+        given = {**deployment["parameters"], "store": str(self.line.store), **parameters}
+        body = {"parameters": given, "job_variables": job_variables or {}}
+        return self.post(f"deployments/{deployment['id']}/create_flow_run", body)["id"]
+
+    def state(self, run: str) -> dict:
+        return self.api.get(f"flow_runs/{run}").json()["state"]
+
+    def end(self, run: str) -> dict:
+        wait_until(lambda: self.state(run)["type"] in TERMINAL, what="the end of the run")
+        return self.state(run)
+
+    def tasks(self, run: str) -> dict[str, dict]:
+        rows = self.post("task_runs/filter", {"flow_runs": {"id": {"any_": [run]}}, "limit": 200})
+        return {row["name"].removesuffix(" (cached)"): row for row in rows}
+
+
+@pytest.fixture
+def own(line: Line, tmp_path: Path) -> Iterator[OwnServer]:
+    copy = Line(tmp_path / "copy", line.server)
+    shutil.copytree(line.root, copy.root, symlinks=True)
+    made = OwnServer(copy)
+    for pool in ("cpu", "gpu"):
+        made.prefect("work-pool", "create", pool, "--type", "process")
+    made.prefect("global-concurrency-limit", "create", "accelerator", "--limit", "1")
+    # Whoever deploys has a folder that the workers have not.
+    deployer = tmp_path / "deployer"
+    shutil.copytree(ROOT / "deployments", deployer / "deployments")
+    made.prefect("--no-prompt", "deploy", "--all", "--prefect-file", "deployments/prefect.yaml", cwd=deployer)
+    shutil.rmtree(deployer)
+    workers = [made.worker(pool) for pool in ("cpu", "gpu")]
+    yield made
+    for worker in workers:
+        os.killpg(worker.pid, signal.SIGINT)
+    for worker in workers:
+        worker.wait(HANGING_SECONDS)
+    for name in DEPLOYMENTS:
+        made.prefect("deployment", "delete", name)
+    for pool in ("cpu", "gpu"):
+        made.prefect("--no-prompt", "work-pool", "delete", pool)
+    made.prefect("--no-prompt", "global-concurrency-limit", "delete", "accelerator")
+
+
+def make_secret(own: OwnServer, name: str, value: str) -> None:
+    block_type = own.api.get("block_types/slug/secret").json()["id"]
+    schema = own.post("block_schemas/filter", {"block_schemas": {"block_type_id": {"any_": [block_type]}}})[
+        0
+    ]["id"]
+    block = {"name": name, "data": {"value": value}, "block_type_id": block_type, "block_schema_id": schema}
+    own.post("block_documents/", block)
+
+
+def test_deployed_flows_run_on_workers_that_lack_the_deployers_folder(own: OwnServer):
+    make_secret(own, "hub-token", "canary-job-variable")
+    recipe = json.loads(json.dumps({**RECIPE, "train_model": {**RECIPE["train_model"], "tokens": 12_288}}))
+    recipe["ingest"]["sources"][0]["path"] = str(own.line.corpus)
+    secret = {"env": {"HF_TOKEN": "{{ prefect.blocks.secret.hub-token }}"}}
+    # Somebody else has the accelerator.
+    own.post("v2/concurrency_limits/increment", {**SLOT, "mode": "concurrency"})
+    training = own.start("pretrain/mine", secret, recipe=recipe)
+    nowhere = own.start("evaluate/any", model="nowhere")
+
+    def waits() -> bool:
+        tasks = own.tasks(training)
+        started = "train_model" in tasks and tasks["train_model"]["state"]["type"] == "RUNNING"
+        return started and tasks["tokenize"]["state"]["type"] == "COMPLETED"
+
+    wait_until(waits, what="a training that waits for the accelerator")
+    assert not list((own.line.store / "work").glob("train_model-*/step-*"))
+    environments = [Path(f"/proc/{pid}/environ").read_bytes() for pid in processes_of(own.line.store)]
+    assert any(b"HF_TOKEN=canary-job-variable" in environment for environment in environments)
+
+    own.post("v2/concurrency_limits/decrement", SLOT)
+    assert own.end(training)["type"] == "COMPLETED", own.state(training)["message"]
+    assert "there is no folder 'nowhere'" in own.end(nowhere)["message"]
+    assert own.api.get("v2/concurrency_limits/accelerator").json()["active_slots"] == 0
+    # Limits on tags, and the history of a stage, go by these.
+    tasks = own.tasks(training)
+    assert set(tasks["train_model"]["tags"]) == {"stage:train_model", "accelerator"}
+    assert tasks["clean"]["tags"] == ["stage:clean"]
+    assert tasks["train_model"]["task_key"].split("-")[0] == tasks["clean"]["task_key"].split("-")[0]
+    kept = [path for path in own.line.store.rglob("*") if path.is_file() and not path.is_symlink()]
+    assert not any(b"canary-job-variable" in path.read_bytes() for path in kept)
+
+
+def test_a_pool_that_a_person_edited_stays_as_it_is(prefect_server: str):
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import WorkPoolUpdate
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    from flows.serving.deployments import create_work_pool
+
+    async def edit() -> int | None:
+        await create_work_pool("edited")
+        async with get_client() as client:
+            await client.update_work_pool("edited", WorkPoolUpdate(concurrency_limit=3))
+            await create_work_pool("edited")
+            return (await client.read_work_pool("edited")).concurrency_limit
+
+    with temporary_settings({PREFECT_API_URL: prefect_server}):
+        assert asyncio.run(edit()) == 3
+
+
+def test_a_flow_of_ones_own_gets_what_ours_came_to(line: Line, tmp_path: Path):
+    copy = Line(tmp_path / "copy", line.server)
+    shutil.copytree(line.root, copy.root, symlinks=True)
+    program = tmp_path / "mine.py"
+    program.write_text(
+        "import asyncio, json, sys\n"
+        "from prefect import flow\n"
+        "from flows.prefect_flows import pretrain\n"
+        "from flows.recipe.read import load_recipe\n"
+        "from pathlib import Path\n\n"
+        "@flow\n"
+        "async def mine(recipe: str, store: str) -> dict:\n"
+        "    result = await pretrain(load_recipe(Path(recipe)), store=store)\n"
+        "    return {'run': result.name, 'model': str(result.model), 'bits': result.bits_per_byte,\n"
+        "            'scores': result.benchmarks, 'verdict': result.verdict}\n\n"
+        "print(json.dumps(asyncio.run(mine('recipe.yaml', sys.argv[1]))))\n"
+    )
+    command = [sys.executable, str(program), str(copy.store)]
+    done = subprocess.run(command, cwd=copy.root, env=copy.environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["bits"] == line.first["results"]["bits_per_byte"]
+    assert result["scores"] == line.first["results"]["benchmarks"]
+    assert result["verdict"] == "Completed"
+    assert Path(result["model"], "config.json").is_file()
+    assert (copy.store / "runs" / result["run"] / "report.html").is_file()

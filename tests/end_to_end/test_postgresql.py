@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.end_to_end.conftest import Line
-from tests.end_to_end.serving import Serve, free_port
+from tests.end_to_end.serving import Serve
+from tests.waiting import free_port
 
 pytestmark = pytest.mark.end_to_end
 

@@ -11,6 +11,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.end_to_end.conftest import Line
+from tests.waiting import HANGING_SECONDS
 
 pytestmark = pytest.mark.end_to_end
 
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.end_to_end
 def copy(line: Line, tmp_path: Path) -> Line:
     made = Line(tmp_path / "copy", None)
     shutil.copytree(line.root, made.root, symlinks=True)
-    made.first = line.first  # type: ignore[attr-defined]
+    made.first = line.first
     return made
 
 
@@ -82,12 +83,14 @@ def test_accept_takes_an_earlier_result_and_says_by_whom(copy: Line, tmp_path: P
         command = [
             sys.executable,
             "-c",
-            "from flows.command.app import main; main()",
+            "from flows.command.main import main; main()",
             *arguments,
             "--store",
             str(copy.store),
         ]
-        return subprocess.run(command, cwd=copy.root, env=env, capture_output=True, text=True, timeout=300)
+        return subprocess.run(
+            command, cwd=copy.root, env=env, capture_output=True, text=True, timeout=HANGING_SECONDS
+        )
 
     rows = {row["stage"]: row for row in json.loads(call("plan", "recipe.yaml", "--json").stdout)}
     assert (rows["clean"]["state"], rows["clean"]["reason"].split(";")[0]) == (
@@ -118,7 +121,7 @@ def test_secrets_are_written_nowhere(copy: Line):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=HANGING_SECONDS,
     )
     assert done.returncode == 0, done.stderr
     written = [done.stdout.encode(), done.stderr.encode()]
@@ -132,7 +135,7 @@ def test_secrets_are_written_nowhere(copy: Line):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANGING_SECONDS,
     )
     assert refused.returncode == 2
     assert "the recipe holds the value of HF_TOKEN" in refused.stderr

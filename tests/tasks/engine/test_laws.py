@@ -4,12 +4,12 @@ import json
 import os
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import Toy
+from tests.waiting import HANGING_SECONDS, assert_no_process_of, wait_until
 
 
 def keys(notes: dict) -> dict[str, str]:
@@ -165,19 +165,6 @@ def test_two_processes_build_once(toy: Toy, tmp_path: Path):
     assert log.read_text().count("built") == 3 + 1 + 3
 
 
-def _processes_of(folder: Path) -> list[int]:
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                command = (entry / "cmdline").read_bytes() + (entry / "environ").read_bytes()
-            except OSError:
-                continue
-            if str(folder).encode() in command and int(entry.name) != os.getpid():
-                found.append(int(entry.name))
-    return found
-
-
 @pytest.mark.parametrize("workers", [1, 2])
 def test_kill_leaves_no_result_and_no_process_and_the_next_run_goes_on(
     toy: Toy, tmp_path: Path, workers: int
@@ -187,13 +174,10 @@ def test_kill_leaves_no_result_and_no_process_and_the_next_run_goes_on(
     env = toy.environment(TOY_LOG=str(log), TOY_DELAY="0.5")
     process = subprocess.Popen(toy.command(workers=workers), env=env, start_new_session=True)
     shards = toy.store / "shards" / "double"
-    deadline = time.monotonic() + 60
-    while not (shards.is_dir() and any(shards.iterdir())) and time.monotonic() < deadline:
-        time.sleep(0.02)
+    wait_until(lambda: shards.is_dir() and any(shards.iterdir()), "a shard", process)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    time.sleep(0.5)
-    assert _processes_of(toy.store) == []
+    assert_no_process_of(toy.store)
     assert not (toy.store / "artifacts" / "double").exists()
     notes = toy.run(workers=workers)
     assert notes["double"]["reused"] >= 1
@@ -215,11 +199,7 @@ def test_interrupt_ends_everything(toy: Toy):
         # A shell starts background jobs, such as a test session, with SIGINT ignored.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    deadline = time.monotonic() + 60
-    while not list((toy.store / "building").glob("double-*/spec.json")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    time.sleep(0.5)
+    wait_until(lambda: list((toy.store / "building").glob("double-*/spec.json")), "a build", process)
     process.send_signal(signal.SIGINT)
-    process.wait(20)
-    time.sleep(0.2)
-    assert _processes_of(toy.store) == []
+    process.wait(HANGING_SECONDS)
+    assert_no_process_of(toy.store)

@@ -231,6 +231,15 @@ def test_short_items_match_as_a_whole(tmp_path: Path):
     assert verdicts(out)[0]["detail"] == "1 n-grams of item 4 of t"
 
 
+def test_where_no_benchmark_is_wanted_nothing_is_contaminated(tmp_path: Path):
+    (tmp_path / "index").mkdir()
+    metrics = index_benchmarks.fn(IndexBenchmarksConfig(tasks=()), out=tmp_path / "index")
+    assert metrics["n_grams"] == 0
+    shard, out = write_shard(tmp_path / "in", {"a": _long_item()[0]}), tmp_path / "out"
+    decontaminate.fn(documents=Shard(shard), index=Artifact(tmp_path / "index"), out=out)
+    assert [verdict["kept"] for verdict in verdicts(out)] == [True]
+
+
 def run_split(
     folder: Path, config: SplitConfig, texts: dict[str, str], dropped: set[str] = frozenset()
 ) -> tuple[dict, dict]:

@@ -101,6 +101,6 @@ def merge_adapters(model: "Transformer") -> None:
 
     for name, module in list(model.named_modules()):
         if isinstance(module, BaseTunerLayer):
-            module.merge()  # type: ignore[operator]
+            module.merge()
             parent = model.get_submodule(name.rpartition(".")[0])
             setattr(parent, name.rpartition(".")[2], module.get_base_layer())

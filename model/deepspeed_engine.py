@@ -72,7 +72,7 @@ def start_engine(
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 2**31,
     }
-    engine, wrapped, _, _ = deepspeed.initialize(model=learner, optimizer=optimizer, config=config)  # type: ignore[arg-type]
+    engine, wrapped, _, _ = deepspeed.initialize(model=learner, optimizer=optimizer, config=config)
     return engine, wrapped
 
 

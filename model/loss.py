@@ -3,6 +3,8 @@
 Names of shapes: B windows, T tokens, D model features, V vocabulary entries, N positions of a batch.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,7 +23,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, targets: Tensor, rows: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, rows: int) -> Tensor:
         # Summed over chunks in float32: in bfloat16 the error would grow with the batch.
         grad_x = torch.empty_like(x)
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
@@ -45,7 +47,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx, *grad_outputs: Tensor):
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         grad_x, grad_weight = ctx.saved_tensors
         if grad_weight is not None:
             grad_weight = (grad_weight * grad_outputs[0]).to(grad_x.dtype)
@@ -64,7 +66,7 @@ def summed_cross_entropy(model: Transformer, states: Tensor, targets: Tensor) ->
         # The product is written by hand, so autocast does not see it.
         dtype = torch.get_autocast_dtype(states.device.type)
         states, weight = states.to(dtype), weight.to(dtype)
-    return _LinearCrossEntropy.apply(states, weight, targets, _ROWS_AT_ONCE)
+    return _LinearCrossEntropy.apply(states, weight, targets, _ROWS_AT_ONCE)  # type: ignore[no-untyped-call]
 
 
 def segment_mask(segments: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(list(params), {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure=None):  # type: ignore[override]
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """One update of every matrix that has a gradient."""
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[nn.Parameter]] = {}
@@ -77,7 +77,7 @@ class Together(torch.optim.Optimizer):
         self.param_groups = [group for optimizer in optimizers for group in optimizer.param_groups]
 
     @torch.no_grad()
-    def step(self, closure=None):  # type: ignore[override]
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """One update by each."""
         for optimizer in self.optimizers:
             optimizer.step()

@@ -74,7 +74,7 @@ def _spec(
         key=key,
         ingredients=resolved.ingredients,
         inputs={name: Input(path=stored.out, shards=stored.shard_paths) for name, stored in inputs.items()},
-        shard_keys=resolved.shard_keys,  # type: ignore[arg-type]  # on finished inputs every key is known
+        shard_keys=resolved.shard_keys,
         machine=machine,
     )
 

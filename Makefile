@@ -22,7 +22,7 @@ serve: $(VENV)/.installed  ## Prefect server with UI, deployments of RECIPE and 
 	$(BIN)/scratchlm serve $(RECIPE)
 
 test: check  ## formatting, types, layers, and every test
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/.installed  ## formatting, lint, types and layers
 	$(BIN)/ruff format --check .

@@ -40,7 +40,9 @@ class Machine(TrainingMachine):
         values = {name: getattr(self, name) for name in TrainingMachine.model_fields}
         if self.in_process:
             values["ranks"] = 1
-        if self.device != "cpu" or not values["ranks"]:
+        if self.device == "cpu":
+            values["ranks"] = values["ranks"] or 1
+        else:
             import torch
 
             if self.device == "cuda" and not torch.cuda.is_available():

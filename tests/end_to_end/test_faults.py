@@ -197,9 +197,8 @@ def test_kill_leaves_no_server_behind(line: Line, tmp_path: Path):
 
 def test_two_commands_at_once_build_once(line: Line, tmp_path: Path):
     copy = Line(tmp_path / "copy", line.server)
-    copy.root.mkdir()
-    shutil.copytree(line.corpus, copy.corpus)
-    copy.write_recipe()
+    shutil.copytree(line.root, copy.root, symlinks=True)
+    copy.write_recipe(train_tokenizer={"vocabulary_size": 390})
     both = [start(copy) for _ in range(2)]
     answers = []
     for process in both:

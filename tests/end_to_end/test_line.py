@@ -8,8 +8,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from model.files import read_json
 from tests.end_to_end.conftest import Line
-from tests.waiting import HANGING_SECONDS
+from tests.waiting import HANGING_SECONDS, wait_until
 
 pytestmark = pytest.mark.end_to_end
 
@@ -120,8 +121,18 @@ def test_one_file_added_builds_the_shards_next_to_it_only(line: Line, tmp_path: 
     assert rows["ingest"]["state"] == "run"
     assert "1 files added" in rows["ingest"]["reason"]
     assert rows["index_benchmarks"]["state"] == "cached"
-    # A fixed tokenizer, so that the token shards can be told apart by their text.
-    after = grown.run("--set", "train_model.tokens=1024")["artifacts"]
+    runs = grown.store / "runs"
+    known = {path.name for path in runs.iterdir()}
+    command = grown.command("run", "recipe.yaml")
+    process = subprocess.Popen(command, cwd=grown.root, env=grown.environment(), start_new_session=True)
+
+    def split() -> dict | None:
+        records = [read_json(path / "run.json") for path in runs.iterdir() if path.name not in known]
+        return next((record["stages"] for record in records if record and "split" in record["stages"]), None)
+
+    after = wait_until(split, "the split of the grown text", process)
+    process.terminate()
+    process.wait(HANGING_SECONDS)
     for stage in MAP_STAGES[:-1]:
         assert 1 <= after[stage]["shards"]["built"] <= 3, stage
         assert after[stage]["shards"]["reused"] >= 2, stage

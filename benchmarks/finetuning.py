@@ -43,12 +43,14 @@ def held_out_loss(model: Any, conversations: list[tuple[list[int], list[int]]]) 
     """Mean nats of a token that is learnt, over held-out conversations."""
     import torch
 
+    from model.loss import log_probabilities
+
     nats = n_tokens = 0.0
     for ids, mask in conversations:
         tokens = torch.tensor([ids])
         targets = torch.where(torch.tensor([mask]) == 1, tokens, -100)[:, 1:]
         with torch.no_grad():
-            nats -= model.log_probabilities(tokens[:, :-1], targets).item()
+            nats -= log_probabilities(model, tokens[:, :-1], targets).item()
         n_tokens += sum(mask)
     return nats / n_tokens
 
@@ -59,7 +61,7 @@ def ours(method: str, given: argparse.Namespace, work: Path) -> tuple[Any, float
     from model.config import TrainConfig
     from model.hugging_face import load_hugging_face_folder
     from model.machine import TrainingMachine
-    from model.objectives.conversations import PackedConversations
+    from model.objectives.conversations import ConversationObjective, PackedConversations
     from model.objectives.masked_documents import documents_of
     from model.tokens import open_tokens, write_tokens
     from model.train import TrainSpec
@@ -109,7 +111,7 @@ def ours(method: str, given: argparse.Namespace, work: Path) -> tuple[Any, float
         work=work / "work",
         out=work / "out",
         start=work / "base",
-        objective="conversations",
+        objective=ConversationObjective(),
         adapter=None if method == "full" else LowRankAdapter(kind=method, rank=RANK, alpha=ALPHA),  # type: ignore[arg-type]
     )
     figures = train_here(spec)

@@ -21,8 +21,7 @@ from flows.pretrain import nodes_of, prepare_text
 from flows.recipe.recipe import Recipe
 from flows.runs.execute import build_shown, open_place, run_nodes
 from tasks.engine.build import Outcome
-from tasks.engine.stage import Node
-from tasks.tokens.train_tokenizer import train_tokenizer
+from tasks.engine.stage import Node, finished
 
 
 def cpu_seconds() -> float:
@@ -84,7 +83,7 @@ def main() -> None:
         outcomes, first = prepare(recipe, store, None)
         for i, path in enumerate(new, len(files)):
             shutil.copyfile(path, text / f"{i:06d}-{path.name}")
-        kept = train_tokenizer.result(outcomes["train_tokenizer"].stored.manifest.key, "train_tokenizer")
+        kept = finished("train_tokenizer", outcomes["train_tokenizer"].stored.manifest.key, "train_tokenizer")
         _, again = prepare(recipe, store, kept)
     share = sum(path.stat().st_size for path in new) / total
     print(f"{total / 1e6:.0f} MB, {os.cpu_count()} cores\n\n| what | CPU-seconds |\n|---|---|")

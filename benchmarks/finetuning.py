@@ -64,7 +64,7 @@ def ours(method: str, given: argparse.Namespace, work: Path) -> tuple[Any, float
     from model.objectives.conversations import ConversationObjective, PackedConversations
     from model.objectives.masked_documents import documents_of
     from model.tokens import open_tokens, write_tokens
-    from model.train import TrainSpec
+    from model.train_spec import TrainSpec
     from model.weights import load_model, save_model
     from tasks.training.ranks import train_here
 

@@ -17,60 +17,18 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from pydantic import BaseModel, ConfigDict
 
 from model.checkpoint import load_checkpoint, save_checkpoint
-from model.config import ModelConfig, TrainConfig, flops_per_token
+from model.config import flops_per_token
 from model.deepspeed_engine import Learner, process_group, start_engine, whole_parameters
 from model.errors import InputError
 from model.held_out import measure_held_out
 from model.machine import TrainingMachine
 from model.optimizer import build_optimizer, set_rates
-from model.parts import Part
 from model.tokens import Tokens, open_tokens
+from model.train_spec import METRICS, TrainSpec
 from model.transformer import Transformer, count_parameters
 from model.weights import load_model, save_model
-
-METRICS = "metrics.jsonl"
-
-
-class TrainSpec(BaseModel):
-    """Everything that a rank needs to know.
-
-    Attributes:
-        objective: what the model is trained to do; see `model.objectives.objective.Objective`.
-        adapter: trained beside the frozen weights of `start`; see `model.adapters.LowRankAdapter`.
-        start: folder of a trained model whose weights are the first ones; None starts at random.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    model: ModelConfig
-    train: TrainConfig
-    machine: TrainingMachine
-    objective: Part
-    train_shards: list[Path]
-    validation_shards: list[Path]
-    token_bytes: Path
-    tokenizer_sha256: str
-    vocabulary_size: int
-    work: Path
-    out: Path
-    adapter: Part = None
-    start: Path | None = None
-
-    @property
-    def rows_per_batch(self) -> int:
-        """Rows of an optimizer step, on all ranks together."""
-        return self.train.tokens_per_batch // self.model.context_length // self.objective.windows_per_row
-
-    @property
-    def micro_batch(self) -> tuple[int, int]:
-        """Rows of a forward pass and passes in a step, for one rank."""
-        per_rank = self.rows_per_batch // self.machine.ranks
-        wanted = self.machine.windows_per_micro_batch or per_rank
-        rows = next(size for size in range(min(wanted, per_rank), 0, -1) if per_rank % size == 0)
-        return rows, per_rank // rows
 
 
 class Stopped(Exception):

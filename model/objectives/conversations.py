@@ -2,17 +2,20 @@
 
 from bisect import bisect_left, insort
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor
 
 from model.base_config import Config
 from model.batches import IGNORED, permute
-from model.loss import segment_mask, summed_cross_entropy
 from model.objectives.masked_documents import Document, documents_of, first_windows, rows_of_step
 from model.objectives.objective import Rows, Window
 from model.tokens import Tokens
-from model.transformer import Transformer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from model.transformer import Transformer
 
 
 def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
@@ -94,8 +97,10 @@ class ConversationObjective(Config):
         """The first conversations."""
         return first_windows(documents_of(shards), context_length, n_tokens)
 
-    def loss(self, model: Transformer, batch: dict[str, Tensor]) -> Tensor:
+    def loss(self, model: "Transformer", batch: "dict[str, Tensor]") -> "Tensor":
         """Summed cross entropy of the assistant's tokens."""
+        from model.loss import segment_mask, summed_cross_entropy
+
         states = model.hidden_states(batch["tokens"], batch["positions"], segment_mask(batch["segments"]))
         states, targets = states.flatten(0, 1), batch["targets"].flatten()
         trained = targets != IGNORED

@@ -2,16 +2,20 @@
 
 An objective is a `Config` with these methods in a file of its own. The trainer knows this
 protocol and no objective, so an edit of one retrains nothing that was trained by another.
+torch is imported by `loss` alone: the process that watches the ranks asks for rows, and needs no torch.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-from torch import Tensor
 
 from model.tokens import Tokens
-from model.transformer import Transformer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from model.transformer import Transformer
 
 Window = tuple[np.ndarray, np.ndarray]
 """Inputs and targets (T,), int64."""
@@ -47,5 +51,5 @@ class Objective(Protocol):
     ) -> list[Window]:
         """About `n_tokens` tokens of held-out files, to measure bits per byte on while it trains."""
 
-    def loss(self, model: Transformer, batch: dict[str, Tensor]) -> Tensor:
+    def loss(self, model: "Transformer", batch: "dict[str, Tensor]") -> "Tensor":
         """The loss of a batch, summed over what `trained_targets` counts: a scalar, in nats."""

@@ -2,19 +2,21 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor
 
 from model.base_config import Config
 from model.batches import padded
-from model.loss import log_probabilities
 from model.objectives.masked_documents import Document, documents_of, first_windows, rows_of_step
 from model.objectives.objective import Rows, Window
 from model.tokens import Tokens
-from model.transformer import Transformer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from model.transformer import Transformer
 
 
 class PreferencePairs:
@@ -75,8 +77,12 @@ class PreferenceObjective(Config):
         """The chosen sides of the first pairs."""
         return first_windows(documents_of(shards)[::2], context_length, n_tokens)
 
-    def loss(self, model: Transformer, batch: dict[str, Tensor]) -> Tensor:
+    def loss(self, model: "Transformer", batch: "dict[str, Tensor]") -> "Tensor":
         """Summed loss of the pairs: equation 7 of the paper."""
+        import torch.nn.functional as F
+
+        from model.loss import log_probabilities
+
         nats = log_probabilities(model, batch["tokens"].flatten(0, 1), batch["targets"].flatten(0, 1)).view(
             -1, 2
         )

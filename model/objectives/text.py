@@ -1,17 +1,19 @@
 """Text: every next token is a target."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-from torch import Tensor
 
 from model.base_config import Config
 from model.batches import Windows, next_token_windows
-from model.loss import summed_cross_entropy
 from model.objectives.objective import Rows, Window
 from model.tokens import Tokens
-from model.transformer import Transformer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from model.transformer import Transformer
 
 
 class _Batches(Protocol):
@@ -71,7 +73,9 @@ class TextObjective(Config):
             for ids, start in chosen
         ]
 
-    def loss(self, model: Transformer, batch: dict[str, Tensor]) -> Tensor:
+    def loss(self, model: "Transformer", batch: "dict[str, Tensor]") -> "Tensor":
         """Summed cross entropy of every next token."""
+        from model.loss import summed_cross_entropy
+
         states = model.hidden_states(batch["tokens"])
         return summed_cross_entropy(model, states.flatten(0, 1), batch["targets"].flatten())

@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 from model.base_config import Config
 from model.config import ModelConfig, TrainConfig
 from model.errors import InputError
+from model.objectives.replayed_text import ReplayedTextObjective
+from model.tokens import open_tokens
 from tasks.engine.machine import Machine
 from tasks.engine.stage import Artifact, Metrics, stage
 from tasks.text.new_documents import NEW
@@ -64,9 +66,6 @@ def continue_training(
     Raises:
         InputError: if the earlier model has another shape or tokenizer, or there is too little text on a side.
     """
-    from model.objectives.replayed_text import ReplayedTextObjective
-    from model.tokens import open_tokens
-
     # The base must be what the recipe speaks of.
     model, digest = base_shape(base, tokenizer)
     if config.model not in (None, model):

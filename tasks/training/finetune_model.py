@@ -3,10 +3,14 @@
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from pydantic import Field
 
 from model.base_config import Config
 from model.errors import InputError
+from model.objectives.conversations import ConversationObjective
+from model.objectives.preferences import PreferenceObjective
+from model.tokens import open_tokens
 from tasks.engine.machine import Machine
 from tasks.engine.stage import Artifact, Metrics, stage
 from tasks.training.finetune_settings import FinetuneConfig, base_shape, describe_adapter, whole_steps
@@ -49,12 +53,6 @@ def finetune_model(
     Raises:
         InputError: if the tokenizer is not the base's, or text and machine do not fit the recipe.
     """
-    import numpy as np
-
-    from model.objectives.conversations import ConversationObjective
-    from model.objectives.preferences import PreferenceObjective
-    from model.tokens import open_tokens
-
     shape, digest = base_shape(base, tokenizer)
     chosen = config.finetune
     objective: ConversationObjective | PreferenceObjective = ConversationObjective()

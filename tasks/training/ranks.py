@@ -11,15 +11,13 @@ import os
 import socket
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from model.errors import InputError
 from model.files import write_whole
+from model.train_spec import TrainSpec
 from tasks.engine import process
 from tasks.engine.progress import progress
-
-if TYPE_CHECKING:
-    from model.train import TrainSpec
 
 RESULT, ERROR, PROGRESS = "result.json", "error.json", "progress.json"
 _PARENT = "SCRATCHLM_LAUNCHER"
@@ -48,7 +46,7 @@ def rank(spec_path: Path) -> None:
     process.die_with_parent(int(os.environ.pop(_PARENT)))
     from model import train as training
 
-    spec = training.TrainSpec.model_validate_json(spec_path.read_bytes())
+    spec = TrainSpec.model_validate_json(spec_path.read_bytes())
 
     def fail(kind: str, sentence: str) -> None:
         write_whole(spec.work / ERROR, json.dumps((kind, sentence)))
@@ -68,7 +66,7 @@ def rank(spec_path: Path) -> None:
         write_whole(spec.work / RESULT, json.dumps(metrics))
 
 
-def train_here(spec: "TrainSpec") -> dict[str, Any]:
+def train_here(spec: TrainSpec) -> dict[str, Any]:
     """Train in this process as rank 0 of 1, without torchrun: for a debugger.
 
     Raises:

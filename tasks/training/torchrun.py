@@ -12,6 +12,7 @@ from model.errors import InputError, StageFailed
 from model.files import read_json
 from model.machine import TrainingMachine
 from model.tokenizer import TOKEN_BYTES, tokenizer_sha256
+from model.train_spec import METRICS, TrainSpec
 from tasks.engine import process
 from tasks.engine.machine import Machine
 from tasks.engine.progress import progress
@@ -84,8 +85,6 @@ def train_under_torchrun(
         InputError: if text or machine do not fit the recipe, or the loss is not finite.
         StageFailed: if a training process died; another attempt goes on from its checkpoint.
     """
-    from model.train import METRICS, TrainSpec
-
     resolved = machine.training()
     check_machine(config, resolved)
     train_shards, validation_shards = ([path / f"{side}.arrow" for path in tokens.shards] for side in SIDES)

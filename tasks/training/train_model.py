@@ -3,7 +3,9 @@
 from pathlib import Path
 
 from model.errors import InputError
+from model.objectives.text import TextObjective
 from model.tokenizer import tokenizer_sha256
+from model.tokens import open_tokens
 from tasks.engine.machine import Machine
 from tasks.engine.stage import Artifact, Metrics, stage
 from tasks.training.settings import TrainModelConfig
@@ -26,9 +28,6 @@ def train_model(
         InputError: if text or machine do not fit the recipe, or the loss is not finite.
         StageFailed: if a training process died; another attempt goes on from its checkpoint.
     """
-    from model.objectives.text import TextObjective
-    from model.tokens import open_tokens
-
     objective, digest = TextObjective(), tokenizer_sha256(tokenizer.path)
     shards = [open_tokens(path / "train.arrow", digest) for path in tokens.shards]
     n_windows = len(objective.open_rows(shards, config.model.context_length))

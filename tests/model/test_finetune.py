@@ -21,7 +21,7 @@ from model.objectives.conversations import ConversationObjective, PackedConversa
 from model.objectives.masked_documents import Document, documents_of
 from model.objectives.preferences import PreferenceObjective, PreferencePairs
 from model.tokens import open_tokens, write_tokens
-from model.train import TrainSpec
+from model.train_spec import TrainSpec
 from model.weights import load_model, save_model
 from tasks.training.finetune_settings import describe_adapter
 from tasks.training.hugging_face_folder import ExportModelConfig

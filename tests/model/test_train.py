@@ -15,7 +15,7 @@ from model.held_out import HeldOut, measure_held_out
 from model.machine import TrainingMachine
 from model.objectives.text import TextObjective
 from model.tokens import write_tokens
-from model.train import TrainSpec
+from model.train_spec import TrainSpec
 from tasks.engine.process import child_environment
 
 

@@ -1,0 +1,51 @@
+"""What a rank needs to know to train, on its way to its process."""
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from model.config import ModelConfig, TrainConfig
+from model.machine import TrainingMachine
+from model.parts import Part
+
+METRICS = "metrics.jsonl"
+"""Below the working folder: what each step measured, a line of JSON each."""
+
+
+class TrainSpec(BaseModel):
+    """Everything that a rank needs to know.
+
+    Attributes:
+        objective: what the model is trained to do; see `model.objectives.objective.Objective`.
+        adapter: trained beside the frozen weights of `start`; see `model.adapters.LowRankAdapter`.
+        start: folder of a trained model whose weights are the first ones; None starts at random.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: ModelConfig
+    train: TrainConfig
+    machine: TrainingMachine
+    objective: Part
+    train_shards: list[Path]
+    validation_shards: list[Path]
+    token_bytes: Path
+    tokenizer_sha256: str
+    vocabulary_size: int
+    work: Path
+    out: Path
+    adapter: Part = None
+    start: Path | None = None
+
+    @property
+    def rows_per_batch(self) -> int:
+        """Rows of an optimizer step, on all ranks together."""
+        return self.train.tokens_per_batch // self.model.context_length // self.objective.windows_per_row
+
+    @property
+    def micro_batch(self) -> tuple[int, int]:
+        """Rows of a forward pass and passes in a step, for one rank."""
+        per_rank = self.rows_per_batch // self.machine.ranks
+        wanted = self.machine.windows_per_micro_batch or per_rank
+        rows = next(size for size in range(min(wanted, per_rank), 0, -1) if per_rank % size == 0)
+        return rows, per_rank // rows

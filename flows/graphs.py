@@ -1,14 +1,15 @@
 """Which graph a recipe, or an earlier run, means: what the graphs need of the store is looked up here."""
 
-from flows import finetune, pretrain, retrain
+from flows import evaluate, finetune, pretrain, retrain
 from flows.recipe.recipe import AnyRecipe, FinetuneRecipe, Recipe
 from flows.runs.accept import check_accept
-from flows.runs.base import open_base
+from flows.runs.base import model_node, open_base
 from flows.runs.execute import Place
 from flows.runs.record import Run, load_run, runs_folder
 from tasks.benchmarks.items import prepare_benchmarks
 from tasks.engine.stage import Node
 from tasks.engine.store import Store
+from tasks.evaluation.evaluate_model import EvaluateModelConfig
 
 
 def graph_of(recipe: AnyRecipe, store: Store) -> list[Node]:
@@ -34,9 +35,12 @@ def prepare_run(recipe: AnyRecipe, place: Place) -> list[Node]:
     return nodes
 
 
-def recipe_and_graph_of_run(run: Run, store: Store) -> tuple[AnyRecipe, list[Node]]:
-    """What an earlier run was asked for, and the graph that it had."""
+def recipe_and_graph_of_run(run: Run, store: Store) -> tuple[AnyRecipe | None, list[Node]]:
+    """What an earlier run was asked for, and the graph that it had; an evaluation has no recipe."""
     record = run.record
+    if record["flow"] == "evaluate":
+        config = EvaluateModelConfig.model_validate(record["recipe"]["evaluate_model"])
+        return None, evaluate.graph(model_node(record["model"], store), config)
     kind: type[AnyRecipe] = FinetuneRecipe if record["flow"] == "finetune" else Recipe
     recipe = kind.model_validate({**record["recipe"], "machine": record["machine"]})
     if isinstance(recipe, Recipe) and record["flow"] == "retrain":

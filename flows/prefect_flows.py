@@ -4,6 +4,7 @@ Each flow returns a `RunResult`, so that a flow of your own can `await pretrain(
 """
 
 import asyncio
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -11,9 +12,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
+import httpx
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
-from prefect.concurrency.asyncio import concurrency
+from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError, concurrency
 from prefect.events import emit_event
 from prefect.exceptions import FlowPauseTimeout
 from prefect.flow_runs import pause_flow_run
@@ -54,8 +56,7 @@ ACCELERATOR = "accelerator"
 
 PROMOTED_EVENT = "scratchlm.champion.promoted"
 """Emitted when a champion is made; its payload has name, run and model (the exported folder)."""
-
-_LOG_LINES = 50
+_LOG_LINES, _SERVER_SECONDS = 50, 300.0
 _SomeRecipe = TypeVar("_SomeRecipe", Recipe, FinetuneRecipe)
 
 
@@ -76,13 +77,8 @@ class _Job:
     hit: bool
 
 
-@task(
-    cache_policy=NO_CACHE,
-    persist_result=False,
-    retry_delay_seconds=exponential_backoff(2),
-    retry_condition_fn=_may_retry,
-)
-async def build_stage(job: _Job) -> State[Outcome]:
+@task(cache_policy=NO_CACHE, persist_result=False, retry_condition_fn=_may_retry)
+async def build_stage(job: _Job) -> State[Any]:
     """Build one node; a hit ends in the state Cached."""
     logger, node = get_run_logger(), job.node
     artifact = pages.ProgressArtifact(node.name)
@@ -109,7 +105,14 @@ async def build_stage(job: _Job) -> State[Outcome]:
         f", {outcome.shards_built} shards built, {outcome.shards_reused} reused" if manifest.shards else ""
     )
     message = f"{node.name} {manifest.key[:12]}{shards}"
-    return Completed(name="Cached" if outcome.cached else "Built", message=message, data=outcome)
+    return Completed(name="Cached" if outcome.cached else "Built", message=message, data=_Held(outcome))
+
+
+class _Held:
+    """An outcome in a state. Prefect searches the data of every state that a task waits for, and not this class."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        self.outcome = outcome
 
 
 def build_in_prefect(place: Place, run: Run) -> BuildNode:
@@ -118,23 +121,35 @@ def build_in_prefect(place: Place, run: Run) -> BuildNode:
 
     async def build_node(node: Node, inputs: dict[str, Stored]) -> Outcome:
         hit = will_hit(node, inputs, place)
-        named: Any = build_stage.with_options(
+        named = build_stage.with_options(
             name=node.name,
             task_run_name=f"{node.name} (cached)" if hit else node.name,
             tags=[f"stage:{node.stage.name}", *([ACCELERATOR] if node.role == "train" else [])],
             retries=node.stage.retries,
+            retry_delay_seconds=exponential_backoff(2),
         )
         upstream = [states[other] for other in node.inputs.values()]
-        job = quote(_Job(node, inputs, place, run, hit))
-        states[node] = await named(job, wait_for=upstream, return_state=True)
+        states[node] = await _with_patience(named, quote(_Job(node, inputs, place, run, hit)), upstream)
         built = await states[node].aresult(raise_on_failure=False)
-        if isinstance(built, Outcome):
-            return built
+        if isinstance(built, _Held):
+            return built.outcome
         if isinstance(built, StageFailed | InputError):
             raise built
         raise StageFailed(f"{node.name}: {states[node].message}") from built
 
     return build_node
+
+
+async def _with_patience(named: Any, job: Any, upstream: list[State[Any]]) -> State[Any]:
+    """Run a task. The server is asked for the limits of its tags, and while it is away the task waits for it."""
+    deadline = time.monotonic() + _SERVER_SECONDS
+    while True:
+        try:
+            return await named(job, wait_for=upstream, return_state=True)
+        except ConcurrencySlotAcquisitionError as error:
+            if not isinstance(error.__cause__, httpx.TransportError) or time.monotonic() > deadline:
+                raise
+            await asyncio.sleep(2)
 
 
 async def run_recipe(

@@ -14,6 +14,7 @@ from tasks.text.find_new import find_new
 from tasks.training.continue_training import ContinueTrainingConfig, continue_training
 
 NOTHING_NEW, PROMOTED, REFUSED, DECLINED = "Nothing new", "Promoted", "Refused", "Declined"
+ENDS = (NOTHING_NEW, PROMOTED, REFUSED, DECLINED)
 """How a retraining ends: the name of its state, and the verdict that it returns."""
 
 MIN_DOCUMENTS = 3

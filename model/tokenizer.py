@@ -1,10 +1,10 @@
 """A tokenizer on disk: its files, its end-of-text token, and the digest that names it."""
 
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from model.errors import InputError
-from model.files import sha256_of_file
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -48,4 +48,4 @@ def end_of_text_id(tokenizer: "Tokenizer") -> int:
 
 def tokenizer_sha256(folder: Path) -> str:
     """SHA-256 of the tokenizer file, which names the tokenizer."""
-    return sha256_of_file(folder / TOKENIZER)
+    return hashlib.sha256((folder / TOKENIZER).read_bytes()).hexdigest()

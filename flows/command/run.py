@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,7 +31,14 @@ from flows.recipe.recipe import AnyRecipe, FinetuneRecipe, Recipe
 from flows.runs.base import model_node
 from flows.runs.execute import Place, cached_outcomes, display, note_cached, open_place
 from flows.runs.plan import CACHED, plan
-from flows.runs.record import Run, previous_entries, start_evaluation, start_run, unchanged_run
+from flows.runs.record import (
+    Run,
+    previous_entries,
+    start_evaluation,
+    start_run,
+    unchanged_evaluation,
+    unchanged_run,
+)
 from flows.runs.result import RunResult
 from flows.serving.server import API_URL, prefect_server
 from flows.views.report import render_report
@@ -115,7 +123,7 @@ def _run_recipe(
 
 
 def _accepting(place: Place, accept: list[str] | None) -> Place:
-    return Place(place.store, place.sources, place.machine, frozenset(accept or ()))
+    return replace(place, accept=frozenset(accept or ()))
 
 
 @app.command()
@@ -228,7 +236,12 @@ def evaluate(
     console, place = make_console(to_stderr=as_json, quiet=quiet), open_place(None, store, machine=where)
     prepare_benchmarks(config)
     nodes = evaluation.graph(model_node(model, place.store), config)
-    result = _from_store(nodes, place, console, lambda _: start_evaluation(place.store, model, config))
+
+    def make_run(outcomes: dict[Node, Any]) -> Run:
+        named = {node.name: outcome for node, outcome in outcomes.items()}
+        return unchanged_evaluation(place.store, model, named) or start_evaluation(place.store, model, config)
+
+    result = _from_store(nodes, place, console, make_run)
     if result is None:
         given = {"benchmarks": config, "machine": where, "store": str(place.store.root)}
         result = _run_flow("evaluate", console, model=model, **given)

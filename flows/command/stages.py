@@ -25,7 +25,7 @@ from flows.command.options import (
     make_app,
     make_console,
 )
-from flows.graphs import graph_of, recipe_and_graph_of_run
+from flows.graphs import graph_of, prepare_run, recipe_and_graph_of_run
 from flows.recipe.read import load_any_recipe
 from flows.runs.execute import open_place
 from flows.runs.one_stage import run_one_stage
@@ -33,7 +33,6 @@ from flows.runs.plan import plan as make_plan
 from flows.runs.record import RUN, load_run, previous_entries, runs_folder
 from flows.views.terminal import plan_table, predict_line, stage_line
 from model.errors import InputError
-from tasks.benchmarks.items import prepare_benchmarks
 from tasks.engine.store import Store
 
 app = make_app()
@@ -113,13 +112,12 @@ def task(
     """Run one stage in this process, on cached inputs, without any server: for debugging."""
     opened = Store(store)
     if not recipe_file.exists() and (runs_folder(opened) / recipe_file / RUN).is_file():
-        recipe, nodes = recipe_and_graph_of_run(load_run(runs_folder(opened) / recipe_file), opened)
-        place = open_place(recipe, store)
+        made, nodes = recipe_and_graph_of_run(load_run(runs_folder(opened) / recipe_file), opened)
+        place = open_place(made, store)
     else:
         recipe = load_any_recipe(recipe_file, assignments, machine)
         place = open_place(recipe, store)
-        nodes = graph_of(recipe, place.store)
-    prepare_benchmarks(recipe.evaluate_model)
+        nodes = prepare_run(recipe, place)
     with _post_mortem() if pdb else nullcontext(), _profiled() if profile else nullcontext():
         outcome = run_one_stage(name, nodes, place, first_shards=sample, shard=shard, force=force, out=out)
     if outcome is None:

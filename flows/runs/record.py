@@ -20,6 +20,8 @@ from tasks.engine.store import Store, Stored
 from tasks.evaluation.evaluate_model import EvaluateModelConfig
 
 RUN, REPORT, LATEST = "run.json", "report.html", "latest"
+FORMAT = 2
+"""Of run.json; raised when older ones cannot be read any more."""
 
 
 @dataclass
@@ -136,7 +138,7 @@ def _new_run(store: Store, name: str, record: dict[str, Any]) -> Run:
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     run = Run(runs_folder(store) / f"{stamp}-{name}-{secrets.token_hex(2)}")
     run.path.mkdir(parents=True)
-    run.record = {**record, "created": now(), "status": "running", "stages": {}}
+    run.record = {"format": FORMAT, **record, "created": now(), "status": "running", "stages": {}}
     run.save()
     return run
 
@@ -148,14 +150,22 @@ def unchanged_run(store: Store, recipe: AnyRecipe, outcomes: dict[str, Outcome],
     except InputError:
         return None
     values = recipe.model_dump(mode="json")
-    asked = {"machine": values.pop("machine"), "recipe": values, "status": "completed", "flow": flow}
+    asked = {"machine": values.pop("machine"), "recipe": values, "flow": flow}
+    return run if _came_to(run, asked, outcomes) else None
+
+
+def unchanged_evaluation(store: Store, model: str, outcomes: dict[str, Outcome]) -> Run | None:
+    """An earlier evaluation of this model that came to these very results, if there is one."""
+    runs = (run for run in _runs_newest_first(store) if run.record["flow"] == "evaluate")
+    return next((run for run in runs if _came_to(run, {"model": model}, outcomes)), None)
+
+
+def _came_to(run: Run, asked: dict[str, Any], outcomes: dict[str, Outcome]) -> bool:
+    """Whether a run completed, was asked for this, and has these results."""
     keys = {stage: outcome.stored.manifest.key for stage, outcome in outcomes.items()}
-    same = {name: run.record[name] for name in asked} == asked
-    return (
-        run
-        if same and {stage: entry["key"] for stage, entry in run.record["stages"].items()} == keys
-        else None
-    )
+    asked = {**asked, "status": "completed"}
+    same = {name: run.record.get(name) for name in asked} == asked
+    return same and {stage: entry["key"] for stage, entry in run.record["stages"].items()} == keys
 
 
 def load_run(path: Path) -> Run:
@@ -165,9 +175,14 @@ def load_run(path: Path) -> Run:
         InputError: if there is none.
     """
     try:
-        return Run(path.resolve(), json.loads((path / RUN).read_text()))
+        record = json.loads((path / RUN).read_text())
     except (OSError, ValueError) as error:
         raise InputError(f"{path} holds no run: {RUN} cannot be read") from error
+    if record.get("format") != FORMAT:
+        raise InputError(
+            f"{path} was written by another version of scratchlm: give another --store, or move its folder runs away"
+        )
+    return Run(path.resolve(), record)
 
 
 def all_runs(store: Store) -> list[Run]:
@@ -196,9 +211,17 @@ def find_run(store: Store, name: str) -> Run:
     raise InputError(f"{name!r} {what}: take latest or one of {', '.join(near)}")
 
 
+def _runs_newest_first(store: Store) -> Iterator[Run]:
+    """Every run that can be read."""
+    for path in sorted(runs_folder(store).glob(f"*/{RUN}"), reverse=True):
+        record = read_json(path)
+        if record and record.get("format") == FORMAT and not path.parent.is_symlink():
+            yield Run(path.parent, record)
+
+
 def finished_runs(store: Store) -> Iterator[Run]:
     """Runs that came to a model and its end, the newest first."""
-    for run in reversed(all_runs(store)):
+    for run in _runs_newest_first(store):
         if run.record["status"] == "completed" and run.node_with_role("export"):
             yield run
 
@@ -229,7 +252,7 @@ def previous_entries(store: Store, recipe_name: str) -> dict[str, Any]:
         else []
     )
     for name in names[:20]:
-        record = read_json(folder / name / RUN)
-        for stage, entry in (record or {}).get("stages", {}).items():
+        record = read_json(folder / name / RUN) or {}
+        for stage, entry in record.get("stages", {}).items() if record.get("format") == FORMAT else ():
             entries.setdefault(stage, entry)
     return entries

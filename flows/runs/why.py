@@ -107,7 +107,8 @@ def why(run: Run, store: Store, name: str) -> list[Verdict]:
         )
         verdicts.append(Verdict("clean", "kept", change))
 
-    for stage in (run.node_with_role("deduplicate") or "deduplicate", "decontaminate"):
+    default = "deduplicate" if read == "ingest" else f"deduplicate_{read.removeprefix('read_')}"
+    for stage in (run.node_with_role("deduplicate") or default, "decontaminate"):
         verdict = _row(run.stored(store, stage).shard_paths[position], VERDICTS, row)
         verdicts.append(Verdict(stage, "kept" if verdict["kept"] else "dropped", verdict["detail"] or ""))
     selection = _row(run.stored(store, "split").shard_paths[position], SELECTION, row)

@@ -17,6 +17,7 @@ from prefect.schedules import Schedule
 from prefect.states import StateType
 from prefect.workers.process import ProcessWorker
 
+from flows import retrain as retraining
 from flows.prefect_flows import PROMOTED_EVENT, evaluate, finetune, pretrain, retrain
 from flows.recipe.recipe import AnyRecipe, Recipe
 from flows.retrain import check_recipe
@@ -24,12 +25,18 @@ from model.errors import InputError
 
 HEARTBEAT_SECONDS = 30
 SILENCE_SECONDS = 3 * HEARTBEAT_SECONDS
-_AUTOMATION = "Runs without a heartbeat have crashed"
+_CRASHED, _CANCELLED = (
+    "Runs without a heartbeat have crashed",
+    "Cancelled runs without a heartbeat have ended",
+)
 
 
-async def create_work_pool(pool: str) -> None:
+async def create_work_pool(pool: str, working_folder: Path) -> None:
     """A pool of local processes, if there is none of this name: one that a person edited stays as it is."""
     template = ProcessWorker.get_default_base_job_template()
+    # For flows of a person's own in this pool; our deployments bring theirs.
+    for name, value in _job_variables(working_folder).items():
+        template["variables"]["properties"][name]["default"] = value
     async with get_client() as client:
         try:
             await client.create_work_pool(
@@ -55,9 +62,19 @@ def dead_runs_trigger() -> EventTrigger:
     Any event of the run counts as a sign of life, its end under whatever name too: flows of
     ours end as Promoted, Refused, Declined or Nothing new.
     """
+    return _silence({"prefect.flow-run.heartbeat"}, {"prefect.flow-run.*"})
+
+
+def dead_cancelled_runs_trigger() -> EventTrigger:
+    """Fires for a run that was asked to end, and of which nothing is heard after that but being asked again."""
+    ends = (*retraining.ENDS, "Completed", "Failed", "Cancelled", "Crashed", "heartbeat")
+    return _silence({"prefect.flow-run.Cancelling"}, {f"prefect.flow-run.{end}" for end in ends})
+
+
+def _silence(after: set[str], expect: set[str]) -> EventTrigger:
     return EventTrigger(
-        after={"prefect.flow-run.heartbeat"},
-        expect={"prefect.flow-run.*"},
+        after=after,
+        expect=expect,
         match={"prefect.resource.id": ["prefect.flow-run.*"]},  # type: ignore[arg-type]
         for_each={"prefect.resource.id"},
         posture=Posture.Proactive,
@@ -66,26 +83,25 @@ def dead_runs_trigger() -> EventTrigger:
     )
 
 
-async def create_automation() -> None:
-    """Mark runs as crashed whose flow process sends no heartbeat any more."""
-    automation = AutomationCore(
-        name=_AUTOMATION,
-        description=f"The process of a run tells every {HEARTBEAT_SECONDS} seconds that it is alive.",
-        trigger=dead_runs_trigger(),
-        actions=[
-            ChangeFlowRunState(
-                state=StateType.CRASHED,
-                message="its process sends no heartbeat any more: start it again, it goes on from there",
-            )
-        ],
+async def create_automations() -> None:
+    """End runs whose flow process sends no heartbeat any more. An automation that is there already stays as it is."""
+    message = "its process sends no heartbeat any more: start it again, it goes on from there"
+    wanted = (
+        (_CRASHED, dead_runs_trigger(), StateType.CRASHED),
+        (_CANCELLED, dead_cancelled_runs_trigger(), StateType.CANCELLED),
     )
     async with get_client() as client:
-        known = await client.read_automations_by_name(_AUTOMATION)
-        if not known:
-            await client.create_automation(automation)
-        for old in known:
-            if old.trigger != automation.trigger:
-                await client.update_automation(old.id, automation)
+        for name, trigger, state in wanted:
+            if await client.read_automations_by_name(name):
+                continue
+            await client.create_automation(
+                AutomationCore(
+                    name=name,
+                    description=f"The process of a run tells every {HEARTBEAT_SECONDS} seconds that it is alive.",
+                    trigger=trigger,
+                    actions=[ChangeFlowRunState(state=state, message=message)],
+                )
+            )
 
 
 def promoted_trigger(name: str) -> DeploymentEventTrigger:

@@ -252,11 +252,11 @@ def serve(
 
 def _deploy(recipes: list[AnyRecipe], store: Path, schedule: "Schedule | None") -> list[str]:
     """Put pool, automation and deployments on the server; Prefect is imported only now, when the environment is set."""
-    from flows.serving.deployments import create_automation, create_deployments, create_work_pool
+    from flows.serving.deployments import create_automations, create_deployments, create_work_pool
 
     async def deploy() -> list[str]:
-        await create_work_pool(POOL)
-        await create_automation()
+        await create_work_pool(POOL, Path.cwd())
+        await create_automations()
         return await create_deployments(recipes, store, POOL, Path.cwd(), schedule)
 
     return asyncio.run(deploy())

@@ -65,19 +65,28 @@ class ReplayedTextObjective(TextObjective):
     )
     replay_weight: float = Field(ge=0, lt=1, description="Share of the windows that come from old text.")
 
-    def streams(self, shards: Sequence[Tokens], context_length: int) -> tuple[Windows, Windows]:
-        """New and old text, each as one stream of windows."""
-        new = [shard.ids for shard in shards]
-        old = [open_tokens(path, shards[0].header.tokenizer_sha256).ids for path in self.replay_shards]
-        if self.new_documents:
-            ids = set(json.loads(self.new_documents.read_text()))
-            new = [piece for shard in shards for piece in select_documents(shard, ids, inside=True)]
-            if not self.replay_shards:
-                old = [piece for shard in shards for piece in select_documents(shard, ids, inside=False)]
-        return Windows(new, context_length), Windows(old, context_length)
+    def new_windows(self, shards: Sequence[Tokens], context_length: int) -> Windows:
+        """New text as one stream of windows."""
+        return Windows(self._pieces(shards, new=True), context_length)
+
+    def old_windows(self, shards: Sequence[Tokens], context_length: int) -> Windows:
+        """Old text as one stream of windows."""
+        if not self.replay_shards:
+            return Windows(self._pieces(shards, new=False), context_length)
+        replayed = [open_tokens(path, shards[0].header.tokenizer_sha256) for path in self.replay_shards]
+        return Windows([shard.ids for shard in replayed], context_length)
+
+    def _pieces(self, shards: Sequence[Tokens], *, new: bool) -> list[np.ndarray]:
+        if not self.new_documents:
+            return [shard.ids for shard in shards] if new else []
+        ids = set(json.loads(self.new_documents.read_text()))
+        return [piece for shard in shards for piece in select_documents(shard, ids, inside=new)]
 
     def open_rows(self, shards: Sequence[Tokens], context_length: int) -> Rows:
         """Windows of both streams."""
-        new, old = self.streams(shards, context_length)
-        windows = Mixture(new, old, self.replay_weight) if self.replay_weight else new
-        return TextRows(windows, context_length)
+        new = self.new_windows(shards, context_length)
+        if not self.replay_weight:
+            return TextRows(new, context_length)
+        return TextRows(
+            Mixture(new, self.old_windows(shards, context_length), self.replay_weight), context_length
+        )

@@ -72,7 +72,6 @@ def _common_ends(contexts: list[list[int]]) -> tuple[int, int]:
         "huggingface_hub",
         "pyyaml",
         "platformdirs",
-        "datatrove",
     ),
     retries=2,
     fingerprint=fingerprint_benchmarks,

@@ -146,7 +146,7 @@ def check_tasks(benchmarks: Benchmarks) -> dict[str, dict[str, Any]]:
 
 def prepare_benchmarks(benchmarks: Benchmarks) -> None:
     """What comes before a run: index the task names of the installed lm-eval, if they are needed and not indexed."""
-    if benchmarks.data != PACKAGE and read_task_index() is None:
+    if benchmarks.tasks and benchmarks.data != PACKAGE and read_task_index() is None:
         write_task_index()
 
 
@@ -189,6 +189,8 @@ def fingerprint_benchmarks(benchmarks: Benchmarks, digests: SourceDigests) -> An
         InputError: if a task or its data does not exist.
         NotKnownYet: if the index of task names was not written yet.
     """
+    if not benchmarks.tasks:
+        return []
     index = check_tasks(benchmarks)
     if benchmarks.data == PACKAGE:
         root = _package_data()

@@ -56,6 +56,8 @@ def build_spec(spec: Spec) -> int:
 def _is_retryable(error: BaseException) -> bool:
     if isinstance(error, StageFailed):
         return error.retryable
+    if isinstance(error, KeyboardInterrupt):
+        return True
     lasting = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)
     if isinstance(error, lasting) or (
         isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -88,7 +90,7 @@ def main(spec_path: Path) -> int:
     result: dict[str, Any]
     try:
         result = {"built": build_spec(spec)}
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         traceback.print_exc()
         kind = "input" if isinstance(error, InputError) else "stage"
         result = {"error": redact(_sentence(error)), "kind": kind, "retryable": _is_retryable(error)}

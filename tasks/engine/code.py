@@ -3,6 +3,7 @@
 import ast
 import hashlib
 import importlib.machinery
+import importlib.util
 import os
 from functools import cache
 from pathlib import Path
@@ -26,6 +27,9 @@ def _package_folder(package: str) -> Path | None:
         # Beside this file, whatever else on the path has the same name.
         return _ROOT / package
     spec = importlib.machinery.PathFinder.find_spec(package)
+    if spec is None:
+        # An editable installation finds its packages through a finder of its own.
+        spec = importlib.util.find_spec(package)
     if spec is None:
         return None
     if spec.submodule_search_locations:

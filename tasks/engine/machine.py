@@ -16,7 +16,7 @@ class Machine(TrainingMachine):
     workers: int = Field(0, ge=0, description="Processes that build shards side by side; 0 takes every core.")
     in_process: bool = Field(
         False,
-        description="Build and train in one process, without workers and torchrun; `scratchlm task` does.",
+        description="Build and train in one process, without workers, torchrun and its watch; `scratchlm task` does.",
     )
     evaluation_batch: int = Field(32, ge=1, description="Requests in one forward pass of the benchmarks.")
     hang_seconds: float = Field(

@@ -136,7 +136,7 @@ def _something_is_left(config: CleanConfig, metrics: Metrics) -> None:
         )
 
 
-@map_stage(libraries=("datatrove", "ftfy", "pyarrow", "xxhash", "numpy"), check=_something_is_left)
+@map_stage(libraries=("datatrove", "ftfy", "pyarrow"), check=_something_is_left)
 def clean(config: CleanConfig, documents: Shard, out: Path) -> list[Any]:
     """datatrove steps from documents.parquet to documents.parquet (kept) and verdicts.parquet (all rows)."""
     from tasks.text.steps import DropEmpty, ReadShard, Recorder, WriteKept

@@ -49,7 +49,7 @@ def _matches(words: "np.ndarray", index: dict[int, Any]) -> dict[tuple[str, int]
     return counts
 
 
-@map_stage(libraries=("numpy", "xxhash", "pyarrow", "datatrove"))
+@map_stage(libraries=("numpy", "xxhash", "pyarrow"))
 def decontaminate(documents: Shard, index: Artifact, out: Path) -> Metrics:
     """Write verdicts.parquet, row by row: a document that contains a benchmark item is not kept.
 

@@ -65,7 +65,11 @@ def from_mapping(source: Source, where: str, row: int, value: Any) -> Record:
 
 
 def _lines(path: Path, suffix: str) -> Iterator[bytes]:
-    """Lines of a file, decompressed; an end in the middle of a compressed stream is an error, after the lines before it."""
+    """Lines of a file, decompressed.
+
+    An end in the middle of a compressed stream is an error, after the lines before it; of zstd the last
+    8 KiB before the fault are lost with it.
+    """
     import pyarrow as pa
 
     with path.open("rb") as raw:

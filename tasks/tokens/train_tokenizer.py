@@ -1,7 +1,7 @@
 """train_tokenizer: a byte-level BPE tokenizer from scratch, on the training documents."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,16 +52,27 @@ def selected_texts(documents: Artifact, selection: Artifact, side: str) -> Itera
                 yield identifier, text
 
 
-def _sample(documents: Artifact, selection: Artifact, sample_bytes: int) -> Iterator[str]:
-    """Training documents, about `sample_bytes` of them, chosen by hash: so the choice does not depend on their order."""
-    total = sum(len(text.encode()) for _, text in selected_texts(documents, selection, TRAIN))
-    bound = 2**64 * min(1.0, sample_bytes / max(1, total))
-    for identifier, text in selected_texts(documents, selection, TRAIN):
-        if document_digest(identifier, text) < bound:
-            yield text
+class _Sample:
+    """Training documents, about `sample_bytes` of them, chosen by hash: so the choice does not depend on their order.
+
+    Attributes:
+        n_bytes: what was read of it so far.
+    """
+
+    def __init__(self, documents: Artifact, selection: Artifact, sample_bytes: int) -> None:
+        self.documents, self.selection, self.sample_bytes = documents, selection, sample_bytes
+        self.n_bytes = 0
+
+    def __iter__(self) -> Iterator[str]:
+        total = sum(len(text.encode()) for _, text in selected_texts(self.documents, self.selection, TRAIN))
+        bound = 2**64 * min(1.0, self.sample_bytes / max(1, total))
+        for identifier, text in selected_texts(self.documents, self.selection, TRAIN):
+            if document_digest(identifier, text) < bound:
+                self.n_bytes += len(text.encode())
+                yield text
 
 
-def _train(config: TrainTokenizerConfig, texts: Iterator[str]) -> "Tokenizer":
+def _train(config: TrainTokenizerConfig, texts: Iterable[str]) -> "Tokenizer":
     """Byte-level BPE (Sennrich et al. 2016, arXiv 1508.07909; bytes as in GPT-2)."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -87,7 +98,8 @@ def train_tokenizer(
 ) -> Metrics:
     """Write tokenizer.json, token_bytes.json (bytes that each id stands for) and figures/samples.json (for a person)."""
     out.mkdir(parents=True, exist_ok=True)
-    _train(config, _sample(documents, selection, config.sample_bytes)).save(str(out / TOKENIZER))
+    sample = _Sample(documents, selection, config.sample_bytes)
+    _train(config, sample).save(str(out / TOKENIZER))
     tokenizer = load_tokenizer(out)
     names = {number: token for token, number in tokenizer.get_vocab().items()}
     # In a byte-level vocabulary each character of an entry stands for one byte.
@@ -107,8 +119,6 @@ def train_tokenizer(
     (out / "figures" / "samples.json").write_text(json.dumps(samples, ensure_ascii=False, indent=1))
     return {
         "vocabulary_size": len(names),
-        "training_bytes": sum(
-            len(text.encode()) for text in _sample(documents, selection, config.sample_bytes)
-        ),
+        "training_bytes": sample.n_bytes,
         "bytes_per_token": round(n_bytes / max(1, n_tokens), 4),
     }

@@ -14,7 +14,7 @@ from tasks.engine.machine import Machine
 from tasks.engine.stage import Artifact, Metrics, stage
 from tasks.text.new_documents import NEW
 from tasks.training.finetune_settings import FinetuneConfig, base_shape, describe_adapter, whole_steps
-from tasks.training.settings import TrainModelConfig
+from tasks.training.settings import TrainModelConfig, check_corpus
 from tasks.training.torchrun import train_under_torchrun
 
 
@@ -67,7 +67,12 @@ def continue_training(
         InputError: if the earlier model has another shape or tokenizer, or there is too little text on a side.
     """
     # The base must be what the recipe speaks of.
-    model, digest = base_shape(base, tokenizer)
+    for_retraining = config.finetune is None
+    try:
+        model, digest = base_shape(base, tokenizer)
+    except InputError as error:
+        mend = ": set retrain.tokenizer to keep, or retrain.start to scratch" if for_retraining else ""
+        raise InputError(f"{error}{mend}") from None
     if config.model not in (None, model):
         raise InputError(
             "the recipe's section model is not that of the champion, so training cannot go on from its weights: "
@@ -83,12 +88,16 @@ def continue_training(
         replay_weight=config.replay_weight,
     )
     shards = [open_tokens(path / "train.arrow", digest) for path in tokens.shards]
-    fresh, old = objective.streams(shards, model.context_length)
-    for windows, what in ((fresh, "new"), (old, "old")):
-        if not len(windows) and (what == "new" or config.replay_weight):
+    fresh = objective.new_windows(shards, model.context_length)
+    sides = [("new", fresh)]
+    if config.replay_weight and not replay:
+        sides.append(("old", objective.old_windows(shards, model.context_length)))
+    for what, windows in sides:
+        if not len(windows):
+            mend = "set retrain.start to scratch, or wait for more text" if for_retraining else "add text"
             raise InputError(
                 f"the {what} text has {windows.n_tokens} tokens for training, less than one window of the context "
-                f"({model.context_length}): wait for more text, or start from scratch"
+                f"({model.context_length}): {mend}"
             )
 
     # How many steps, and then as ever.
@@ -103,16 +112,10 @@ def continue_training(
         places = config.finetune.epochs * len(fresh) * model.context_length / (1 - config.replay_weight)
         train = whole_steps(config.finetune, places)
     assert train is not None
+    settings = TrainModelConfig(model=model, train=train)
+    check_corpus(settings, shards)
     metrics = train_under_torchrun(
-        TrainModelConfig(model=model, train=train),
-        objective,
-        tokens,
-        tokenizer,
-        out,
-        work,
-        machine,
-        start=base.path,
-        adapter=adapter,
+        settings, objective, tokens, tokenizer, out, work, machine, start=base.path, adapter=adapter
     )
     if adapter:
         describe_adapter(adapter, base.path, out)

@@ -57,7 +57,7 @@ def finetune_model(
     chosen = config.finetune
     objective: ConversationObjective | PreferenceObjective = ConversationObjective()
     if config.objective == "preferences":
-        assert reference is not None
+        assert reference is not None, "a graph with preferences has reference_log_probabilities"
         np.save(work / REFERENCE, np.concatenate([np.load(path / REFERENCE) for path in reference.shards]))
         objective = PreferenceObjective(beta=chosen.beta, reference=work / REFERENCE)
 

@@ -75,7 +75,7 @@ def base_shape(base: Artifact, tokenizer: Artifact) -> tuple[ModelConfig, str]:
     description = json.loads((base.path / "model.json").read_text())
     digest = tokenizer_sha256(tokenizer.path)
     if description["tokenizer_sha256"] != digest:
-        raise InputError("the tokenizer is not the one that the base was trained with: take that of the base")
+        raise InputError("the tokenizer is not the one that the base was trained with")
     return ModelConfig.model_validate(description["model"]), digest
 
 

@@ -40,7 +40,7 @@ def bytes_of_tokens(folder: Path, vocabulary_size: int) -> list[int]:
     return sizes
 
 
-@stage(libraries=("torch", "tokenizers", "safetensors", "transformers", "pyarrow"))
+@stage(libraries=("torch", "tokenizers", "safetensors", "transformers"))
 def import_model(folder: Artifact, out: Path) -> Metrics:
     """Write model.safetensors (float32), model.json, tokenizer.json and token_bytes.json.
 

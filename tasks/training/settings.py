@@ -1,13 +1,16 @@
 """What a training is given: shape and schedule from the recipe, and whether a machine can do it."""
 
+from collections.abc import Sequence
 from typing import Self
 
 from pydantic import model_validator
 
 from model.base_config import Config
+from model.batches import Windows
 from model.config import ModelConfig, TrainConfig
 from model.errors import InputError
 from model.machine import TrainingMachine
+from model.tokens import Tokens
 
 
 class TrainModelConfig(Config):
@@ -26,21 +29,39 @@ class TrainModelConfig(Config):
         return self
 
 
-def check_machine(config: TrainModelConfig, machine: TrainingMachine) -> None:
+def check_machine(config: TrainModelConfig, machine: TrainingMachine, windows_per_row: int = 1) -> None:
     """Refuse a machine that cannot train this model.
+
+    Args:
+        windows_per_row: windows that stay together on a rank; two for preferences.
 
     Raises:
         InputError: naming field, value and mend.
     """
     windows = config.train.tokens_per_batch // config.model.context_length
-    if machine.ranks and windows % machine.ranks:
+    if machine.ranks and windows % (machine.ranks * windows_per_row):
         raise InputError(
             f"a batch of {windows} windows (train_model.tokens_per_batch {config.train.tokens_per_batch} / "
             f"model.context_length {config.model.context_length}) cannot be shared by machine.ranks {machine.ranks}: "
-            f"take a multiple of {machine.ranks * config.model.context_length} tokens, or other ranks"
+            f"take a multiple of {machine.ranks * windows_per_row * config.model.context_length} tokens, or other ranks"
         )
     if config.train.optimizer == "muon" and machine.zero_stage:
         raise InputError(
             f"train_model.optimizer muon needs whole matrices, and machine.zero_stage {machine.zero_stage} splits them: "
             "set machine.zero_stage to 0 or train_model.optimizer to adamw"
+        )
+
+
+def check_corpus(config: TrainModelConfig, shards: Sequence[Tokens]) -> None:
+    """Refuse a text that does not fill one batch.
+
+    Raises:
+        InputError: naming field, value and mend.
+    """
+    n_windows = len(Windows([shard.ids for shard in shards], config.model.context_length))
+    if n_windows * config.model.context_length < config.train.tokens_per_batch:
+        n_tokens = sum(shard.header.n_tokens for shard in shards)
+        raise InputError(
+            f"the training text has {n_tokens} tokens, less than one batch of train_model.tokens_per_batch "
+            f"{config.train.tokens_per_batch}: add text or lower tokens_per_batch"
         )

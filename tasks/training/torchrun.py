@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from model.base_config import Config
 from model.errors import InputError, StageFailed
@@ -62,7 +63,7 @@ def _run_ranks(spec_path: Path, work: Path, machine: TrainingMachine, hang_secon
 
 def train_under_torchrun(
     config: TrainModelConfig,
-    objective: Config,
+    objective: Any,
     tokens: Artifact,
     tokenizer: Artifact,
     out: Path,
@@ -86,7 +87,7 @@ def train_under_torchrun(
         StageFailed: if a training process died; another attempt goes on from its checkpoint.
     """
     resolved = machine.training()
-    check_machine(config, resolved)
+    check_machine(config, resolved, objective.windows_per_row)
     train_shards, validation_shards = ([path / f"{side}.arrow" for path in tokens.shards] for side in SIDES)
     spec = TrainSpec(
         model=config.model,

@@ -26,7 +26,7 @@ RECIPE: dict[str, Any] = {
     "model": {"n_layers": 1, "d_model": 32, "n_heads": 2, "context_length": 64},
     "train_model": {"tokens": 12_800, "tokens_per_batch": 512, "evaluations": 2, "evaluation_tokens": 2_048},
     "evaluate_model": {"tasks": ["sciq"], "limit": 10},
-    "machine": {"workers": 1, "threads": 1},
+    "machine": {"workers": 1, "threads": 1, "device": "cpu"},
 }
 
 

@@ -148,10 +148,10 @@ def test_a_pool_that_a_person_edited_stays_as_it_is(prefect_server: str):
     from flows.serving.deployments import create_work_pool
 
     async def edit() -> int | None:
-        await create_work_pool("edited")
+        await create_work_pool("edited", Path.cwd())
         async with get_client() as client:
             await client.update_work_pool("edited", WorkPoolUpdate(concurrency_limit=3))
-            await create_work_pool("edited")
+            await create_work_pool("edited", Path.cwd())
             return (await client.read_work_pool("edited")).concurrency_limit
 
     with temporary_settings({PREFECT_API_URL: prefect_server}):

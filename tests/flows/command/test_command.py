@@ -190,6 +190,7 @@ def test_help_helps_and_imports_nothing_heavy(tmp_path: Path):
 
 
 def test_version_and_completion(tmp_path: Path):
+    assert "Did you mean 'finetune'?" in refused(command(tmp_path, "finetun"))
     assert command(tmp_path, "--version").stdout.startswith("scratchlm ")
     environment = {
         **os.environ,

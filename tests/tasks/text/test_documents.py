@@ -12,7 +12,9 @@ from pydantic import ValidationError
 from model.errors import InputError
 from tasks.benchmarks.index import INDEX_SCHEMA
 from tasks.benchmarks.index_benchmarks import IndexBenchmarksConfig, index_benchmarks
+from tasks.benchmarks.items import fingerprint_benchmarks
 from tasks.engine.call import drain
+from tasks.engine.sources import SourceDigests
 from tasks.engine.stage import Artifact, Shard
 from tasks.ngrams import WordHasher, ngram_hashes
 from tasks.tables import read_table, write_table
@@ -233,6 +235,7 @@ def test_short_items_match_as_a_whole(tmp_path: Path):
 
 def test_where_no_benchmark_is_wanted_nothing_is_contaminated(tmp_path: Path):
     (tmp_path / "index").mkdir()
+    assert fingerprint_benchmarks(IndexBenchmarksConfig(tasks=(), data="hub"), SourceDigests()) == []
     metrics = index_benchmarks.fn(IndexBenchmarksConfig(tasks=()), out=tmp_path / "index")
     assert metrics["n_grams"] == 0
     shard, out = write_shard(tmp_path / "in", {"a": _long_item()[0]}), tmp_path / "out"

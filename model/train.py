@@ -134,8 +134,8 @@ def train(spec: TrainSpec, progress: Callable[[int, int, str], None]) -> dict[st
         # What is read: rows of batches, and held-out windows to measure on meanwhile.
         context_length = spec.model.context_length
         rows = spec.objective.open_rows(_open(spec, spec.train_shards), context_length)
-        held_out = _open(spec, spec.validation_shards)
-        validation = spec.objective.validation_windows(held_out, context_length, config.evaluation_tokens)
+        held_out, n_tokens = _open(spec, spec.validation_shards), config.evaluation_tokens
+        validation = spec.objective.validation_windows(held_out, context_length, n_tokens)
         token_bytes = np.array(json.loads(spec.token_bytes.read_text()), np.int64)
 
         # What is trained, and where it goes on. Rates, batches and seeds are functions of the step, so the
@@ -151,8 +151,8 @@ def train(spec: TrainSpec, progress: Callable[[int, int, str], None]) -> dict[st
         first_step, saved = load_checkpoint(
             engine, spec.work, ranks=machine.ranks, zero_stage=machine.zero_stage
         )
-        state = {"step_seconds": 0.0, "bits_per_byte": None, **saved}
-        state |= {"ranks": machine.ranks, "zero_stage": machine.zero_stage}
+        now = {"ranks": machine.ranks, "zero_stage": machine.zero_stage}
+        state = {"step_seconds": 0.0, "bits_per_byte": None, **saved, **now}
         if machine.compile:
             for block in learner.model.blocks:
                 block.compile()
@@ -167,9 +167,8 @@ def train(spec: TrainSpec, progress: Callable[[int, int, str], None]) -> dict[st
         for step in range(first_step, config.n_steps):
             started = time.perf_counter()
             share = set_rates(config, optimizer, step)
-            own_loss = _take_step(spec, engine, rows, step, device)
             due = bool(metrics) and time.monotonic() - last_save >= machine.checkpoint_every_seconds
-            loss, stop, save = _agree(own_loss, stop_requested(), due)
+            loss, stop, save = _agree(_take_step(spec, engine, rows, step, device), stop_requested(), due)
             seconds = time.perf_counter() - started
             state["step_seconds"] += seconds
             if not math.isfinite(loss):

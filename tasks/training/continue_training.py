@@ -6,6 +6,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from model.base_config import Config
+from model.batches import Windows
 from model.config import ModelConfig, TrainConfig
 from model.errors import InputError
 from model.objectives.replayed_text import ReplayedTextObjective
@@ -37,6 +38,20 @@ class ContinueTrainingConfig(Config):
         if (self.train is None) == (self.finetune is None):
             raise ValueError("give either train or finetune")
         return self
+
+
+def _check_sides(sides: dict[str, Windows], mend: str) -> None:
+    """Refuse text that does not fill one window on a side.
+
+    Raises:
+        InputError: naming the side and the mend.
+    """
+    for what, windows in sides.items():
+        if not len(windows):
+            raise InputError(
+                f"the {what} text has {windows.n_tokens} tokens for training, less than one window of the context "
+                f"({windows.context_length}): {mend}"
+            )
 
 
 @stage(
@@ -89,21 +104,17 @@ def continue_training(
     )
     shards = [open_tokens(path / "train.arrow", digest) for path in tokens.shards]
     fresh = objective.new_windows(shards, model.context_length)
-    sides = [("new", fresh)]
+    sides = {"new": fresh}
     if config.replay_weight and not replay:
-        sides.append(("old", objective.old_windows(shards, model.context_length)))
-    for what, windows in sides:
-        if not len(windows):
-            mend = "set retrain.start to scratch, or wait for more text" if for_retraining else "add text"
-            raise InputError(
-                f"the {what} text has {windows.n_tokens} tokens for training, less than one window of the context "
-                f"({model.context_length}): {mend}"
-            )
+        sides["old"] = objective.old_windows(shards, model.context_length)
+    _check_sides(
+        sides, "set retrain.start to scratch, or wait for more text" if for_retraining else "add text"
+    )
 
     # How many steps, and then as ever.
-    adapter = config.finetune.adapter if config.finetune else None
-    train = config.train
+    train, adapter = config.train, None
     if config.finetune:
+        adapter = config.finetune.adapter
         if config.finetune.tokens_per_batch % model.context_length:
             raise InputError(
                 f"finetune.tokens_per_batch ({config.finetune.tokens_per_batch}) must be a multiple of "
@@ -111,8 +122,7 @@ def continue_training(
             )
         places = config.finetune.epochs * len(fresh) * model.context_length / (1 - config.replay_weight)
         train = whole_steps(config.finetune, places)
-    assert train is not None
-    settings = TrainModelConfig(model=model, train=train)
+    settings = TrainModelConfig.model_validate({"model": model, "train": train})
     check_corpus(settings, shards)
     metrics = train_under_torchrun(
         settings, objective, tokens, tokenizer, out, work, machine, start=base.path, adapter=adapter

@@ -95,11 +95,10 @@ def continue_training(
         )
 
     # Both sides must have text.
+    replayed = replay.shards if replay and config.replay_weight else ()
     objective = ReplayedTextObjective(
         new_documents=new.path / NEW.format(side="train") if new else None,
-        replay_shards=tuple(path / "train.arrow" for path in replay.shards)
-        if replay and config.replay_weight
-        else (),
+        replay_shards=tuple(path / "train.arrow" for path in replayed),
         replay_weight=config.replay_weight,
     )
     shards = [open_tokens(path / "train.arrow", digest) for path in tokens.shards]

@@ -60,7 +60,8 @@ def dead_runs_trigger() -> EventTrigger:
     """Fires for a run of which nothing at all is heard after a heartbeat.
 
     Any event of the run counts as a sign of life, its end under whatever name too: flows of
-    ours end as Promoted, Refused, Declined or Nothing new.
+    ours end as Promoted, Refused, Declined or Nothing new. The end of a run that comes within
+    a moment of a heartbeat may be received before it; then Prefect refuses to change a final state.
     """
     return _silence({"prefect.flow-run.heartbeat"}, {"prefect.flow-run.*"})
 

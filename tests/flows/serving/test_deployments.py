@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import yaml
@@ -71,3 +72,18 @@ def test_the_compose_file_has_a_server_on_postgresql_and_a_worker():
     assert services["worker"]["command"][:3] == ["prefect", "worker", "start"]
     pools = {deployment["work_pool"]["name"] for deployment in FILE["deployments"]}
     assert services["worker"]["command"][-3] in pools
+
+
+def test_serve_removes_old_flow_runs_unless_it_is_told_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from prefect.settings.models.server.services import ServerServicesDBVacuumSettings
+
+    from flows.serving.serve import _environment
+
+    name = "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED"
+    monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(name, _environment(tmp_path, 4200)[name])
+    assert "flow_runs" in ServerServicesDBVacuumSettings().enabled_vacuum_types
+    monkeypatch.setenv(name, "events")
+    assert _environment(tmp_path, 4200)[name] == "events"

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -146,10 +146,12 @@ def _stop(served: dict[str, Served], say: Callable[[str], None]) -> None:
     if running:
         say(f"ending {len(running)} runs: training saves first")
         for child in running:
-            child.terminate()
+            with suppress(psutil.NoSuchProcess):  # it may have ended since it was listed
+                child.terminate()
         _, alive = psutil.wait_procs(running, timeout=_STOP_SECONDS)
         for child in alive:
-            child.kill()
+            with suppress(psutil.NoSuchProcess):
+                child.kill()
     for name in ("worker", "server"):
         if name in served:
             process.stop(served[name].child, 10.0)

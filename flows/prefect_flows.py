@@ -115,6 +115,10 @@ class _Held:
         self.outcome = outcome
 
 
+def _tags(node: Node) -> list[str]:
+    return [f"stage:{node.stage.name}", *([ACCELERATOR] if node.role == "train" else [])]
+
+
 def build_in_prefect(place: Place, run: Run) -> BuildNode:
     """A function that builds a node as one Prefect task, named and tagged by its stage."""
     states: dict[Node, State[Any]] = {}
@@ -124,7 +128,9 @@ def build_in_prefect(place: Place, run: Run) -> BuildNode:
         named = build_stage.with_options(
             name=node.name,
             task_run_name=f"{node.name} (cached)" if hit else node.name,
-            tags=[f"stage:{node.stage.name}", *([ACCELERATOR] if node.role == "train" else [])],
+            # A hit takes no slot of any limit. Prefect asks the server for the limits of every tag, and SQLite
+            # answers two such questions at once with 503, after which the client waits two seconds.
+            tags=[] if hit else _tags(node),
             retries=node.stage.retries,
             retry_delay_seconds=exponential_backoff(2),
         )

@@ -204,6 +204,13 @@ def test_task_trains_in_one_process_to_the_same_bytes(line: Line):
     assert json.loads(manifest.read_text())["digest"] == digest
 
 
+def test_a_corpus_smaller_than_one_batch(line: Line):
+    larger = "train_model={tokens: 800000, tokens_per_batch: 80000}"
+    done = line.call("task", "train_model", "recipe.yaml", "--set", larger, code=2)
+    assert "less than one batch of train_model.tokens_per_batch 80000" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_evaluate_measures_a_model_that_is_there(line: Line):
     export = line.first["artifacts"]["export_model"]["path"]
     done = line.call("evaluate", line.first["run"], "--tasks", "sciq", "--limit", "5", "--json")

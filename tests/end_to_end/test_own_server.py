@@ -93,9 +93,8 @@ def own(line: Line, tmp_path: Path) -> Iterator[OwnServer]:
         try:
             worker.wait(30)
         except subprocess.TimeoutExpired:
-            os.killpg(
-                worker.pid, signal.SIGKILL
-            )  # Prefect's own worker does not always end when it is asked to
+            # Prefect's own worker does not always end when it is asked to.
+            os.killpg(worker.pid, signal.SIGKILL)
     for name in DEPLOYMENTS:
         made.prefect("deployment", "delete", name)
     for pool in ("cpu", "gpu"):
@@ -138,7 +137,7 @@ def test_deployed_flows_run_on_workers_that_lack_the_deployers_folder(own: OwnSe
     # Limits on tags, and the history of a stage, go by these.
     tasks = own.tasks(training)
     assert set(tasks["train_model"]["tags"]) == {"stage:train_model", "accelerator"}
-    assert tasks["clean"]["tags"] == ["stage:clean"]
+    assert tasks["clean"]["tags"] == []  # a hit takes no slot
     assert tasks["train_model"]["task_key"].split("-")[0] == tasks["clean"]["task_key"].split("-")[0]
     kept = [path for path in own.line.store.rglob("*") if path.is_file() and not path.is_symlink()]
     assert not any(b"canary-job-variable" in path.read_bytes() for path in kept)

@@ -17,6 +17,7 @@ from model.objectives.text import TextObjective
 from model.tokens import write_tokens
 from model.train_spec import TrainSpec
 from tasks.engine.process import child_environment
+from tasks.training.ranks import train_here
 
 
 def spec(folder: Path, optimizer: str = "adamw", **machine) -> TrainSpec:
@@ -54,22 +55,19 @@ def spec(folder: Path, optimizer: str = "adamw", **machine) -> TrainSpec:
 
 
 def train(folder: Path, **options) -> tuple[list[float], dict]:
-    """Train under torchrun; returns losses and weights."""
+    """Train, several ranks under torchrun and one in this process; returns losses and weights."""
     made = spec(folder, **options)
     made.work.mkdir()
-    (folder / "spec.json").write_text(made.model_dump_json())
-    command = [
-        sys.executable,
-        "-m",
-        "tasks.training.ranks",
-        "launch",
-        str(made.machine.ranks),
-        str(folder / "spec.json"),
-    ]
-    done = subprocess.run(
-        command, env=child_environment({"DS_ACCELERATOR": "cpu"}), capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    if made.machine.ranks == 1:
+        train_here(made)
+    else:
+        (folder / "spec.json").write_text(made.model_dump_json())
+        program = [sys.executable, "-m", "tasks.training.ranks", "launch", str(made.machine.ranks)]
+        environment = child_environment({"DS_ACCELERATOR": "cpu"})
+        done = subprocess.run(
+            [*program, str(folder / "spec.json")], env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
     losses = [json.loads(line)["loss"] for line in (made.work / "metrics.jsonl").read_text().splitlines()]
     return losses, load_file(made.out / "model.safetensors")
 

@@ -77,35 +77,6 @@ def test_what_only_a_stage_can_know_ends_that_stage(tmp_path: Path, speeches: li
     assert "clean keeps none of 1 documents: gopher_quality: gopher_short_doc (1)" in message
 
 
-@pytest.mark.end_to_end
-def test_a_corpus_smaller_than_one_batch(tmp_path: Path, speeches: list[Path]):
-    folder = tmp_path / "text"
-    folder.mkdir()
-    for i in range(8):
-        (folder / f"{i}.txt").write_text(speeches[i].read_text()[:3_000])
-    write(
-        tmp_path,
-        split={"validation_fraction": 0.5},
-        train_model={"tokens": 800_000, "tokens_per_batch": 80_000},
-    )
-    stages = [
-        "ingest",
-        "clean",
-        "minhash",
-        "deduplicate",
-        "index_benchmarks",
-        "decontaminate",
-        "split",
-        "train_tokenizer",
-        "tokenize",
-    ]
-    for stage in stages:
-        done = command(tmp_path, "task", stage, "recipe.yaml")
-        assert done.returncode == 0, done.stderr
-    message = refused(command(tmp_path, "task", "train_model", "recipe.yaml"))
-    assert "less than one batch of train_model.tokens_per_batch 80000" in message
-
-
 def test_a_server_that_does_not_answer(tmp_path: Path):
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "a.txt").write_text("Some text.")

@@ -7,12 +7,12 @@ from flows.runs.changes import changed_code
 from flows.runs.record import now
 from model.errors import InputError
 from tasks.engine.build import look_up
-from tasks.engine.manifest import Accepted, Manifest, ShardRecord
+from tasks.engine.manifest import FORMAT_VERSION, Accepted, Manifest, ShardRecord
 from tasks.engine.sources import SourceDigests
 from tasks.engine.stage import Node
 from tasks.engine.store import Kind, Store, Stored
 
-_FORGIVEN = ("code", "libraries")
+_FORGIVEN = ("code", "libraries", "python")
 
 
 def _earlier(store: Store, stage: str, wanted: dict[str, Any]) -> Stored:
@@ -28,7 +28,8 @@ def _earlier(store: Store, stage: str, wanted: dict[str, Any]) -> Stored:
     fitting = [
         stored
         for stored in results
-        if {name: value for name, value in stored.manifest.ingredients.items() if name not in _FORGIVEN}
+        if stored.manifest.format_version == FORMAT_VERSION
+        and {name: value for name, value in stored.manifest.ingredients.items() if name not in _FORGIVEN}
         == rest
     ]
     if not fitting:

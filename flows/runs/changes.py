@@ -30,12 +30,14 @@ def _recipe_field(name: str) -> str:
 
 
 def changed_code(old: dict[str, Any], new: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """Names of the modules that changed between two ingredients, and a clause for each library."""
+    """Names of the modules that changed between two ingredients, and a clause for each library and for Python."""
     modules = [name.removeprefix(".") for name, _, _ in changed_values(old["code"], new["code"], "")]
     libraries = [
         f"library {name.removeprefix('.')} from {before} to {after}"
         for name, before, after in changed_values(old["libraries"], new["libraries"], "")
     ]
+    if old["python"] != new["python"]:
+        libraries.append(f"Python from {old['python']} to {new['python']}")
     return modules, libraries
 
 

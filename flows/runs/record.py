@@ -20,7 +20,7 @@ from tasks.engine.store import Store, Stored
 from tasks.evaluation.evaluate_model import EvaluateModelConfig
 
 RUN, REPORT, LATEST = "run.json", "report.html", "latest"
-FORMAT = 2
+FORMAT = 3
 """Of run.json; raised when older ones cannot be read any more."""
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from model.errors import InputError, StageFailed
 from tasks.engine import child, process
+from tasks.engine.code import check_bytecode
 from tasks.engine.machine import Machine
 from tasks.engine.progress import Progress, read_progress
 from tasks.engine.resolve import Known, Resolved, resolve
@@ -167,6 +168,7 @@ async def _build_in_child(
     result_path = child.result_path(store, node.stage.name, spec.key)
     building = store.start_building(node.stage.name, spec.key)
     result_path.unlink(missing_ok=True)
+    check_bytecode(node.stage.fn.__module__)
     spec_path, log = building / "spec.json", building / LOG
     spec_path.write_text(spec.model_dump_json(indent=1))
 

@@ -5,8 +5,13 @@ import hashlib
 import importlib.machinery
 import importlib.util
 import os
+import py_compile
+import sys
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+
+from model.errors import InputError
 
 PROJECT = ("flows", "model", "tasks")
 ENGINE = ("tasks.engine", "model.errors", "model.files", "model.machine")
@@ -44,10 +49,24 @@ def module_file(module: str) -> Path | None:
     if folder is None:
         return None
     base = folder.joinpath(*rest)
-    for candidate in (base.with_name(base.name + ".py"), base / "__init__.py"):
+    # A package wins over a module of its name, as it does when Python imports.
+    for candidate in (base / "__init__.py", base.with_name(base.name + ".py")):
         if candidate.is_file():
             return candidate
     return None
+
+
+def _has_no_source(module: str) -> bool:
+    """Whether Python would import something of this name that is not a source file: compiled, or a bare folder."""
+    package, *rest = module.split(".")
+    folder = _package_folder(package)
+    if folder is None:
+        return False
+    base = folder.joinpath(*rest)
+    compiled = (*importlib.machinery.EXTENSION_SUFFIXES, *importlib.machinery.BYTECODE_SUFFIXES)
+    return any(base.with_name(base.name + suffix).is_file() for suffix in compiled) or (
+        base.is_dir() and any(base.glob("*.py"))
+    )
 
 
 class _WithoutTyping(ast.NodeTransformer):
@@ -93,17 +112,23 @@ def _is_text(statement: ast.stmt) -> bool:
 
 def _sort_imports(body: list[ast.stmt]) -> list[ast.stmt]:
     result: list[ast.stmt] = []
-    run: list[ast.stmt] = []
+    run: list[ast.Import | ast.ImportFrom] = []
     for statement in body:
         if isinstance(statement, ast.Import):
             run += [ast.Import([alias]) for alias in statement.names]
         elif isinstance(statement, ast.ImportFrom):
             run += [ast.ImportFrom(statement.module, [alias], statement.level) for alias in statement.names]
         else:
-            result += sorted(run, key=ast.dump)
+            result += _sorted_run(run)
             run = []
             result.append(statement)
-    return result + sorted(run, key=ast.dump)
+    return result + _sorted_run(run)
+
+
+def _sorted_run(run: list[ast.Import | ast.ImportFrom]) -> list[ast.Import | ast.ImportFrom]:
+    """Imports of one name each in a fixed order, unless one hides another: then their order decides."""
+    names = [statement.names[0].asname or statement.names[0].name for statement in run]
+    return run if len(set(names)) < len(names) or "*" in names else sorted(run, key=ast.dump)
 
 
 def normalized(source: str) -> str:
@@ -111,22 +136,36 @@ def normalized(source: str) -> str:
     return ast.dump(_Normalizer().visit(ast.parse(source)))
 
 
+@dataclass(frozen=True)
+class Imports:
+    """What a module may import, also inside functions, with relative names resolved.
+
+    Attributes:
+        modules: names that are modules for sure: `import NAME` and `from NAME import ...`.
+        members: names that are modules or something in one: `from PARENT import MEMBER`.
+    """
+
+    modules: frozenset[str]
+    members: frozenset[str]
+
+
 @cache
-def imported_modules(source: str, module: str, *, is_package: bool = False) -> frozenset[str]:
-    """Names of all modules that `source` may import, also inside functions; relative names are resolved."""
-    names: set[str] = set()
+def imported_modules(source: str, module: str, *, is_package: bool = False) -> Imports:
+    """What `source`, which is the module of this name, may import."""
+    modules: set[str] = set()
+    members: set[str] = set()
     for node in ast.walk(_WithoutTyping().visit(ast.parse(source))):
         if isinstance(node, ast.Import):
-            names.update(alias.name for alias in node.names)
+            modules.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
                 parents = module.split(".")[: None if is_package else -1]
                 parents = parents[: len(parents) - node.level + 1]
                 base = ".".join([*parents, base] if base else parents)
-            names.add(base)
-            names.update(f"{base}.{alias.name}" for alias in node.names)
-    return frozenset(names)
+            modules.add(base)
+            members.update(f"{base}.{alias.name}" for alias in node.names)
+    return Imports(frozenset(modules), frozenset(members))
 
 
 @cache
@@ -139,38 +178,73 @@ def code_digests(module: str) -> dict[str, str]:
     """Digest of each project module in the import closure of `module`, itself included, without the engine.
 
     Raises:
-        LookupError: if the source of `module` is not found.
+        InputError: if the source of `module`, or of a project module that it imports, is not found: an edit there
+            would change no key.
     """
     project = {*PROJECT, module.split(".")[0]}
     digests: dict[str, str] = {}
-    pending = [module]
+    pending = [(module, "")]
     while pending:
-        name = pending.pop()
+        name, importer = pending.pop()
         if name in digests or name.split(".")[0] not in project or _is_engine(name):
             continue
         path = module_file(name)
         if path is None:
-            if name == module:
-                raise LookupError(
-                    f"the source of the module {module} is not found, so its code has no digest"
-                )
-            continue
+            where = f", which {importer} imports," if importer else ""
+            raise InputError(
+                f"the module {name}{where} has no source file, so its code cannot be part of a key: "
+                "give it one, or install scratchlm again"
+            )
         status = os.stat(path)
         source, digests[name] = _read(path, (status.st_mtime_ns, status.st_size))
-        is_package = path.name == "__init__.py"
-        for imported in imported_modules(source, name, is_package=is_package):
-            parts = imported.split(".")
-            pending += [".".join(parts[: i + 1]) for i in range(len(parts))]
+        imports = imported_modules(source, name, is_package=path.name == "__init__.py")
+        pending += [(found, name) for found in _project_imports(imports, project)]
     return dict(sorted(digests.items()))
+
+
+def _project_imports(imports: Imports, project: set[str]) -> set[str]:
+    """Modules below the project that must have a source: those named, their packages, and members that are modules."""
+    needed: set[str] = set()
+    for name in imports.modules | imports.members:
+        parts = name.split(".")
+        if parts[0] in project:
+            packages = (".".join(parts[: i + 1]) for i in range(len(parts) - 1))
+            needed |= {package for package in packages if module_file(package)}
+            if name in imports.modules or module_file(name) or _has_no_source(name):
+                needed.add(name)
+    return needed
+
+
+def check_bytecode(module: str) -> None:
+    """Make the bytecode of all code of `module` one that Python compares with the content of its source.
+
+    By default it compares whole seconds of the time of change, and the size: of two edits in one second, or with
+    their time kept, the older may run.
+    """
+    for name in code_digests(module):
+        path = module_file(name)
+        assert path is not None
+        cached = Path(importlib.util.cache_from_source(str(path)))
+        try:
+            # PEP 552: four bytes of magic number, then flags; 0b11 is a checked hash.
+            is_checked = cached.read_bytes()[:8] == importlib.util.MAGIC_NUMBER + b"\3\0\0\0"
+        except OSError:
+            is_checked = False
+        if not is_checked:
+            try:
+                py_compile.compile(
+                    str(path), doraise=True, invalidation_mode=py_compile.PycInvalidationMode.CHECKED_HASH
+                )
+            except OSError:
+                continue  # an installation that nobody may write to, and so nobody edits
 
 
 def third_party_imports(module: str) -> set[str]:
     """Top-level names of the modules outside the project and the standard library in the closure of `module`."""
-    import sys
-
     names: set[str] = set()
     for name in code_digests(module):
         path = module_file(name)
         assert path is not None
-        names |= {imported.split(".")[0] for imported in imported_modules(path.read_text(), name)}
+        imports = imported_modules(path.read_text(encoding="utf-8"), name)
+        names |= {imported.split(".")[0] for imported in imports.modules}
     return names - set(sys.stdlib_module_names) - {*PROJECT, module.split(".")[0], "", "__future__"}

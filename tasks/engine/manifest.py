@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from model.files import sha256_of_file
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Stands for the engine in every key: raise it when stage, store or process change what is written."""
 
 MANIFEST = "manifest.json"

@@ -1,6 +1,7 @@
 """What a node would be built from: its ingredients, and the keys that follow from them."""
 
 import importlib.metadata
+import sys
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -12,6 +13,10 @@ from tasks.engine.manifest import FORMAT_VERSION
 from tasks.engine.sources import SourceDigests
 from tasks.engine.stage import Node
 from tasks.engine.store import Stored
+
+
+PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+"""What computes, as far as results may depend on it: its standard library and grammar change with the minor version."""
 
 
 @cache
@@ -65,6 +70,7 @@ def resolve(node: Node, inputs: dict[str, Known], sources: SourceDigests) -> Res
         "config": canonical(config, stage.name),
         "code": code_digests(stage.fn.__module__),
         "libraries": {name: library_version(name) for name in stage.libraries},
+        "python": PYTHON,
     }
     if stage.fingerprint:
         common["source"] = canonical(stage.fingerprint(config, sources), f"{stage.name}.source")

@@ -189,6 +189,7 @@ OLD = {
     "config": {"a": 1, "b": {"c": [1, 2]}},
     "code": {"tasks.x": "1", "tasks.y": "2"},
     "libraries": {"torch": "1"},
+    "python": "3.11",
     "inputs": {"documents": "d"},
     "source": [["a.txt", 1, "f"], ["b.txt", 1, "g"]],
 }
@@ -202,6 +203,7 @@ OLD = {
         ({"config": {"a": 1, "b": {"c": [1, 3]}}}, "config s.b.c[1] from 2 to 3"),
         ({"code": {"tasks.x": "1", "tasks.y": "3"}}, "code of tasks.y"),
         ({"libraries": {"torch": "2"}}, "library torch from 1 to 2"),
+        ({"python": "3.12"}, "Python from 3.11 to 3.12"),
         ({"inputs": {"documents": "e"}}, "input documents"),
         ({"source": [["a.txt", 1, "f"], ["c.txt", 1, "g"]]}, "source: 1 files added, 1 files removed"),
         ({"source": [["a.txt", 1, "z"], ["b.txt", 1, "g"]]}, "source: 1 files changed"),

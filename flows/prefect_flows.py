@@ -34,7 +34,7 @@ from flows.recipe.read import check_no_secrets, checked_values
 from flows.recipe.recipe import AnyRecipe, FinetuneRecipe, Recipe
 from flows.runs.base import model_node
 from flows.runs.champions import find_champion, promote_model, refuse_model
-from flows.runs.execute import BuildNode, Place, build_shown, open_place, run_nodes, will_hit
+from flows.runs.execute import BuildNode, Place, build_shown, claim, open_place, run_nodes
 from flows.runs.news import find_news
 from flows.runs.record import Run, start_evaluation, start_run
 from flows.runs.result import RunResult
@@ -124,7 +124,7 @@ def build_in_prefect(place: Place, run: Run) -> BuildNode:
     states: dict[Node, State[Any]] = {}
 
     async def build_node(node: Node, inputs: dict[str, Stored]) -> Outcome:
-        hit = will_hit(node, inputs, place)
+        hit = claim(node, inputs, place, run)
         named = build_stage.with_options(
             name=node.name,
             task_run_name=f"{node.name} (cached)" if hit else node.name,
@@ -183,7 +183,11 @@ async def run_recipe(
         run.end("cancelled")
         raise
     except BaseException as error:
-        run.end("failed", redact(str(error)))
+        try:
+            run.end("failed", redact(str(error)))
+        except OSError as other:
+            # A full disk, say: the run is known to have ended by its lock, and why is what the caller hears.
+            error.add_note(f"the end of the run could not be written: {other}")
         raise
     run.end("completed")
     await pages.publish(run, place.store)
@@ -349,8 +353,6 @@ async def _settle(recipe: Recipe, store: Store, result: RunResult, champion: Run
         if not answer or not answer.approve:
             verdict = retraining.DECLINED
         reason = f"{'approved' if verdict == retraining.PROMOTED else 'not approved'} by {by}{said}; {reason}"
-    run.record["verdict"] = {"verdict": verdict.lower(), "reason": reason}
-    run.save()
     former = champion.name if champion else None
     settle: Any = settle_champion
     state = await settle(
@@ -358,6 +360,8 @@ async def _settle(recipe: Recipe, store: Store, result: RunResult, champion: Run
     )
     if state.is_failed():
         return state
+    run.record["verdict"] = {"verdict": verdict.lower(), "reason": reason}
+    run.save()
     if verdict == retraining.PROMOTED:
         emit_event(
             PROMOTED_EVENT,

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 
 from model.checkpoint import load_checkpoint, save_checkpoint
-from model.config import flops_per_token
+from model.config import TrainConfig, flops_per_token
 from model.deepspeed_engine import Learner, process_group, start_engine, whole_parameters
 from model.errors import InputError
 from model.held_out import measure_held_out
@@ -41,12 +41,24 @@ class Diverged(InputError):
 
 @contextmanager
 def _stop_signal() -> Iterator[Callable[[], bool]]:
-    """Turn SIGTERM and SIGINT into a question that the loop asks between steps."""
+    """Turn SIGTERM and SIGINT, to any rank, into a question that all ranks ask between micro-batches.
+
+    All get the same answer, so each must ask as often as the others.
+    """
     received: list[int] = []
     numbers = (signal.SIGTERM, signal.SIGINT)
     previous = {number: signal.signal(number, lambda n, _: received.append(n)) for number in numbers}
+    # Over gloo on CPUs: to ask NCCL would make every micro-batch wait for the device.
+    group = dist.new_group(backend="gloo") if dist.get_world_size() > 1 else None
+
+    def is_asked() -> bool:
+        asked = torch.tensor(float(bool(received)))
+        if group is not None:
+            dist.all_reduce(asked, dist.ReduceOp.MAX, group)
+        return bool(asked)
+
     try:
-        yield lambda: bool(received)
+        yield is_asked
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
@@ -104,12 +116,12 @@ def _save_trained(model: Transformer, spec: TrainSpec) -> None:
             save_model(model, spec.out, spec.tokenizer_sha256)
 
 
-def _agree(loss: torch.Tensor, stop: bool, save: bool) -> tuple[float, bool, bool]:
-    """Mean loss of all ranks, and whether any of them was asked to stop or wants to save: one message."""
-    shared = torch.stack((loss / dist.get_world_size(), loss.new_tensor(stop), loss.new_tensor(save)))
+def _agree(loss: torch.Tensor, save: bool) -> tuple[float, bool]:
+    """Mean loss of all ranks, and whether any of them wants to save: one message."""
+    shared = torch.stack((loss / dist.get_world_size(), loss.new_tensor(save)))
     dist.all_reduce(shared)
-    mean, stop_now, save_now = shared.tolist()
-    return mean, bool(stop_now), bool(save_now)
+    mean, save_now = shared.tolist()
+    return mean, bool(save_now)
 
 
 def train(spec: TrainSpec, progress: Callable[[int, int, str], None]) -> dict[str, Any]:
@@ -130,7 +142,7 @@ def train(spec: TrainSpec, progress: Callable[[int, int, str], None]) -> dict[st
     """
     config, machine = spec.train, spec.machine
     device = _claim_device(machine)
-    with process_group(machine.device), _stop_signal() as stop_requested:
+    with process_group(machine.device), _stop_signal() as is_asked_to_stop:
         # What is read: rows of batches, and held-out windows to measure on meanwhile.
         context_length = spec.model.context_length
         rows = spec.objective.open_rows(_open(spec, spec.train_shards), context_length)
@@ -164,18 +176,24 @@ def train(spec: TrainSpec, progress: Callable[[int, int, str], None]) -> dict[st
         }
         last_save, loss = time.monotonic(), math.nan
 
+        def save(steps: int) -> None:
+            if metrics:
+                metrics.sync()
+            save_checkpoint(engine, spec.work, steps, state, machine.keep_checkpoints)
+
         for step in range(first_step, config.n_steps):
             started = time.perf_counter()
             share = set_rates(config, optimizer, step)
             due = bool(metrics) and time.monotonic() - last_save >= machine.checkpoint_every_seconds
-            loss, stop, save = _agree(_take_step(spec, engine, rows, step, device), stop_requested(), due)
+            own_loss = _take_step(spec, engine, rows, step, device, is_asked_to_stop)
+            if own_loss is None:
+                # Nothing of the step is in the weights, so the last finished one is saved.
+                save(step)
+                raise _stopped(step, config)
+            loss, save_now = _agree(own_loss, due)
             seconds = time.perf_counter() - started
             state["step_seconds"] += seconds
-            if not math.isfinite(loss):
-                raise Diverged(
-                    f"the loss is {loss} at step {step}: lower train_model.learning_rate (now {config.learning_rate}) "
-                    f"or train_model.muon_learning_rate (now {config.muon_learning_rate})"
-                )
+            _check_finite(loss, step, config)
             done = (step + 1) * config.tokens_per_batch
             record = {"step": step, "tokens": done, "loss": loss}
             record |= {"learning_rate": config.learning_rate * share, "seconds": seconds}
@@ -187,20 +205,29 @@ def train(spec: TrainSpec, progress: Callable[[int, int, str], None]) -> dict[st
             if metrics:
                 metrics.write(record)
                 progress(done, config.n_steps * config.tokens_per_batch, "tokens")
-            if stop or (save and step + 1 < config.n_steps):
-                if metrics:
-                    metrics.sync()
-                save_checkpoint(engine, spec.work, step + 1, state, machine.keep_checkpoints)
+            stop = is_asked_to_stop()
+            if stop or (save_now and step + 1 < config.n_steps):
+                save(step + 1)
                 last_save = time.monotonic()
             if stop:
-                raise Stopped(
-                    f"stopped after step {step + 1} of {config.n_steps}; the same command goes on from there"
-                )
+                raise _stopped(step + 1, config)
         _save_trained(learner.model, spec)
         if metrics:
             metrics.sync()
     epochs = round(config.n_steps * spec.rows_per_batch / len(rows), 3)
     return {**sizes, **_figures(spec, state, loss), "epochs": epochs, "resumed_from_step": first_step or None}
+
+
+def _check_finite(loss: float, step: int, config: TrainConfig) -> None:
+    if not math.isfinite(loss):
+        raise Diverged(
+            f"the loss is {loss} at step {step}: lower train_model.learning_rate (now {config.learning_rate}) "
+            f"or train_model.muon_learning_rate (now {config.muon_learning_rate})"
+        )
+
+
+def _stopped(steps: int, config: TrainConfig) -> Stopped:
+    return Stopped(f"stopped after step {steps} of {config.n_steps}; the same command goes on from there")
 
 
 def _learner(spec: TrainSpec, device: str) -> tuple[Learner, dict[str, int]]:
@@ -218,8 +245,15 @@ def _open(spec: TrainSpec, paths: list[Path]) -> list[Tokens]:
     return [open_tokens(path, spec.tokenizer_sha256) for path in paths]
 
 
-def _take_step(spec: TrainSpec, engine: Any, rows: Any, step: int, device: str) -> torch.Tensor:
-    """One optimizer step on this rank's share of the batch of `step`; returns its mean loss, a scalar on the device."""
+def _take_step(
+    spec: TrainSpec, engine: Any, rows: Any, step: int, device: str, is_asked_to_stop: Callable[[], bool]
+) -> torch.Tensor | None:
+    """One optimizer step on this rank's share of the batch of `step`.
+
+    Returns:
+        Its mean loss, a scalar on the device; None if it was given up between micro-batches, since a step may take
+        longer than whoever asks to stop will wait.
+    """
     micro_batch, accumulation = spec.micro_batch
     rows_per_rank, seed = micro_batch * accumulation, spec.train.seed
     arrays = rows.batch(step, spec.rows_per_batch, seed, dist.get_rank() * rows_per_rank, rows_per_rank)
@@ -228,6 +262,8 @@ def _take_step(spec: TrainSpec, engine: Any, rows: Any, step: int, device: str) 
     mean_targets = rows.trained_targets(step, spec.rows_per_batch, seed) / (spec.machine.ranks * accumulation)
     total = torch.zeros((), device=device)
     for start in range(0, rows_per_rank, micro_batch):
+        if start and is_asked_to_stop():
+            return None
         micro = {name: values[start : start + micro_batch] for name, values in batch.items()}
         loss = engine(**micro, denominator=max(mean_targets, 1.0))
         engine.backward(loss)

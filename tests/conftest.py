@@ -89,8 +89,8 @@ class Toy:
         cwd: Path | None = None,
         fails: bool = False,
         **options: Any,
-    ) -> dict[str, Any]:
-        """Build (or with plan=True plan) the toy graph in another process; returns what it printed."""
+    ) -> Any:
+        """Build the toy graph in another process, or what the options ask for; returns what it printed."""
         done = subprocess.run(
             self.command(**options),
             env=self.environment(**(env or {})),

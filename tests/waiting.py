@@ -31,7 +31,8 @@ def wait_until(
             return value
         if ended:
             pytest.fail(f"the command ended with {process.returncode} before {what}")  # type: ignore[union-attr]
-        time.sleep(0.05)
+        # Often enough for what is quick, and seldom enough that asking a server costs little of what is waited for.
+        time.sleep(0.2)
     pytest.fail(f"{what} did not come to be")
 
 

@@ -33,5 +33,5 @@ def exit_codes() -> Iterator[None]:
         typer.echo(f"error: {error.strerror or error}{place}", err=True)
         raise typer.Exit(FAILURE_EXIT) from None
     except KeyboardInterrupt:
-        typer.echo("interrupted; the same command goes on from here", err=True)
+        typer.echo("interrupted; the same command goes on from what was saved", err=True)
         raise typer.Exit(INTERRUPT_EXIT) from None

@@ -73,14 +73,15 @@ def _from_store(
     Args:
         make_run: a new run, or an earlier one that was the same; called with the outcomes.
     """
-    outcomes = None if os.environ.get(API_URL) else cached_outcomes(nodes, place)
-    if outcomes is None:
-        return None
+    with place.store.roots():
+        outcomes = None if os.environ.get(API_URL) else cached_outcomes(nodes, place)
+        if outcomes is None:
+            return None
+        run = make_run(outcomes)
+        if run.record["status"] == "running":
+            note_cached(run, outcomes)
     for node, outcome in outcomes.items():
         console.print(stage_line(node.name, outcome), highlight=False)
-    run = make_run(outcomes)
-    if run.record["status"] == "running":
-        note_cached(run, outcomes)
     result = RunResult(
         "Completed", run=run, outcomes={node.name: outcome for node, outcome in outcomes.items()}
     )

@@ -9,15 +9,15 @@ import typer
 from flows.command.errors import FAILURE_EXIT
 from flows.command.options import DEFAULT_STORE, AsJson, RunName, StoreFolder, make_app
 from flows.runs.inspect import (
+    collect,
     diff_runs,
     find_garbage,
     list_runs,
-    remove,
     show_artifact,
     show_run,
     verify_store,
 )
-from flows.runs.record import find_run
+from flows.runs.record import find_run, unreadable_runs
 from flows.runs.why import why as find_out
 from flows.views.report import render_report
 from model.errors import InputError
@@ -46,6 +46,8 @@ def show(
         for row in () if as_json else runs:
             mark = "  champion" if row["champion"] else ""
             typer.echo(f"{row['run']:<40} {row['flow']:<10} {row['status']}{mark}")
+        for fault in unreadable_runs(opened).values():
+            typer.echo(fault, err=True)
         return
     try:
         shown = show_run(find_run(opened, what), opened)
@@ -111,7 +113,10 @@ def verify(store: StoreFolder = DEFAULT_STORE) -> None:
 def gc(
     store: StoreFolder = DEFAULT_STORE,
     keep_runs: Annotated[
-        int, typer.Option("--keep-runs", min=1, help="Newest runs whose results stay.")
+        int,
+        typer.Option(
+            "--keep-runs", min=1, help="Newest completed runs whose results stay, and all of later ones."
+        ),
     ] = 10,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
@@ -126,5 +131,7 @@ def gc(
     if not yes and not sys.stdin.isatty():
         raise InputError("nothing was removed: there is nobody to ask; give --yes")
     if yes or typer.confirm("remove them?"):
-        remove(garbage, opened)
-        typer.echo("removed")
+        removed = collect(garbage, opened, keep_runs)
+        typer.echo(f"removed {len(removed)} folders")
+        if len(removed) < len(garbage):
+            typer.echo(f"{len(garbage) - len(removed)} stay, since something needs them by now")

@@ -45,12 +45,18 @@ def _adopt(store: Store, kind: Kind, stored: Stored, manifest: Manifest) -> None
     with store.lock(manifest.stage, manifest.key):
         if store.find_whole(kind, manifest.stage, manifest.key):
             return
+        faults = store.faults(stored)
+        if faults:
+            store.set_aside(stored.path)
+            raise InputError(
+                f"--accept {manifest.stage}: the earlier result is damaged, and was set aside ({faults[0]}): leave --accept out"
+            )
         building = store.start_building(manifest.stage, manifest.key)
         for name in stored.manifest.files:
             target = building / "out" / name
             target.parent.mkdir(parents=True, exist_ok=True)
             target.hardlink_to(stored.out / name)
-        store.publish(kind, manifest, building)
+        store.publish(kind, manifest, building, is_recorded=True)
 
 
 def accept_earlier(node: Node, inputs: dict[str, Stored], store: Store, sources: SourceDigests) -> None:

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from flows.recipe.recipe import Recipe
 from flows.runs.record import Run, load_run, now, runs_folder
 from model.errors import InputError
-from model.files import write_whole
+from model.files import read_record, write_record
 from tasks.engine.store import Store
 
 PROMOTED, REFUSED, ROLLED_BACK = "promoted", "refused", "rolled back"
@@ -57,13 +57,11 @@ def read_champions(store: Store, name: str) -> Champions:
     """
     path = champions_file(store, name)
     try:
-        return Champions.model_validate_json(path.read_bytes())
+        return Champions.model_validate(read_record(path))
     except FileNotFoundError:
         return Champions()
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path} cannot be read ({type(error).__name__}): restore it from a copy, or remove it"
-        ) from error
+        raise InputError(f"{path} cannot be read ({error}): restore it from a copy, or remove it") from error
 
 
 def user() -> str:
@@ -85,7 +83,7 @@ def _held(store: Store, name: str) -> Iterator[Champions]:
 
 
 def _replace(store: Store, name: str, champions: Champions) -> Champions:
-    write_whole(champions_file(store, name), champions.model_dump_json(indent=1) + "\n", durable=True)
+    write_record(champions_file(store, name), champions.model_dump(mode="json"))
     return champions
 
 

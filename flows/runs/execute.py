@@ -143,12 +143,15 @@ async def build_shown(
     return outcome
 
 
-def will_hit(node: Node, inputs: dict[str, Stored], place: Place) -> bool:
-    """Whether the result of a node is in the store; what cannot be told yet is no hit."""
-    try:
-        return look_up(node, inputs, place.store, place.sources)[2] is not None
-    except InputError:
-        return False
+def claim(node: Node, inputs: dict[str, Stored], place: Place, run: Run) -> bool:
+    """Write into the run what a node needs, so that no collection takes it; returns whether it is in the store."""
+    with place.store.roots():
+        try:
+            resolved, key, stored = look_up(node, inputs, place.store, place.sources)
+        except InputError:
+            return False  # the build will say so
+        run.claim(node, key, resolved.shard_keys)
+    return stored is not None
 
 
 def cached_outcomes(nodes: list[Node], place: Place) -> dict[Node, Outcome] | None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +10,13 @@ from typing import Any
 
 from flows.runs.champions import champion_names, read_champions
 from flows.runs.changes import changed_values, explain_change
-from flows.runs.record import Run, all_runs
+from flows.runs.record import Run, all_runs, unreadable_runs
 from model.errors import InputError
-from tasks.engine.manifest import MANIFEST, OUT, Manifest
-from tasks.engine.store import BrokenArtifact, Kind, Store
+from tasks.engine.manifest import MANIFEST, OUT, read_manifest
+from tasks.engine.store import DAMAGED, BrokenArtifact, Kind, Store
 
 KINDS: tuple[Kind, ...] = ("artifacts", "shards")
+_COLLECT_SECONDS = 60.0
 
 
 def folder_bytes(folder: Path) -> int:
@@ -49,16 +51,26 @@ def diff_runs(first: Run, second: Run, store: Store) -> list[str]:
 
 
 def verify_store(store: Store) -> Iterator[str]:
-    """Every fault of the store, by full hashes."""
-    for kind in KINDS:
+    """Every fault of the store, by full hashes. A result that has one is set aside, so that the next run makes it anew.
+
+    What was built from a result before it was damaged stays: it was compared with its manifest when it was read.
+    """
+    for kind in reversed(KINDS):  # shards before the lists of them
         for path in sorted((store.root / kind).glob("*/*")):
             try:
                 stored = store.find(kind, path.parent.name, path.name)
+                faults = store.faults(stored) if stored else []
             except BrokenArtifact as error:
-                yield f"{path}: {error}"
-                continue
-            if stored:
-                yield from store.verify(stored)
+                faults = [f"{path}: {error}"]
+            if faults:
+                yield from faults
+                store.set_aside(path)
+    yield from unreadable_runs(store).values()
+    for name in champion_names(store):
+        try:
+            read_champions(store, name)
+        except InputError as error:
+            yield str(error)
 
 
 @dataclass(frozen=True)
@@ -69,12 +81,12 @@ class Garbage:
     bytes: int
 
 
-def _needed(store: Store, keep_runs: int) -> tuple[set[tuple[str, str]], set[tuple[str, str]], set[str]]:
-    """Results and shards that recent runs and the champions' history need, and the names of these runs."""
+def _kept_runs(store: Store, keep_runs: int) -> list[Run]:
+    """The newest completed runs with all that came after them, those that work now, and champions past and present."""
     runs = all_runs(store)
-    kept = {run.name for run in runs[-keep_runs:]} | {
-        run.name for run in runs if run.record["status"] == "running"
-    }
+    completed = [run.name for run in runs if run.status == "completed"]
+    oldest = completed[-keep_runs] if len(completed) > keep_runs else ""
+    kept = {run.name for run in runs if run.name >= oldest or run.status == "running"}
     for name in champion_names(store):
         champions = read_champions(store, name)
         kept |= {champions.champion or ""} | {
@@ -83,33 +95,38 @@ def _needed(store: Store, keep_runs: int) -> tuple[set[tuple[str, str]], set[tup
             if event.event != "refused"
             for name in (event.run, event.former or "")
         }
-    artifacts = {
-        (entry["stage"], entry["key"])
+    return [run for run in runs if run.name in kept]
+
+
+def _needed(store: Store, runs: list[Run]) -> tuple[set[tuple[str, str]], set[tuple[str, str]]]:
+    """Results and shards that runs have come to, or were about to when they ended."""
+    entries = [entry for run in runs for part in ("stages", "claimed") for entry in run.record[part].values()]
+    artifacts = {(entry["stage"], entry["key"]) for entry in entries}
+    shards = {
+        (entry["stage"], key)
         for run in runs
-        if run.name in kept
-        for entry in run.record["stages"].values()
+        for entry in run.record["claimed"].values()
+        for key in entry["shards"]
     }
-    shards = set()
     for stage, key in artifacts:
         try:
-            manifest = Manifest.model_validate_json(
-                (store.path("artifacts", stage, key) / MANIFEST).read_bytes()
-            )
+            manifest = read_manifest(store.path("artifacts", stage, key))
         except (OSError, ValueError):
             continue
         shards |= {(stage, shard.key) for shard in manifest.shards or ()}
-    return artifacts, shards, kept
+    return artifacts, shards
 
 
 def find_garbage(store: Store, keep_runs: int) -> list[Garbage]:
-    """What neither the newest `keep_runs` runs nor a champion, present or former, needs.
+    """What neither the newest `keep_runs` completed runs, nor a run since then, nor a champion, past or present, needs.
 
-    Results, shards, what abandoned builds and trainings left behind, and the folders of older runs.
-    What is being built now is held by its lock and stays.
+    Results, shards, what abandoned builds and trainings left behind, and the folders of older runs. What is
+    being built now is held by its lock and stays, and so do the checkpoints that a stopped run would go on from.
     """
-    artifacts, shards, runs = _needed(store, keep_runs)
+    kept = _kept_runs(store, keep_runs)
+    artifacts, shards = _needed(store, kept)
     garbage: list[Path] = []
-    busy: set[str] = set()
+    garbage += (store.root / DAMAGED).glob("*")
     for kind in ("building", "work"):
         for path in (store.root / kind).glob("*"):
             stage, _, key = path.name.rpartition("-")
@@ -118,31 +135,43 @@ def find_garbage(store: Store, keep_runs: int) -> list[Garbage]:
             with store.lock(stage, key, wait=False) as free:
                 if free:
                     garbage.append(path)
-                else:
-                    busy.add(stage)
     for kind, needed in (("artifacts", artifacts), ("shards", shards)):
-        for path in (store.root / kind).glob("*/*"):
-            # Shards of a stage that is being built are listed by nothing yet.
-            if (path.parent.name, path.name) not in needed and not (
-                kind == "shards" and path.parent.name in busy
-            ):
-                garbage.append(path)
-    garbage += [run.path for run in all_runs(store) if run.name not in runs]
+        garbage += [
+            path for path in (store.root / kind).glob("*/*") if (path.parent.name, path.name) not in needed
+        ]
+    names = {run.name for run in kept}
+    garbage += [run.path for run in all_runs(store) if run.name not in names]
     return [
         Garbage(path, folder_bytes(path) if path.is_dir() else path.lstat().st_size)
         for path in sorted(garbage)
     ]
 
 
-def remove(garbage: list[Garbage], store: Store) -> None:
-    """Remove what `find_garbage` found; a result that is used meanwhile is out of sight at once, not half there."""
-    for item in garbage:
-        if item.path.parts[len(store.root.parts)] in KINDS:
-            store.discard(item.path)
-        elif item.path.is_dir():
-            shutil.rmtree(item.path)
+def collect(shown: list[Garbage], store: Store, keep_runs: int) -> list[Garbage]:
+    """Remove those of `shown` that are garbage still, and return them; meanwhile no run can begin to need one.
+
+    Raises:
+        InputError: if something that is at work cannot be waited for.
+    """
+    deadline = time.monotonic() + _COLLECT_SECONDS
+    while True:
+        with store.roots(exclusive=True, wait=False) as held:
+            if held:
+                still = {item.path for item in find_garbage(store, keep_runs)}
+                removed = [item for item in shown if item.path in still]
+                trash = [store.put_away(item.path) for item in removed]
+                break
+        if time.monotonic() > deadline:
+            raise InputError(
+                "a `scratchlm task`, or a run that reads its sources, is at work in this store: try again when it has ended"
+            )
+        time.sleep(0.2)
+    for path in trash:
+        if path.is_dir():
+            shutil.rmtree(path)
         else:
-            item.path.unlink(missing_ok=True)
+            path.unlink()
+    return removed
 
 
 def list_runs(store: Store) -> list[dict[str, Any]]:
@@ -151,7 +180,7 @@ def list_runs(store: Store) -> list[dict[str, Any]]:
     return [
         {
             "run": run.name,
-            "status": run.record["status"],
+            "status": run.status,
             "flow": run.record["flow"],
             "champion": run.name in champions,
         }
@@ -171,6 +200,7 @@ def show_run(run: Run, store: Store) -> dict[str, Any]:
         }
     return {
         **{name: value for name, value in run.record.items() if name != "stages"},
+        "status": run.status,
         "run": run.name,
         "stages": stages,
     }

@@ -39,17 +39,19 @@ def run_one_stage(
     if name not in stages:
         raise InputError(f"there is no stage {name!r}: stages are {', '.join(stages)}")
     node = stages[name]
-    inputs = _finished_inputs(node, place)
-    outcome = build_here(
-        node,
-        inputs,
-        place.store,
-        place.machine,
-        place.sources,
-        first_shards=first_shards,
-        shard=shard,
-        force=force,
-    )
+    # No run names what it reads and makes, so nothing is collected meanwhile.
+    with place.store.roots():
+        inputs = _finished_inputs(node, place)
+        outcome = build_here(
+            node,
+            inputs,
+            place.store,
+            place.machine,
+            place.sources,
+            first_shards=first_shards,
+            shard=shard,
+            force=force,
+        )
     if out:
         keys = look_up(node, inputs, place.store, place.sources)[0].shard_keys
         wanted = {i: key for i, key in enumerate(keys or ()) if key and shard in (None, i)}

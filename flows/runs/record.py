@@ -1,6 +1,6 @@
 """Runs: one folder a run, with the recipe, the machine, and the key of every stage."""
 
-import json
+import fcntl
 import os
 import re
 import secrets
@@ -9,36 +9,58 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from flows.recipe.recipe import AnyRecipe
 from model.errors import InputError
-from model.files import read_json, write_whole
+from model.files import read_json, read_record, write_record
 from tasks.engine.build import Outcome
 from tasks.engine.stage import Node, Role, finished
 from tasks.engine.store import Store, Stored
 from tasks.evaluation.evaluate_model import EvaluateModelConfig
 
-RUN, REPORT, LATEST = "run.json", "report.html", "latest"
+RUN, REPORT, LATEST, LOCK = "run.json", "report.html", "latest", "lock"
 FORMAT = 3
 """Of run.json; raised when older ones cannot be read any more."""
 
 
 @dataclass
 class Run:
-    """One run, kept in `path`/run.json."""
+    """One run, kept in `path`/run.json. While it works its process holds `path`/lock, which the kernel frees."""
 
     path: Path
     record: dict[str, Any] = field(default_factory=dict)
+    _held: IO[bytes] | None = field(default=None, repr=False, compare=False)
 
     @property
     def name(self) -> str:
         """Name of the run's folder."""
         return self.path.name
 
+    @property
+    def status(self) -> str:
+        """running, completed, failed, cancelled, nothing new; or killed, if it ended without a word."""
+        if self.record["status"] != "running":
+            return self.record["status"]
+        return "running" if _is_locked(self.path / LOCK) else "killed"
+
     def save(self) -> None:
-        """Write run.json, whole or not at all."""
-        write_whole(self.path / RUN, json.dumps(self.record, indent=1) + "\n")
+        """Write run.json, whole or not at all, also if power is lost."""
+        write_record(self.path / RUN, self.record)
+
+    def hold(self) -> None:
+        """Say that this process works on it, until it says how it ended or is gone."""
+        self._held = open(self.path / LOCK, "ab")  # noqa: SIM115 - closed by `end`
+        fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def claim(self, node: Node, key: str, shard_keys: tuple[str | None, ...] | None) -> None:
+        """Write down what a node needs, before it is looked for or built: it stays, also if this run ends before."""
+        self.record["claimed"][node.name] = {
+            "stage": node.stage.name,
+            "key": key,
+            "shards": list(shard_keys or ()),
+        }
+        self.save()
 
     def note(self, node: Node, outcome: Outcome) -> None:
         """Record how a node of the graph ended."""
@@ -53,12 +75,18 @@ class Run:
             "seconds": round(outcome.seconds, 3),
             "ingredients": outcome.resolved.ingredients,
         }
+        self.record["claimed"].pop(node.name, None)
         self.save()
 
     def end(self, status: str, error: str | None = None) -> None:
         """Record how the run ended."""
         self.record |= {"status": status, "ended": now(), "error": error}
-        self.save()
+        try:
+            self.save()
+        finally:
+            if self._held:
+                self._held.close()
+                self._held = None
 
     def node_with_role(self, role: Role) -> str | None:
         """Name of the node that does this in the run's graph; None if it did not come to one."""
@@ -72,7 +100,7 @@ class Run:
         """
         entry = self.record["stages"].get(name)
         if entry is None:
-            status = self.record["status"]
+            status = self.status
             what = "it is still running" if status == "running" else f"it ended as {status!r}"
             raise InputError(
                 f"the run {self.name} has no result of {name}: {what}; `scratchlm run` goes on with it"
@@ -117,7 +145,7 @@ def start_run(store: Store, recipe: AnyRecipe, flow: str = "pretrain", champion:
     """
     values = recipe.model_dump(mode="json")
     record = {"flow": flow, "champion": champion, "machine": values.pop("machine"), "recipe": values}
-    run = _new_run(store, recipe.name, record)
+    run = new_run(store, recipe.name, record)
     folder = runs_folder(store)
     link = folder / f".{LATEST}.{os.getpid()}"
     link.unlink(missing_ok=True)
@@ -130,15 +158,23 @@ def start_evaluation(store: Store, model: str, benchmarks: EvaluateModelConfig) 
     """A new run that benchmarks a model which is there already."""
     recipe = {"name": "evaluate", "evaluate_model": benchmarks.model_dump(mode="json")}
     record = {"flow": "evaluate", "model": model, "champion": None, "recipe": recipe, "machine": {}}
-    return _new_run(store, "evaluate", record)
+    return new_run(store, "evaluate", record)
 
 
-def _new_run(store: Store, name: str, record: dict[str, Any]) -> Run:
+def new_run(store: Store, name: str, record: dict[str, Any]) -> Run:
     """A folder for a run, with what is known of it at its beginning."""
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     run = Run(runs_folder(store) / f"{stamp}-{name}-{secrets.token_hex(2)}")
     run.path.mkdir(parents=True)
-    run.record = {"format": FORMAT, **record, "created": now(), "status": "running", "stages": {}}
+    run.hold()
+    run.record = {
+        "format": FORMAT,
+        **record,
+        "created": now(),
+        "status": "running",
+        "stages": {},
+        "claimed": {},
+    }
     run.save()
     return run
 
@@ -168,6 +204,12 @@ def _came_to(run: Run, asked: dict[str, Any], outcomes: dict[str, Outcome]) -> b
     return same and {stage: entry["key"] for stage, entry in run.record["stages"].items()} == keys
 
 
+def _another_version(path: Path) -> InputError:
+    return InputError(
+        f"{path} was written by another version of scratchlm: give another --store, or move its folder runs away"
+    )
+
+
 def load_run(path: Path) -> Run:
     """The run below `path`.
 
@@ -175,20 +217,48 @@ def load_run(path: Path) -> Run:
         InputError: if there is none.
     """
     try:
-        record = json.loads((path / RUN).read_text())
+        record = read_record(path / RUN)
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} holds no run: {RUN} cannot be read") from error
-    if record.get("format") != FORMAT:
+        other = read_json(path / RUN)
+        if isinstance(other, dict) and other.get("format") != FORMAT:
+            raise _another_version(path) from None
         raise InputError(
-            f"{path} was written by another version of scratchlm: give another --store, or move its folder runs away"
-        )
+            f"{path} holds no run: {RUN} cannot be read ({error}); what it made is in the store still, so run its recipe again, "
+            "and remove the folder"
+        ) from error
+    if record.get("format") != FORMAT:
+        raise _another_version(path)
     return Run(path.resolve(), record)
 
 
+def _is_locked(path: Path) -> bool:
+    """Whether a process holds the lock of a run."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
 def all_runs(store: Store) -> list[Run]:
-    """Every run, the oldest first."""
-    folders = sorted(path.parent for path in runs_folder(store).glob(f"*/{RUN}"))
-    return [load_run(folder) for folder in folders if not folder.is_symlink()]
+    """Every run that can be read, the oldest first."""
+    return list(_runs_newest_first(store))[::-1]
+
+
+def unreadable_runs(store: Store) -> dict[str, str]:
+    """What is wrong with each run that cannot be read, by its name. Such a run is left alone."""
+    faults = {}
+    for path in sorted(runs_folder(store).glob("*/")):
+        if path.is_symlink() or _is_locked(path / LOCK):
+            continue
+        try:
+            load_run(path)
+        except InputError as error:
+            faults[path.name] = str(error)
+    return faults
 
 
 def find_run(store: Store, name: str) -> Run:
@@ -214,9 +284,11 @@ def find_run(store: Store, name: str) -> Run:
 def _runs_newest_first(store: Store) -> Iterator[Run]:
     """Every run that can be read."""
     for path in sorted(runs_folder(store).glob(f"*/{RUN}"), reverse=True):
-        record = read_json(path)
-        if record and record.get("format") == FORMAT and not path.parent.is_symlink():
-            yield Run(path.parent, record)
+        if not path.parent.is_symlink():
+            try:
+                yield load_run(path.parent)
+            except InputError:
+                continue  # `show`, `verify` and `gc` name it, see `unreadable_runs`
 
 
 def finished_runs(store: Store) -> Iterator[Run]:
@@ -252,7 +324,10 @@ def previous_entries(store: Store, recipe_name: str) -> dict[str, Any]:
         else []
     )
     for name in names[:20]:
-        record = read_json(folder / name / RUN) or {}
-        for stage, entry in record.get("stages", {}).items() if record.get("format") == FORMAT else ():
+        try:
+            run = load_run(folder / name)
+        except InputError:
+            continue
+        for stage, entry in run.record["stages"].items():
             entries.setdefault(stage, entry)
     return entries

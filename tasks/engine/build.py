@@ -165,9 +165,7 @@ async def _build_in_child(
     spec: Spec, node: Node, store: Store, on_progress: Callable[[Progress], None]
 ) -> int:
     """Build under the lock of the key; returns the number of shards built."""
-    result_path = child.result_path(store, node.stage.name, spec.key)
     building = store.start_building(node.stage.name, spec.key)
-    result_path.unlink(missing_ok=True)
     check_bytecode(node.stage.fn.__module__)
     spec_path, log = building / "spec.json", building / LOG
     spec_path.write_text(spec.model_dump_json(indent=1))
@@ -177,8 +175,8 @@ async def _build_in_child(
         if progress:
             on_progress(progress)
 
-    status = await process.run_child([sys.executable, "-m", child.__name__, str(spec_path)], log, poll)
-    result = _read_result(result_path, status)
+    arguments = [sys.executable, "-m", child.__name__, str(spec_path)]
+    result = _read_report(*await process.run_child(arguments, log, poll))
     if "error" not in result:
         return result["built"]
     sentence = f"{node.name}: {result['error']}"
@@ -187,19 +185,16 @@ async def _build_in_child(
     raise StageFailed(sentence, retryable=result["retryable"], log=tail(log), log_path=str(log))
 
 
-def _read_result(path: Path, status: int) -> dict[str, Any]:
-    """What a child left behind, or what its end says of it."""
-    try:
-        result = json.loads(path.read_text())
-    except (OSError, ValueError):
-        how = f"signal {-status}" if status < 0 else f"status {status}"
-        result = {
-            "error": f"its process ended with {how} before it was done",
-            "kind": "stage",
-            "retryable": status < 0,
-        }
-    path.unlink(missing_ok=True)
-    return result
+def _read_report(status: int, report: str) -> dict[str, Any]:
+    """How a child says that it ended, or what its end says of it."""
+    if report:
+        return json.loads(report)
+    how = f"signal {-status}" if status < 0 else f"status {status}"
+    return {
+        "error": f"its process ended with {how} before it was done",
+        "kind": "stage",
+        "retryable": status < 0,
+    }
 
 
 def tail(log: Path, lines: int = 30) -> str:

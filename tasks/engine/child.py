@@ -26,6 +26,7 @@ from tasks.engine.stage import Stage, load_stage
 from tasks.engine.store import Store
 
 PROGRESS = "progress.json"
+_SENTENCE_CHARACTERS = 4_000
 
 
 def _check_source(stage: Stage, spec: Spec) -> None:
@@ -45,6 +46,8 @@ def build_spec(spec: Spec) -> int:
     if stage.mapped:
         return build_map(spec, stage, store)
     watch, building = Stopwatch.start(), store.building(stage.name, spec.key)
+    for given in spec.inputs.values():
+        given.check(store)
     inputs = {name: given.artifact() for name, given in spec.inputs.items()}
     metrics = call(stage, spec, store, spec.key, inputs, building / OUT)
     _check_source(stage, spec)
@@ -76,11 +79,6 @@ def _sentence(error: BaseException) -> str:
     return str(error) if isinstance(error, StageFailed | InputError) else f"{type(error).__name__}: {error}"
 
 
-def result_path(store: Store, stage: str, key: str) -> Path:
-    """Where a child says how it ended: beside the folders that publishing moves away."""
-    return store.root / "building" / f"{stage}-{key}.result.json"
-
-
 def main(spec_path: Path) -> int:
     """Build, and say how it ended."""
     process.adopt()
@@ -93,8 +91,9 @@ def main(spec_path: Path) -> int:
     except (Exception, KeyboardInterrupt) as error:
         traceback.print_exc()
         kind = "input" if isinstance(error, InputError) else "stage"
-        result = {"error": redact(_sentence(error)), "kind": kind, "retryable": _is_retryable(error)}
-    result_path(Store(spec.store), load_stage(spec.stage).name, spec.key).write_text(json.dumps(result))
+        sentence = redact(_sentence(error))[:_SENTENCE_CHARACTERS]
+        result = {"error": sentence, "kind": kind, "retryable": _is_retryable(error)}
+    process.report(json.dumps(result))
     return 1 if "error" in result else 0
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from model.files import sha256_of_file
+from model.files import read_record, sha256_of_file
+from tasks.engine.keys import digest
 
 FORMAT_VERSION = 2
 """Stands for the engine in every key: raise it when stage, store or process change what is written."""
@@ -63,6 +64,14 @@ class Manifest(BaseModel):
     created: str = ""
     accepted: Accepted | None = None
 
+    def expected_key(self) -> str:
+        """The key that follows from what it was made of."""
+        made_of: dict[str, Any] = {"format": self.format_version}
+        if self.shards is None:
+            return digest({**made_of, "kind": "artifact", **self.ingredients})
+        keys = [shard.key for shard in self.shards]
+        return digest({**made_of, "kind": "map", "stage": self.stage, "shards": keys})
+
     def shard_digests(self) -> list[str]:
         """Digest of each shard: of its object, or of the files below out/shards/NNNNN of a stage that writes all of them."""
         if self.shards is not None:
@@ -73,6 +82,50 @@ class Manifest(BaseModel):
             if parts[0] == "shards" and len(parts) == 3:
                 groups.setdefault(parts[1], {})[parts[2]] = record
         return [files_digest(groups[position]) for position in sorted(groups)]
+
+
+def read_manifest(result: Path) -> Manifest:
+    """The manifest of a result.
+
+    Raises:
+        OSError, ValueError: if it is missing, torn, or not what was written.
+    """
+    return Manifest.model_validate(read_record(result / MANIFEST))
+
+
+def record_faults(manifest: Manifest) -> list[str]:
+    """What does not follow from what in a manifest: digest from files, key from ingredients."""
+    faults = []
+    if manifest.shards is None:
+        is_right = manifest.digest == files_digest(manifest.files)
+    else:
+        is_right = manifest.digest == digest([shard.digest for shard in manifest.shards])
+    if not is_right:
+        faults.append("its digest does not follow from its files")
+    if manifest.ingredients and manifest.key != manifest.expected_key():
+        faults.append("its key does not follow from what it was made of")
+    return faults
+
+
+def file_faults(manifest: Manifest, folder: Path) -> list[str]:
+    """How the files below out/, or below one folder in it, differ from the manifest: by name, size and SHA-256."""
+    out = next(parent for parent in (folder, *folder.parents) if parent.name == OUT)
+    prefix = "" if folder == out else f"{folder.relative_to(out).as_posix()}/"
+    expected = {name: record for name, record in manifest.files.items() if name.startswith(prefix)}
+    faults = []
+    for name, record in expected.items():
+        try:
+            is_right = sha256_of_file(out / name) == record.sha256
+        except OSError as error:
+            faults.append(f"{out / name}: {error.strerror}")
+            continue
+        if not is_right:
+            faults.append(f"{out / name}: the content is not what its manifest says")
+    for path in sorted(folder.rglob("*")):
+        is_folder = path.is_dir() and not path.is_symlink()
+        if path.relative_to(out).as_posix() not in expected and not is_folder:
+            faults.append(f"{path}: its manifest does not know this file")
+    return faults
 
 
 def files_digest(files: dict[str, FileRecord]) -> str:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import ctypes
+import errno
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from typing import BinaryIO
 
 from tasks.engine.secrets import redact
 
-PARENT_VARIABLE = "SCRATCHLM_PARENT"
+PARENT_VARIABLE, REPORT_VARIABLE = "SCRATCHLM_PARENT", "SCRATCHLM_REPORT"
 GRACE_SECONDS = 25.0
 _PR_SET_PDEATHSIG = 1
 _RANK_VARIABLES = (
@@ -87,9 +88,26 @@ def stop(child: "subprocess.Popen[bytes]", seconds: float) -> None:
         child.wait()
 
 
+def report(text: str) -> None:
+    """Tell the parent how this child ended, through a pipe: that works on a full disk too. No more than 60,000 bytes."""
+    descriptor = os.environ.pop(REPORT_VARIABLE, None)
+    if descriptor is not None:
+        os.write(int(descriptor), text.encode())
+        os.close(int(descriptor))
+
+
+def _read_report(descriptor: int) -> str:
+    """What a child that has ended reported; empty if it ended without a word."""
+    os.set_blocking(descriptor, False)
+    try:
+        return os.read(descriptor, 1 << 16).decode()
+    except BlockingIOError:
+        return ""  # a process that it left behind holds the other end
+
+
 async def run_child(
     arguments: list[str], log: Path, poll: Callable[[], None], poll_seconds: float = 0.25
-) -> int:
+) -> tuple[int, str]:
     """Run a child in a process group of its own until it ends.
 
     Called in the main thread: the kernel kills the child when the thread that started it ends.
@@ -100,22 +118,30 @@ async def run_child(
         poll: called about every `poll_seconds` while it runs.
 
     Returns:
-        Its exit status; minus the signal that killed it.
+        Its exit status, minus the signal that killed it, and what it gave to `report`.
 
     Raises:
         asyncio.CancelledError: if this call is cancelled; by then the whole group is gone. It
             gets SIGTERM first, and SIGKILL after `GRACE_SECONDS`.
     """
-    child = await asyncio.create_subprocess_exec(
-        *arguments,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-        env=child_environment(),
-        start_new_session=True,
-    )
+    reports, reporting = os.pipe()
+    try:
+        child = await asyncio.create_subprocess_exec(
+            *arguments,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            env=child_environment({REPORT_VARIABLE: str(reporting)}),
+            pass_fds=(reporting,),
+            start_new_session=True,
+        )
+    except BaseException:
+        os.close(reports)
+        raise
+    finally:
+        os.close(reporting)
     assert child.stdout is not None
-    copying = asyncio.ensure_future(_copy(child.stdout, log.open("ab")))
+    copying = asyncio.ensure_future(_copy(child.stdout, log.open("ab", buffering=0)))
     waiting = asyncio.ensure_future(child.wait())
     try:
         while True:
@@ -124,7 +150,7 @@ async def run_child(
             if done:
                 # What a grandchild that was left behind may still print is not waited for.
                 await asyncio.wait({copying}, timeout=1)
-                return waiting.result()
+                return waiting.result(), _read_report(reports)
     except BaseException:
         _signal_group(child.pid, signal.SIGTERM)
         # A closing event loop cancels every task, `waiting` too, so the child's own state is asked.
@@ -136,6 +162,7 @@ async def run_child(
     finally:
         _signal_group(child.pid, signal.SIGKILL)
         copying.cancel()
+        os.close(reports)
 
 
 async def _copy(stream: asyncio.StreamReader, log: BinaryIO) -> None:
@@ -146,10 +173,18 @@ async def _copy(stream: asyncio.StreamReader, log: BinaryIO) -> None:
             *lines, rest = (rest + chunk).split(b"\n")
             if len(rest) > 1 << 20:
                 lines, rest = [*lines, rest], b""
-            text = b"".join(line + b"\n" for line in lines).decode(errors="replace")
-            log.write(redact(text).encode())
-            log.flush()
-        log.write(redact(rest.decode(errors="replace")).encode())
+            _write(log, b"".join(line + b"\n" for line in lines))
+        _write(log, rest)
+
+
+def _write(log: BinaryIO, printed: bytes) -> None:
+    """Add to a log. A full disk costs lines of it; the child goes on, and says itself what it cannot write."""
+    try:
+        log.write(redact(printed.decode(errors="replace")).encode())
+        log.flush()
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
 
 
 def _signal_group(group: int, number: signal.Signals) -> None:

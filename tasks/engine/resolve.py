@@ -14,7 +14,6 @@ from tasks.engine.sources import SourceDigests
 from tasks.engine.stage import Node
 from tasks.engine.store import Stored
 
-
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 """What computes, as far as results may depend on it: its standard library and grammar change with the minor version."""
 

@@ -29,6 +29,8 @@ def _build_shard(spec: Spec, position: int) -> bool:
         if not spec.force and store.find_whole("shards", stage.name, key):
             return False
         building, watch = store.start_building(stage.name, key), Stopwatch.start()
+        for name in stage.shard_inputs:
+            store.check_input(spec.inputs[name].shards[position])
         inputs: dict[str, Any] = {
             name: Shard(spec.inputs[name].shards[position]) for name in stage.shard_inputs
         }
@@ -100,6 +102,9 @@ def build_map(spec: Spec, stage: Stage, store: Store) -> int:
     """
     assert spec.shard_keys is not None
     watch = Stopwatch.start()
+    for name in stage.artifact_inputs:
+        if name in spec.inputs:
+            spec.inputs[name].check(store)
     if spec.only_shard is not None:
         return _build_shards(spec, stage, [spec.only_shard])
     first_with_key = {key: position for position, key in reversed(list(enumerate(spec.shard_keys)))}

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict
 
 from tasks.engine.machine import Machine
 from tasks.engine.stage import Artifact
+from tasks.engine.store import Store
 
 
 class Input(BaseModel):
@@ -19,6 +20,17 @@ class Input(BaseModel):
     def artifact(self) -> Artifact:
         """The whole of it."""
         return Artifact(self.path, self.shards)
+
+    def check(self, store: Store) -> None:
+        """Compare all of it with its manifests, byte by byte.
+
+        Raises:
+            StageFailed: if anything differs; the result is set aside.
+        """
+        # The shards of a map stage are results of their own; those of other stages lie in the folder.
+        apart = [shard for shard in self.shards if not shard.is_relative_to(self.path)]
+        for folder in (self.path, *apart):
+            store.check_input(folder)
 
 
 class Spec(BaseModel):

@@ -4,7 +4,8 @@ artifacts/STAGE/KEY/   manifest.json, log.txt, out/     a finished result
 shards/STAGE/KEY/      the same, for one shard of a map stage
 building/STAGE-KEY/    what is being built; nothing reads it
 work/STAGE-KEY/        what a stage keeps between attempts (training checkpoints)
-locks/                 one file a key, held with flock while it is built
+damaged/               results that were not what their manifests say
+locks/                 one file a key, held with flock while it is built; roots, see `Store.roots`
 runs/                  one folder a run
 """
 
@@ -13,16 +14,25 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ValidationError
+from model.errors import StageFailed
+from model.files import fsync_path, write_record
+from tasks.engine.manifest import (
+    MANIFEST,
+    OUT,
+    Manifest,
+    file_faults,
+    files_digest,
+    read_manifest,
+    record_faults,
+    record_files,
+)
 
-from model.files import fsync_path, sha256_of_file
-from tasks.engine.manifest import MANIFEST, OUT, Manifest, files_digest, record_files
-
+DAMAGED = "damaged"
 Kind = Literal["artifacts", "shards"]
 
 
@@ -72,9 +82,9 @@ class Store:
         if not path.exists():
             return None
         try:
-            manifest = Manifest.model_validate_json((path / MANIFEST).read_bytes())
-        except (OSError, ValidationError) as error:
-            raise BrokenArtifact(f"{path.name[:12]} has no readable manifest") from error
+            manifest = read_manifest(path)
+        except (OSError, ValueError) as error:
+            raise BrokenArtifact(f"{path.name[:12]} has no readable manifest: {error}") from error
         if manifest.key != key:
             raise BrokenArtifact(f"{path.name[:12]} holds the manifest of {manifest.key[:12]}")
         for name, record in manifest.files.items():
@@ -118,6 +128,24 @@ class Store:
                 return
             yield True
 
+    @contextmanager
+    def roots(self, *, exclusive: bool = False, wait: bool = True) -> Iterator[bool]:
+        """Hold the list of what is needed still: shared to add to it and look up what was added, exclusive to collect.
+
+        So a result is either written down as needed before it is looked for, or gone before that, and never between.
+        """
+        folder = self.root / "locks"
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / "roots", "a") as file:
+            try:
+                fcntl.flock(
+                    file, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | (0 if wait else fcntl.LOCK_NB)
+                )
+            except BlockingIOError:
+                yield False
+                return
+            yield True
+
     def start_building(self, stage: str, key: str) -> Path:
         """An empty folder to build in, with an empty out/; the caller holds the lock."""
         building = self.building(stage, key)
@@ -125,15 +153,18 @@ class Store:
         (building / OUT).mkdir(parents=True)
         return building
 
-    def publish(self, kind: Kind, manifest: Manifest, building: Path) -> Stored:
+    def publish(self, kind: Kind, manifest: Manifest, building: Path, *, is_recorded: bool = False) -> Stored:
         """Make what was built the result of its key: manifest last, fsync, one rename.
 
         `manifest.files` and `manifest.digest` are filled in from the files, unless the
         manifest lists shards. A broken result in the place is removed first.
+
+        Args:
+            is_recorded: the manifest describes its files already.
         """
         stage, key = manifest.stage, manifest.key
         out = building / OUT
-        if manifest.shards is None:
+        if manifest.shards is None and not is_recorded:
             files = record_files(out)
             manifest = manifest.model_copy(update={"files": files, "digest": files_digest(files)})
         for path in [
@@ -142,9 +173,7 @@ class Store:
             out,
         ]:
             fsync_path(path)
-        (building / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n")
-        fsync_path(building / MANIFEST)
-        fsync_path(building)
+        write_record(building / MANIFEST, manifest.model_dump(mode="json"))
         for leftover in ("spec.json", "progress.json"):
             (building / leftover).unlink(missing_ok=True)
         path = self.path(kind, stage, key)
@@ -160,15 +189,43 @@ class Store:
     def discard(self, path: Path) -> None:
         """Remove a result: first out of sight by one rename, then from disk."""
         if path.exists():
-            trash = self.root / "building" / f"trash-{uuid.uuid4().hex}"
-            trash.parent.mkdir(parents=True, exist_ok=True)
-            os.rename(path, trash)
-            shutil.rmtree(trash)
+            shutil.rmtree(self.put_away(path))
 
-    def verify(self, stored: Stored) -> list[str]:
+    def put_away(self, path: Path) -> Path:
+        """Take a file or folder of the store out of sight by one rename; returns where it waits to be deleted."""
+        trash = self.root / "building" / f"trash-{uuid.uuid4().hex}"
+        trash.parent.mkdir(parents=True, exist_ok=True)
+        os.rename(path, trash)
+        return trash
+
+    def faults(self, stored: Stored) -> list[str]:
         """Every difference between a result and its manifest, by full hashes; empty if there is none."""
-        faults = []
-        for name, record in stored.manifest.files.items():
-            if sha256_of_file(stored.out / name) != record.sha256:
-                faults.append(f"{stored.out / name}: the content is not what its manifest says")
-        return faults
+        return [
+            *(f"{stored.path}: {fault}" for fault in record_faults(stored.manifest)),
+            *file_faults(stored.manifest, stored.out),
+        ]
+
+    def check_input(self, out: Path) -> None:
+        """Compare what a stage is about to read with its manifest, byte by byte; what is damaged is set aside.
+
+        Args:
+            out: the folder of a result, or that of one shard in it.
+
+        Raises:
+            StageFailed: if anything differs.
+        """
+        result = next(parent for parent in (out, *out.parents) if parent.name == OUT).parent
+        faults = file_faults(read_manifest(result), out)
+        if faults:
+            self.set_aside(result)
+            raise StageFailed(
+                f"what it was to read is damaged, and was moved to {self.root / DAMAGED} ({faults[0]}): run the same "
+                "command again, which makes it anew"
+            )
+
+    def set_aside(self, path: Path) -> None:
+        """Take a damaged result out of its place, and keep it for whoever wants to know what happened to it."""
+        folder = self.root / DAMAGED
+        folder.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):  # another process was faster
+            os.rename(path, folder / f"{path.parent.name}-{path.name}-{uuid.uuid4().hex[:8]}")

@@ -1,6 +1,6 @@
 """The processes of training: torchrun, and one rank of it.
 
-python -m tasks.training.ranks launch N SPEC     torchrun with N ranks, bound to its parent
+python -m tasks.training.ranks launch N SPEC     torchrun with N ranks, or the only rank, bound to its parent
 python -m tasks.training.ranks rank SPEC         one rank
 
 Each is bound to its parent before it imports torch, which takes seconds in which a parent may be killed.
@@ -8,23 +8,37 @@ Each is bound to its parent before it imports torch, which takes seconds in whic
 
 import json
 import os
+import re
 import socket
 import sys
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from model.errors import InputError
-from model.files import write_whole
+from model.files import read_json, write_whole
+from model.machine import TrainingMachine
 from model.train_spec import TrainSpec
 from tasks.engine import process
 from tasks.engine.progress import progress
 
-RESULT, ERROR, PROGRESS = "result.json", "error.json", "progress.json"
+RESULT, ERRORS, PROGRESS = "result.json", "error-*.json", "progress.json"
 _PARENT = "SCRATCHLM_LAUNCHER"
+_PEER = re.compile(
+    r"closed by peer|reset by peer|broken pipe|NCCL|gloo|Socket|connect(ion)? (timed out|refused)", re.I
+)
+"""What torch.distributed says, as plain RuntimeErrors of gloo too, when it cannot reach another rank."""
+
+Kind = Literal["input", "retry", "stage"]
+"""Of a failure: another attempt cannot help; will help; is not known to."""
 
 
 def launch(n_ranks: int, spec: str) -> None:
-    """Become torchrun. No restarts: a dead rank ends all, and the stage is tried again from its checkpoint."""
+    """Become torchrun, or the only rank. No restarts: a dead rank ends all, and the stage is tried again."""
+    if n_ranks == 1:
+        os.environ.update(_only_rank())
+        _train(Path(spec))
+        return
     from torch.distributed import run
 
     os.environ[_PARENT] = str(os.getpid())
@@ -41,26 +55,74 @@ def launch(n_ranks: int, spec: str) -> None:
     )
 
 
+def explain_failure(error: Exception, machine: TrainingMachine) -> tuple[Kind, str]:
+    """Whose fault the failure of a rank is, and a sentence.
+
+    A rank that is killed takes the others with it: they find their connections closed, which is no fault of theirs.
+    """
+    import torch
+    import torch.distributed as dist
+
+    sentence = f"{type(error).__name__}: {error}"
+    if isinstance(error, InputError):
+        return "input", str(error)
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in sentence:
+        first_line = str(error).split("\n")[0][:300]
+        return "input", (
+            f"training does not fit into memory ({first_line}): lower machine.windows_per_micro_batch (now "
+            f"{machine.windows_per_micro_batch}), or set machine.activation_checkpointing: full, or a higher "
+            "machine.zero_stage on more ranks"
+        )
+    if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and _PEER.search(sentence)):
+        return "retry", f"another rank is gone ({sentence})"
+    return "stage", sentence
+
+
+def first_error(work: Path) -> tuple[Kind, str] | None:
+    """Why training failed: what the first rank that failed says; None if none came to say it."""
+    errors = [error for path in work.glob(ERRORS) if (error := read_json(path))]
+    if not errors:
+        return None
+    _, kind, sentence = min(errors)
+    return kind, sentence
+
+
+def _only_rank() -> dict[str, str]:
+    """What torchrun would say to rank 0 of 1."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return {
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+
+
 def rank(spec_path: Path) -> None:
     """Train as the rank that the environment names; rank 0 writes progress and result, a failing rank its error."""
     process.die_with_parent(int(os.environ.pop(_PARENT)))
+    _train(spec_path)
+
+
+def _train(spec_path: Path) -> None:
     from model import train as training
 
     spec = TrainSpec.model_validate_json(spec_path.read_bytes())
 
-    def fail(kind: str, sentence: str) -> None:
-        write_whole(spec.work / ERROR, json.dumps((kind, sentence)))
+    def fail(kind: Kind, sentence: str) -> None:
+        path = spec.work / ERRORS.replace("*", os.environ["RANK"])
+        write_whole(path, json.dumps((time.time_ns(), kind, sentence)))
 
     try:
         metrics = training.train(spec, lambda *state: write_whole(spec.work / PROGRESS, json.dumps(state)))
     except training.Stopped as stopped:
         fail("retry", str(stopped))
         raise SystemExit(1) from None
-    except InputError as error:
-        fail("input", str(error))
-        raise
     except Exception as error:
-        fail("stage", f"{type(error).__name__}: {error}")
+        fail(*explain_failure(error, spec.machine))
         raise
     if os.environ["RANK"] == "0":
         write_whole(spec.work / RESULT, json.dumps(metrics))
@@ -74,18 +136,8 @@ def train_here(spec: TrainSpec) -> dict[str, Any]:
     """
     from model import train as training
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    single = {
-        "RANK": "0",
-        "LOCAL_RANK": "0",
-        "WORLD_SIZE": "1",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
     before = dict(os.environ)
-    os.environ.update(single, DS_ACCELERATOR=spec.machine.device)
+    os.environ.update(_only_rank(), DS_ACCELERATOR=spec.machine.device)
     try:
         return training.train(spec, progress)
     except training.Stopped as stopped:

@@ -32,9 +32,9 @@ def _run_ranks(spec_path: Path, work: Path, machine: TrainingMachine, hang_secon
         InputError: if a rank found that recipe or data make it impossible.
         StageFailed: if a rank failed, was killed, or hung.
     """
-    error_path, progress_path = work / ranks.ERROR, work / ranks.PROGRESS
-    error_path.unlink(missing_ok=True)
-    progress_path.unlink(missing_ok=True)
+    progress_path = work / ranks.PROGRESS
+    for stale in (progress_path, *work.glob(ranks.ERRORS)):
+        stale.unlink(missing_ok=True)
     arguments = [sys.executable, "-m", ranks.__name__, "launch", str(machine.ranks), str(spec_path)]
     launcher = subprocess.Popen(arguments, env=process.child_environment({"DS_ACCELERATOR": machine.device}))
     last_change, last_seen = time.monotonic(), None
@@ -53,7 +53,7 @@ def _run_ranks(spec_path: Path, work: Path, machine: TrainingMachine, hang_secon
                 )
     finally:
         process.stop(launcher, _STOP_SECONDS)
-    error = read_json(error_path)
+    error = ranks.first_error(work)
     if error:
         kind, message = error
         raise InputError(message) if kind == "input" else StageFailed(message, retryable=kind == "retry")

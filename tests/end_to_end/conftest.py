@@ -29,6 +29,9 @@ RECIPE: dict[str, Any] = {
     "machine": {"workers": 1, "threads": 1, "device": "cpu"},
 }
 
+CANARIES = {"HF_TOKEN": "hf_canary0123456789abcdef", "AWS_SECRET_ACCESS_KEY": "fedcba9876543210yranac_fh"}
+"""Secrets in the environment of every command, which must turn up nowhere."""
+
 
 @dataclass
 class Line:
@@ -50,14 +53,19 @@ class Line:
         """The environment of the command, with the test session's Prefect server."""
         env = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_API")}
         # Every process that the command starts inherits the mark, so that tests can find orphans.
-        return {**env, "MARK": str(self.store), **({"PREFECT_API_URL": self.server} if self.server else {})}
+        own = {
+            "MARK": str(self.store),
+            **CANARIES,
+            **({"PREFECT_API_URL": self.server} if self.server else {}),
+        }
+        return {**env, **own}
 
     def command(self, *arguments: str) -> list[str]:
         """The command in this folder's store."""
         return [str(Path(sys.executable).parent / "scratchlm"), *arguments, "--store", str(self.store)]
 
     def call(self, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-        """Run the command to its end; checks its exit code."""
+        """Run the command to its end; checks its exit code, and that it says no secret."""
         done = subprocess.run(
             self.command(*arguments),
             cwd=self.root,
@@ -69,6 +77,7 @@ class Line:
         assert done.returncode == code, (
             f"exit {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
         )
+        assert not any(canary in done.stdout + done.stderr for canary in CANARIES.values())
         return done
 
     def run(self, *arguments: str) -> dict[str, Any]:

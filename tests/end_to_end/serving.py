@@ -19,6 +19,7 @@ class Serve:
 
     def __init__(self, line: Line, *options: str, **environment: str) -> None:
         self.line, self.port = line, free_port()
+        self.api = httpx.Client(base_url=f"http://127.0.0.1:{self.port}/api", timeout=60)
         self.out = line.root / "serve.out"
         env = {**line.environment(), **environment}
         env.pop("PREFECT_API_URL", None)
@@ -39,7 +40,7 @@ class Serve:
 
     def post(self, path: str, body: dict[str, Any], code: int = 200) -> Any:
         for _ in range(60):
-            answer = httpx.post(f"http://127.0.0.1:{self.port}/api{path}", json=body, timeout=60)
+            answer = self.api.post(path, json=body)
             # SQLite was locked: Prefect asks its clients to come again, and its own do.
             if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
                 break
@@ -48,7 +49,7 @@ class Serve:
         return answer.json()
 
     def get(self, path: str) -> Any:
-        return httpx.get(f"http://127.0.0.1:{self.port}/api{path}", timeout=60).json()
+        return self.api.get(path).json()
 
     def deployment(self, name: str) -> dict[str, Any]:
         return self.get(f"/deployments/name/{name}")
@@ -95,6 +96,7 @@ class Serve:
 
     def stop(self) -> None:
         """SIGTERM, until it has ended."""
+        self.api.close()
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             try:

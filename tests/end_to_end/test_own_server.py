@@ -88,18 +88,17 @@ def own(line: Line, tmp_path: Path) -> Iterator[OwnServer]:
     workers = [made.worker(pool) for pool in ("cpu", "gpu")]
     yield made
     for worker in workers:
-        os.killpg(worker.pid, signal.SIGINT)
-    for worker in workers:
-        try:
-            worker.wait(30)
-        except subprocess.TimeoutExpired:
-            # Prefect's own worker does not always end when it is asked to.
-            os.killpg(worker.pid, signal.SIGKILL)
-    for name in DEPLOYMENTS:
-        made.prefect("deployment", "delete", name)
-    for pool in ("cpu", "gpu"):
-        made.prefect("--no-prompt", "work-pool", "delete", pool)
-    made.prefect("--no-prompt", "global-concurrency-limit", "delete", "accelerator")
+        # Prefect's own worker does not always end when it is asked to.
+        os.killpg(worker.pid, signal.SIGKILL)
+        worker.wait()
+    deployments = [made.api.get(f"deployments/name/{name}").json()["id"] for name in DEPLOYMENTS]
+    for path in (
+        *(f"deployments/{deployment}" for deployment in deployments),
+        "work_pools/cpu",
+        "work_pools/gpu",
+        "v2/concurrency_limits/accelerator",
+    ):
+        assert made.api.delete(path).is_success, path
 
 
 def make_secret(own: OwnServer, name: str, value: str) -> None:

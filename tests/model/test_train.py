@@ -1,6 +1,8 @@
 """The training loop with real DeepSpeed: ranks, ZeRO stages and micro-batches change nothing but rounding."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,13 +13,15 @@ from safetensors.torch import load_file
 
 from model.batches import next_token_windows
 from model.config import ModelConfig, TrainConfig
+from model.deepspeed_engine import Learner
+from model.errors import InputError
 from model.held_out import HeldOut, measure_held_out
 from model.machine import TrainingMachine
 from model.objectives.text import TextObjective
 from model.tokens import write_tokens
 from model.train_spec import TrainSpec
 from tasks.engine.process import child_environment
-from tasks.training.ranks import train_here
+from tasks.training.ranks import explain_failure, first_error, train_here
 
 
 def spec(folder: Path, optimizer: str = "adamw", **machine) -> TrainSpec:
@@ -86,6 +90,51 @@ def test_machines_agree_to_rounding(tmp_path: Path, optimizer: str):
         assert other_weights.keys() == weights.keys()
         for name, value in weights.items():
             assert (value - other_weights[name]).abs().max() < 1e-3, (machine, name)
+
+
+@pytest.mark.end_to_end
+def test_a_stop_within_a_step_saves_the_last_finished_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A step may take longer than whoever asks to stop will wait. Here the fourth of eight micro-batches is told."""
+    _, undisturbed = train(tmp_path / "undisturbed", windows_per_micro_batch=1)
+    made = spec(tmp_path / "stopped", windows_per_micro_batch=1)
+    made.work.mkdir()
+    calls, forward = iter(range(100)), Learner.forward
+
+    def told(self, *arguments, **batch):
+        if next(calls) == 8 + 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return forward(self, *arguments, **batch)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Learner, "forward", told)
+        with pytest.raises(KeyboardInterrupt, match="stopped after step 1 of 8"):
+            train_here(made)
+    assert next(calls) == 8 + 4
+    assert [path.name for path in made.work.glob("step-*")] == ["step-00000001"]
+    assert train_here(made)["resumed_from_step"] == 1
+    weights = load_file(made.out / "model.safetensors")
+    assert all((weights[name] == value).all() for name, value in undisturbed.items())
+
+
+def test_whose_fault_the_failure_of_a_rank_is(tmp_path: Path):
+    import torch
+
+    machine = TrainingMachine(device="cpu")
+    peer = RuntimeError("[../gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:4711")
+    for error, kind in (
+        (peer, "retry"),
+        (torch.distributed.DistBackendError("NCCL error: remote process exited"), "retry"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "input"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes"), "input"),
+        (InputError("the tokens are damaged"), "input"),
+        (ValueError("a fault of ours"), "stage"),
+    ):
+        assert explain_failure(error, machine)[0] == kind, error
+    # The rank that failed first says why; what the others then see is what it did to them.
+    for rank, (at, kind, sentence) in enumerate([(20, "retry", "closed"), (10, "input", "too large")]):
+        (tmp_path / f"error-{rank}.json").write_text(json.dumps([at, kind, sentence]))
+    assert first_error(tmp_path) == ("input", "too large")
+    assert first_error(tmp_path / "nowhere") is None
 
 
 def test_every_token_of_a_document_is_predicted_once():

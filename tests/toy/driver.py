@@ -1,37 +1,49 @@
-"""Builds or plans the toy graph in a process of its own: driver.py STORE NUMBERS {"plan": false, "workers": 1, ...}."""
+"""Builds, plans, verifies or collects the toy graph in a process of its own: driver.py STORE NUMBERS OPTIONS.
+
+OPTIONS is JSON such as {"workers": 2}, {"plan": true}, {"verify": true}, {"gc": 1}. Prints one line of JSON.
+"""
 
 import asyncio
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
-from flows.runs.execute import Place, build_shown, run_nodes
+from flows.runs.execute import Place, build_shown, claim, run_nodes
+from flows.runs.inspect import collect, find_garbage, verify_store
 from flows.runs.plan import plan
+from flows.runs.record import new_run
 from model.errors import InputError, StageFailed
+from tasks.engine.build import Outcome
 from tasks.engine.machine import Machine
 from tasks.engine.sources import SourceDigests
-from tasks.engine.store import Store
+from tasks.engine.stage import Node
+from tasks.engine.store import Store, Stored
 from toy.source import NumbersConfig, numbers
 from toy.stages import DoubleConfig, LabelConfig, TotalConfig, double, label, total
 
 
-def main() -> None:
-    """Print one line of JSON."""
-    store, folder, options = Store(Path(sys.argv[1])), sys.argv[2], json.loads(sys.argv[3])
+def graph(folder: str, options: dict[str, Any]) -> list[Node]:
+    """The toy graph on the numbers in a folder."""
     n = numbers(NumbersConfig(path=folder))
     d = double(DoubleConfig(factor=options.get("factor", 2)), numbers=n)
     t = total(TotalConfig(modulus=options.get("modulus", 1000)), doubled=d)
-    la = label(LabelConfig(word=options.get("word", "is")), doubled=d, total=t)
-    nodes = [n, d, t, la]
-    place = Place(
-        store, SourceDigests(store.root / "sources.sqlite"), Machine(workers=options.get("workers", 1))
-    )
-    if options.get("plan"):
-        print(json.dumps({row.stage: row.as_json() for row in plan(nodes, store, place.sources, {})}))
-        return
-    notes = {}
+    return [n, d, t, label(LabelConfig(word=options.get("word", "is")), doubled=d, total=t)]
 
-    def note(node, outcome):
+
+def build_all(nodes: list[Node], place: Place) -> int:
+    """Build them as one run; prints what came of each, or why not, and returns the exit status."""
+    notes = {}
+    run = new_run(
+        place.store, "toy", {"flow": "toy", "recipe": {"name": "toy"}, "machine": {}, "champion": None}
+    )
+
+    async def build_node(node: Node, inputs: dict[str, Stored]) -> Outcome:
+        claim(node, inputs, place, run)
+        return await build_shown(node, inputs, place, lambda progress: None)
+
+    def note(node: Node, outcome: Outcome) -> None:
+        run.note(node, outcome)
         stored = outcome.stored
         notes[node.name] = {
             "key": stored.manifest.key,
@@ -44,19 +56,38 @@ def main() -> None:
         }
 
     try:
-        asyncio.run(
-            run_nodes(
-                nodes, lambda node, inputs: build_shown(node, inputs, place, lambda progress: None), note
-            )
-        )
+        asyncio.run(run_nodes(nodes, build_node, note))
     except InputError as error:
         print(json.dumps({"input_error": str(error)}))
-        sys.exit(2)
+        run.end("failed", str(error))
+        return 2
     except StageFailed as error:
         print(json.dumps({"failed": str(error), "retryable": error.retryable, "log": error.log}))
-        sys.exit(1)
+        run.end("failed", str(error))
+        return 1
+    run.end("completed")
     print(json.dumps(notes))
+    return 0
+
+
+def main() -> int:
+    """Do what the options ask for."""
+    store, folder, options = Store(Path(sys.argv[1])), sys.argv[2], json.loads(sys.argv[3])
+    place = Place(
+        store, SourceDigests(store.root / "sources.sqlite"), Machine(workers=options.get("workers", 1))
+    )
+    if options.get("verify"):
+        print(json.dumps(list(verify_store(store))))
+    elif "gc" in options:
+        removed = collect(find_garbage(store, options["gc"]), store, options["gc"])
+        print(json.dumps([str(item.path.relative_to(store.root)) for item in removed]))
+    elif options.get("plan"):
+        rows = plan(graph(folder, options), store, place.sources, {})
+        print(json.dumps({row.stage: row.as_json() for row in rows}))
+    else:
+        return build_all(graph(folder, options), place)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

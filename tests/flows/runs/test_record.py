@@ -2,22 +2,63 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from flows.runs.record import RUN, all_runs, find_run, previous_entries
+from flows.runs.record import FORMAT, RUN, Run, all_runs, find_run, previous_entries, unreadable_runs
 from model.errors import InputError
+from model.files import write_record
 from tasks.engine.store import Store
+
+NAME = "20260101-000000-demo-abcd"
+RECORD = {"recipe": {"name": "demo"}, "flow": "pretrain", "status": "completed", "stages": {}, "claimed": {}}
+
+
+def write(store: Path, name: str = NAME, **fields: Any) -> Path:
+    """A run that is there; returns its file."""
+    folder = store / "runs" / name
+    folder.mkdir(parents=True)
+    write_record(folder / RUN, {"format": FORMAT, **RECORD, **fields})
+    return folder / RUN
 
 
 def test_a_run_of_another_version_is_one_sentence(tmp_path: Path):
-    folder = tmp_path / "runs" / "20260101-000000-demo-abcd"
-    folder.mkdir(parents=True)
-    record = {"recipe": {"name": "demo"}, "status": "completed", "stages": {"ingest": {"key": "0" * 32}}}
-    (folder / RUN).write_text(json.dumps(record))
-    for look in (lambda: all_runs(Store(tmp_path)), lambda: find_run(Store(tmp_path), "demo-abcd")):
-        with pytest.raises(
-            InputError, match="was written by another version of scratchlm: give another --store"
-        ):
-            look()
-    assert previous_entries(Store(tmp_path), "demo") == {}
+    write(tmp_path, stages={"ingest": {"key": "0" * 32}}).write_text(json.dumps({**RECORD, "format": 1}))
+    store = Store(tmp_path)
+    with pytest.raises(InputError, match="was written by another version of scratchlm: give another --store"):
+        find_run(store, "demo-abcd")
+    assert "another version" in unreadable_runs(store)[NAME]
+    assert all_runs(store) == []
+    assert previous_entries(store, "demo") == {}
+
+
+@pytest.mark.parametrize("damage", ["empty", "torn", "flipped", "missing"])
+def test_a_damaged_run_is_named_and_hides_no_other(tmp_path: Path, damage: str):
+    whole, store = write(tmp_path, "20260102-000000-demo-0123"), Store(tmp_path)
+    path = write(tmp_path, stages={"ingest": {"key": "0" * 32}})
+    text = path.read_text()
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_text(
+            {"empty": "", "torn": text[:50], "flipped": text.replace("completed", "completee")}[damage]
+        )
+    assert [run.name for run in all_runs(store)] == [whole.parent.name]
+    assert list(unreadable_runs(store)) == [NAME]
+    assert "remove the folder" in unreadable_runs(store)[NAME]
+    assert find_run(store, "demo-0123").status == "completed"
+
+
+def test_a_run_works_for_as_long_as_its_process_holds_it(tmp_path: Path):
+    run = Run(write(tmp_path, status="running").parent)
+    run.hold()
+    store = Store(tmp_path)
+    assert all_runs(store)[0].status == "running"
+    run.record = all_runs(store)[0].record
+    assert run._held is not None
+    run._held.close()
+    assert all_runs(store)[0].status == "killed"
+    run.hold()
+    run.end("failed", "a fault")
+    assert all_runs(store)[0].status == "failed"

@@ -43,20 +43,17 @@ def test_moving_sources_and_store_changes_nothing(toy: Toy, tmp_path: Path):
     assert all(note["cached"] for note in toy.run(numbers=moved_numbers, store=moved_store).values())
 
 
-@pytest.mark.parametrize(
-    ("module", "old", "new"),
-    [
+def test_wording_and_format_are_not_code(toy: Toy):
+    toy.run()
+    for module, old, new in (
         ("arithmetic", "# a comment", "# another comment"),
         ("arithmetic", "The product.", "The product of two numbers."),
         ("arithmetic", "return number * factor", "return (\n        number * factor\n    )"),
         ("stages", 'description="Factor."', 'description="By how much."'),
         ("stages", "import os\nimport time\n", "import time\nimport os\n"),
         ("stages", "Metrics, Shard, map_stage, stage", "Metrics, Shard, stage, map_stage"),
-    ],
-)
-def test_wording_and_format_are_not_code(toy: Toy, module: str, old: str, new: str):
-    toy.run()
-    toy.edit(module, old, new)
+    ):
+        toy.edit(module, old, new)
     assert states(toy.run(plan=True)) == ALL_CACHED
 
 

@@ -71,7 +71,7 @@ def main() -> None:
             own = longest_path(nodes, {stage: entry["seconds"] for stage, entry in record["stages"].items()})
             print(f"| {name} | {whole:.1f} | {own:.1f} | {whole - own:.1f} |", flush=True)
 
-        with prefect_server():
+        with prefect_server(Path(folder)):
             measure("running")
         measure("its own")
 

@@ -1,6 +1,9 @@
 """Parquet with an explicit schema, never an inferred one: how every chapter writes rows."""
 
+import datetime
 import json
+import uuid
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,5 +37,20 @@ def read_column(path: Path, column: str) -> list[Any]:
 
 
 def sorted_json(value: Any) -> str:
-    """A value as one line of JSON with sorted keys: equal dictionaries become equal bytes."""
-    return json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+    """A value as one line of JSON with sorted keys: equal dictionaries become equal bytes.
+
+    Dates become ISO 8601. Of anything else that JSON has no type for, an image for instance, only its kind is told:
+    its text may hold an address of memory.
+    """
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, default=_told)
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    if isinstance(value, Decimal | uuid.UUID):
+        return str(value)
+    if isinstance(value, datetime.timedelta):
+        return f"{value.total_seconds()} s"
+    size = f" of {len(value)} bytes" if isinstance(value, bytes) else ""
+    return f"({type(value).__name__}{size}, not kept)"

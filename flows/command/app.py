@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from flows.command.errors import exit_codes
+from flows.command.say import say
 
 COMMANDS = {
     "run": (
@@ -112,7 +113,7 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"scratchlm {version('scratchlm')}")
+        say(f"scratchlm {version('scratchlm')}")
         raise typer.Exit
 
 

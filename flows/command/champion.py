@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from flows.command.options import DEFAULT_STORE, AsJson, StoreFolder, make_app
+from flows.command.say import say
 from flows.runs.champions import champion_names, read_champions, roll_back
 from flows.runs.record import load_run, runs_folder
 from model.errors import InputError
@@ -46,7 +47,7 @@ def show(name: ChampionName = None, store: StoreFolder = DEFAULT_STORE, as_json:
     run = read_champions(opened, _champion_name(opened, name)).champion
     assert run is not None
     model = load_run(runs_folder(opened) / run).stored(opened, "export_model").out
-    typer.echo(json.dumps({"run": run, "model": str(model)}) if as_json else f"{run}\n{model}")
+    say(json.dumps({"run": run, "model": str(model)}) if as_json else f"{run}\n{model}")
 
 
 @app.command()
@@ -55,9 +56,9 @@ def history(name: ChampionName = None, store: StoreFolder = DEFAULT_STORE, as_js
     opened = Store(store)
     events = read_champions(opened, _champion_name(opened, name)).history
     if as_json:
-        typer.echo(json.dumps([event.model_dump() for event in events]))
+        say(json.dumps([event.model_dump() for event in events]))
     for event in () if as_json else events:
-        typer.echo(f"{event.at}  {event.event:<11}  {event.run}  by {event.by}: {event.reason}")
+        say(f"{event.at}  {event.event:<11}  {event.run}  by {event.by}: {event.reason}")
 
 
 @app.command()
@@ -69,4 +70,4 @@ def rollback(
     """Make the champion before this one the champion again."""
     opened = Store(store)
     run = roll_back(opened, _champion_name(opened, name), reason or "no reason given").champion
-    typer.echo(f"the champion is {run}")
+    say(f"the champion is {run}")

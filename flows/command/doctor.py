@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 
 import typer
+from rich.markup import escape
 
 from flows.command.errors import FAILURE_EXIT
 from flows.command.options import DEFAULT_STORE, StoreFolder, make_app, make_console
@@ -220,7 +221,7 @@ def doctor(store: StoreFolder = DEFAULT_STORE) -> None:
         faults += finding.state == FAULT
         mend = f"\n    mend: {finding.mend}" if finding.mend else ""
         console.print(
-            f"{marks.get(finding.state, '[yellow]![/]')} {finding.what}: {finding.detail}{mend}",
+            f"{marks.get(finding.state, '[yellow]![/]')} {escape(f'{finding.what}: {finding.detail}{mend}')}",
             highlight=False,
         )
     if faults:

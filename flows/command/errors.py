@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import typer
 
+from flows.command.say import say
 from model.errors import InputError, StageFailed
 
 INPUT_EXIT, FAILURE_EXIT, INTERRUPT_EXIT = 2, 1, 130
@@ -16,22 +17,22 @@ def exit_codes() -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        typer.echo(f"error: {error}", err=True)
+        say(f"error: {error}", err=True)
         raise typer.Exit(INPUT_EXIT) from None
     except StageFailed as error:
-        typer.echo(f"error: {error}", err=True)
+        say(f"error: {error}", err=True)
         if error.log_path:
-            typer.echo(
+            say(
                 f"what it printed is in {error.log_path}; to debug it: scratchlm task STAGE RECIPE --pdb",
                 err=True,
             )
         elif error.log:
-            typer.echo(error.log, err=True)
+            say(error.log, err=True)
         raise typer.Exit(FAILURE_EXIT) from None
     except OSError as error:
         place = f": {error.filename}" if error.filename else ""
-        typer.echo(f"error: {error.strerror or error}{place}", err=True)
+        say(f"error: {error.strerror or error}{place}", err=True)
         raise typer.Exit(FAILURE_EXIT) from None
     except KeyboardInterrupt:
-        typer.echo("interrupted; the same command goes on from what was saved", err=True)
+        say("interrupted; the same command goes on from what was saved", err=True)
         raise typer.Exit(INTERRUPT_EXIT) from None

@@ -1,10 +1,13 @@
 """Options and arguments that more than one command has."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
+
+from flows.command.say import printable
 
 RecipeFile = Annotated[
     Path, typer.Argument(help="A recipe, such as deployments/recipes/demo.yaml.", show_default=False)
@@ -62,6 +65,14 @@ def make_app() -> typer.Typer:
     )
 
 
+class PrintableConsole(Console):
+    """A console to which nothing but our own styles gives commands."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """A string, of a line or of a cell of a table, as rich is about to show it."""
+        return super().render_str(printable(text), **options)
+
+
 def make_console(*, to_stderr: bool = False, quiet: bool = False) -> Console:
     """Where a person is shown what goes on."""
-    return Console(stderr=to_stderr, quiet=quiet, soft_wrap=True)
+    return PrintableConsole(stderr=to_stderr, quiet=quiet, soft_wrap=True)

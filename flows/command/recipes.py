@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from flows.command.options import make_app
+from flows.command.say import say
 from flows.recipe.fields import list_fields
 
 app = make_app()
@@ -18,4 +19,4 @@ def fields(
 ) -> None:
     """List the fields of a recipe with their kinds, defaults and units."""
     for field in list_fields(section):
-        typer.echo(f"{field.name}  ({field.kind}; default {field.default})\n    {field.description}")
+        say(f"{field.name}  ({field.kind}; default {field.default})\n    {field.description}")

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from flows import evaluate as evaluation
 from flows.command.options import (
@@ -25,6 +26,7 @@ from flows.command.options import (
     make_app,
     make_console,
 )
+from flows.command.say import say
 from flows.graphs import prepare_run
 from flows.recipe.read import load_any_recipe, load_machine, load_recipe
 from flows.recipe.recipe import AnyRecipe, FinetuneRecipe, Recipe
@@ -54,7 +56,7 @@ app = make_app()
 
 def _run_flow(name: str, console: Console, **parameters: Any) -> RunResult:
     """Run a flow from this process, on a server that is there or its own, and show it in the terminal."""
-    with prefect_server(), TerminalDisplay(console) as shown:
+    with prefect_server(Path(parameters["store"])), TerminalDisplay(console) as shown:
         # Prefect reads its environment when it is imported, and needs a second or two for it.
         from flows.serving.here import run_here
 
@@ -93,7 +95,7 @@ def _from_store(
 def _finish(result: RunResult, console: Console, as_json: bool) -> None:
     print_result(result, console)
     if as_json:
-        typer.echo(json.dumps(result.summary()))
+        say(json.dumps(result.summary()))
 
 
 def _run_recipe(
@@ -111,7 +113,7 @@ def _run_recipe(
     result = None if waiting else _from_store(nodes, place, console, make_run)
     if result is None:
         console.print(
-            f"[bold]{recipe.name}[/]: {len(rows) - len(waiting)} of {len(rows)} stages are cached",
+            f"[bold]{escape(recipe.name)}[/]: {len(rows) - len(waiting)} of {len(rows)} stages are cached",
             highlight=False,
         )
         if "train_model" in waiting and isinstance(recipe, Recipe):
@@ -186,9 +188,9 @@ def retrain(
     result = _run_flow(
         "retrain", console, recipe=recipe, store=str(store.absolute()), rehash=rehash, force=force
     )
-    console.print(f"[bold]{result.verdict}[/]: {result.reason}", highlight=False)
+    console.print(f"[bold]{result.verdict}[/]: {escape(result.reason)}", highlight=False)
     if as_json:
-        typer.echo(json.dumps({"outcome": result.verdict, "reason": result.reason, "run": result.name}))
+        say(json.dumps({"outcome": result.verdict, "reason": result.reason, "run": result.name}))
 
 
 @app.command()

@@ -25,6 +25,7 @@ from flows.command.options import (
     make_app,
     make_console,
 )
+from flows.command.say import say
 from flows.graphs import graph_of, prepare_run, recipe_and_graph_of_run
 from flows.recipe.read import load_any_recipe
 from flows.runs.execute import open_place
@@ -53,7 +54,7 @@ def plan(
     nodes = graph_of(recipe, place.store)
     rows = make_plan(nodes, place.store, place.sources, previous_entries(place.store, recipe.name))
     if as_json:
-        typer.echo(json.dumps([row.as_json() for row in rows]))
+        say(json.dumps([row.as_json() for row in rows]))
         return
     console = make_console()
     console.print(plan_table(rows))
@@ -122,10 +123,10 @@ def task(
         outcome = run_one_stage(name, nodes, place, first_shards=sample, shard=shard, force=force, out=out)
     if outcome is None:
         what = f"shard {shard}" if shard is not None else f"at most {sample} shards"
-        typer.echo(f"{name}: {what} built; the whole was not published")
+        say(f"{name}: {what} built; the whole was not published")
     else:
         make_console().print(stage_line(name, outcome), highlight=False)
-        typer.echo(json.dumps(outcome.stored.manifest.metrics, indent=1))
-        typer.echo(outcome.stored.out)
+        say(json.dumps(outcome.stored.manifest.metrics, indent=1))
+        say(outcome.stored.out)
     if out:
-        typer.echo(out)
+        say(out)

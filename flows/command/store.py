@@ -8,6 +8,7 @@ import typer
 
 from flows.command.errors import FAILURE_EXIT
 from flows.command.options import DEFAULT_STORE, AsJson, RunName, StoreFolder, make_app
+from flows.command.say import say
 from flows.runs.inspect import (
     collect,
     diff_runs,
@@ -42,12 +43,12 @@ def show(
     if what is None:
         runs = list_runs(opened)
         if as_json:
-            typer.echo(json.dumps(runs))
+            say(json.dumps(runs))
         for row in () if as_json else runs:
             mark = "  champion" if row["champion"] else ""
-            typer.echo(f"{row['run']:<40} {row['flow']:<10} {row['status']}{mark}")
+            say(f"{row['run']:<40} {row['flow']:<10} {row['status']}{mark}")
         for fault in unreadable_runs(opened).values():
-            typer.echo(fault, err=True)
+            say(fault, err=True)
         return
     try:
         shown = show_run(find_run(opened, what), opened)
@@ -56,7 +57,7 @@ def show(
             shown = show_artifact(opened, what)
         except InputError as other:
             raise InputError(f"{error}; {other}") from None
-    typer.echo(json.dumps(shown, indent=None if as_json else 1))
+    say(json.dumps(shown, indent=None if as_json else 1))
 
 
 @app.command()
@@ -67,9 +68,9 @@ def diff(
     opened = Store(store)
     lines = diff_runs(find_run(opened, first), find_run(opened, second), opened)
     if as_json:
-        typer.echo(json.dumps(lines))
+        say(json.dumps(lines))
     for line in () if as_json else lines or ["no difference"]:
-        typer.echo(line)
+        say(line)
 
 
 @app.command()
@@ -85,16 +86,16 @@ def why(
     opened = Store(store)
     verdicts = find_out(find_run(opened, run_name), opened, document)
     if as_json:
-        typer.echo(json.dumps([vars(verdict) for verdict in verdicts]))
+        say(json.dumps([vars(verdict) for verdict in verdicts]))
     for verdict in () if as_json else verdicts:
-        typer.echo(f"{verdict.stage:<14} {verdict.outcome:<10} {verdict.detail}")
+        say(f"{verdict.stage:<14} {verdict.outcome:<10} {verdict.detail}")
 
 
 @app.command()
 def report(run_name: RunName = "latest", store: StoreFolder = DEFAULT_STORE) -> None:
     """Render the report of a run again and print its path."""
     opened = Store(store)
-    typer.echo(render_report(find_run(opened, run_name), opened))
+    say(render_report(find_run(opened, run_name), opened))
 
 
 @app.command()
@@ -103,8 +104,8 @@ def verify(store: StoreFolder = DEFAULT_STORE) -> None:
     faults = 0
     for fault in verify_store(Store(store)):
         faults += 1
-        typer.echo(fault)
-    typer.echo(f"{faults} faults" if faults else "all results are what their manifests say")
+        say(fault)
+    say(f"{faults} faults" if faults else "all results are what their manifests say")
     if faults:
         raise typer.Exit(FAILURE_EXIT)
 
@@ -124,14 +125,14 @@ def gc(
     opened = Store(store)
     garbage = find_garbage(opened, keep_runs)
     for item in garbage:
-        typer.echo(f"{item.bytes / 1e6:10.1f} MB  {item.path.relative_to(opened.root)}")
-    typer.echo(f"{sum(item.bytes for item in garbage) / 1e6:10.1f} MB in {len(garbage)} folders")
+        say(f"{item.bytes / 1e6:10.1f} MB  {item.path.relative_to(opened.root)}")
+    say(f"{sum(item.bytes for item in garbage) / 1e6:10.1f} MB in {len(garbage)} folders")
     if not garbage:
         return
     if not yes and not sys.stdin.isatty():
         raise InputError("nothing was removed: there is nobody to ask; give --yes")
     if yes or typer.confirm("remove them?"):
         removed = collect(garbage, opened, keep_runs)
-        typer.echo(f"removed {len(removed)} folders")
+        say(f"removed {len(removed)} folders")
         if len(removed) < len(garbage):
-            typer.echo(f"{len(garbage) - len(removed)} stay, since something needs them by now")
+            say(f"{len(garbage) - len(removed)} stay, since something needs them by now")

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from flows.command.options import DEFAULT_STORE, AsJson, ModelName, StoreFolder, make_app
+from flows.command.say import say
 from flows.recipe.read import checked_values
 from flows.runs.base import model_folder
 from model.errors import InputError
@@ -46,7 +47,7 @@ def _sampling(stop: list[str] | None, **values: Any) -> Sampling:
 
 
 def _write(piece: str) -> None:
-    typer.echo(piece, nl=False)
+    say(piece, nl=False)
     sys.stdout.flush()
 
 
@@ -78,17 +79,17 @@ def generate(
         _write(texts[0])
         for (piece,) in generate_text(speaker.model, speaker.tokenizer, ids, sampling, speaker.ends):
             _write(piece)
-        typer.echo()
+        say()
         return
     answers = complete(speaker.model, speaker.tokenizer, ids, sampling, speaker.ends)
     if as_json:
-        typer.echo(
+        say(
             json.dumps(
                 [{"prompt": text, "text": answer} for text, answer in zip(texts, answers, strict=True)]
             )
         )
     for text, answer in () if as_json else zip(texts, answers, strict=True):
-        typer.echo(f"{text}{answer}\n")
+        say(f"{text}{answer}\n")
 
 
 @app.command()
@@ -132,13 +133,13 @@ def _answer(speaker: Speaker, sampling: Sampling, messages: list[dict[str, str]]
             answer += piece
             _write(piece)
     except InputError as error:
-        typer.echo(f"error: {error}", err=True)
+        say(f"error: {error}", err=True)
         messages.pop()
         return
     except KeyboardInterrupt:
         if not sys.stdin.isatty():
             raise
-    typer.echo()
+    say()
     if len(messages) < n_before:
-        typer.echo("(the beginning of the conversation no longer fits and is forgotten)", err=True)
+        say("(the beginning of the conversation no longer fits and is forgotten)", err=True)
     messages.append({"role": "assistant", "content": answer.strip() or "…"})

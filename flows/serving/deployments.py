@@ -34,9 +34,10 @@ _CRASHED, _CANCELLED = (
 async def create_work_pool(pool: str, working_folder: Path) -> None:
     """A pool of local processes, if there is none of this name: one that a person edited stays as it is."""
     template = ProcessWorker.get_default_base_job_template()
-    # For flows of a person's own in this pool; our deployments bring theirs.
-    for name, value in _job_variables(working_folder).items():
-        template["variables"]["properties"][name]["default"] = value
+    # Whoever may start a run of a deployment chooses its parameters, and neither program, environment nor folder.
+    for name, value in {**_job(working_folder), "env": {}}.items():
+        template["job_configuration"][name] = value
+        del template["variables"]["properties"][name]
     async with get_client() as client:
         try:
             await client.create_work_pool(
@@ -46,7 +47,7 @@ async def create_work_pool(pool: str, working_folder: Path) -> None:
             return
 
 
-def _job_variables(working_folder: Path) -> dict[str, Any]:
+def _job(working_folder: Path) -> dict[str, Any]:
     """How the process of a run starts: in `working_folder`, by `flows.serving.flow_process` of this environment."""
     return {
         "command": f"{sys.executable} -m flows.serving.flow_process",
@@ -116,7 +117,7 @@ def promoted_trigger(name: str) -> DeploymentEventTrigger:
 
 
 async def create_deployments(
-    recipes: list[AnyRecipe], store: Path, pool: str, working_folder: Path, schedule: Schedule | None
+    recipes: list[AnyRecipe], store: Path, pool: str, schedule: Schedule | None
 ) -> list[str]:
     """Deployments of every recipe; returns their names.
 
@@ -133,7 +134,6 @@ async def create_deployments(
             name,
             parameters={**parameters, "store": str(store)},
             work_pool_name=pool,
-            job_variables=_job_variables(working_folder),
             entrypoint_type=EntrypointType.MODULE_PATH,
             description=(flow.description or "").split("\n\n")[0],
             tags=["scratchlm"],

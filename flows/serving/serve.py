@@ -19,7 +19,7 @@ import psutil
 from flows.recipe.recipe import AnyRecipe
 from flows.runs.record import runs_folder
 from flows.serving.flow_process import SERVE_VARIABLE
-from flows.serving.server import API_URL, DEFAULTS, is_up
+from flows.serving.server import API_URL, DEFAULTS, LOOPBACK, is_up, locked_environment, new_auth_string
 from flows.views.report import REPORTS_VARIABLE
 from model.errors import InputError, StageFailed
 from tasks.engine import process
@@ -28,7 +28,7 @@ from tasks.engine.store import Store
 if TYPE_CHECKING:
     from prefect.schedules import Schedule
 
-POOL = "cpu"
+POOL, AUTH = "cpu", "auth"
 _VACUUM = "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED"
 _START_SECONDS, _STOP_SECONDS, _LOOK_SECONDS = 120.0, 30.0, 0.5
 _RESTARTS, _RESTART_WINDOW_SECONDS = 5, 300.0
@@ -81,14 +81,14 @@ class Served:
         return self.log_path.read_text(errors="replace")[-3000:]
 
 
-def _check_port(port: int) -> None:
+def _check_port(host: str, port: int) -> None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", port))
+            probe.bind((host, port))
         except (OSError, OverflowError) as error:
             raise InputError(
-                f"--port {port} on 127.0.0.1 cannot be used ({error}): give another --port"
+                f"--port {port} on {host} cannot be used ({error}): give another --port"
             ) from None
 
 
@@ -157,11 +157,24 @@ def _stop(served: dict[str, Served], say: Callable[[str], None]) -> None:
             process.stop(served[name].child, 10.0)
 
 
-def _environment(home: Path, port: int) -> dict[str, str]:
+def read_auth_string(home: Path) -> tuple[str, bool]:
+    """What signs in to the server of a store, and whether it was made just now; kept in a file of its owner only."""
+    path = home / AUTH
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(new_auth_string())
+    except FileExistsError:
+        path.chmod(0o600)
+        return path.read_text().strip(), False
+    return path.read_text(), True
+
+
+def _environment(home: Path, host: str, port: int, auth: str) -> dict[str, str]:
     """What server, worker and runs find in their environment."""
     return {
         **DEFAULTS,
-        "PREFECT_HOME": str(home),
+        **locked_environment(home, host, port, auth),
         API_URL: f"http://127.0.0.1:{port}/api",
         "PREFECT_SERVER_UI_API_URL": "/api",
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
@@ -175,13 +188,13 @@ def _environment(home: Path, port: int) -> dict[str, str]:
 
 
 @contextmanager
-def _only_serve_of(store: Store, home: Path, port: int) -> Iterator[None]:
+def _only_serve_of(store: Store, home: Path, host: str, port: int) -> Iterator[None]:
     """Hold the right to serve a store.
 
     Raises:
         InputError: if another `serve` uses it, or the port is taken.
     """
-    home.mkdir(parents=True, exist_ok=True)
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
     address = home / "serve"
     with store.lock("serve", "", wait=False) as held:
         if not held:
@@ -189,7 +202,7 @@ def _only_serve_of(store: Store, home: Path, port: int) -> Iterator[None]:
             raise InputError(
                 f"another `scratchlm serve` uses the store {store.root}, at {other}: end it, or give another --store"
             )
-        _check_port(port)
+        _check_port(host, port)
         address.write_text(f"http://127.0.0.1:{port}")
         try:
             yield
@@ -200,6 +213,7 @@ def _only_serve_of(store: Store, home: Path, port: int) -> Iterator[None]:
 def serve(
     recipes: list[AnyRecipe],
     store: Path,
+    host: str,
     port: int,
     schedule: Callable[[], "Schedule | None"],
     say: Callable[[str], None],
@@ -209,7 +223,8 @@ def serve(
     Args:
         recipes: a pretrain deployment for each, and a retrain deployment if its split is by hash.
         store: folder of results; server database and logs are in its folder prefect.
-        port: of the server, on 127.0.0.1.
+        host: address that the server listens on; with any other than loopback, other computers can reach it.
+        port: of the server.
         schedule: gives the one of the retrain deployments, once the environment is as Prefect needs it.
         say: shows a line to a person.
 
@@ -218,10 +233,12 @@ def serve(
         StageFailed: if server or worker do not start or end again and again.
     """
     opened = Store(store)
-    home, environment = opened.root / "prefect", _environment(opened.root / "prefect", port)
+    home = opened.root / "prefect"
     stopping: list[int] = []
     with ExitStack() as stack:
-        stack.enter_context(_only_serve_of(opened, home, port))
+        stack.enter_context(_only_serve_of(opened, home, host, port))
+        auth, is_new = read_auth_string(home)
+        environment = _environment(home, host, port, auth)
         runs_folder(opened).mkdir(parents=True, exist_ok=True)
         os.environ.update(environment)
         when = schedule()
@@ -238,11 +255,19 @@ def serve(
             return served[name]
 
         say(f"starting the Prefect server (its log is {home / 'server.log'})")
-        _wait_for_server(start("server", str(port), str(runs_folder(opened))), environment[API_URL], home)
+        server = start("server", str(port), "--host", host, "--reports", str(runs_folder(opened)))
+        _wait_for_server(server, environment[API_URL], home)
         names = _deploy(recipes, opened.root, when)
         start("worker", POOL)
         say(f"deployments: {', '.join(names)}")
-        say(f"Prefect UI: http://127.0.0.1:{port}   (Ctrl-C ends server, worker and runs)")
+        if is_new or host != LOOPBACK:
+            say(f"sign in with {auth}")
+        say(f"what signs in is kept in {home / AUTH}")
+        if host != LOOPBACK:
+            say(
+                f"the server listens on {host}: what is sent is not encrypted, and whoever signs in can run code here"
+            )
+        say(f"Prefect UI: http://{LOOPBACK}:{port}   (Ctrl-C ends server, worker and runs)")
         while not stopping:
             for child in served.values():
                 if child.look_after():
@@ -259,6 +284,6 @@ def _deploy(recipes: list[AnyRecipe], store: Path, schedule: "Schedule | None") 
     async def deploy() -> list[str]:
         await create_work_pool(POOL, Path.cwd())
         await create_automations()
-        return await create_deployments(recipes, store, POOL, Path.cwd(), schedule)
+        return await create_deployments(recipes, store, POOL, schedule)
 
     return asyncio.run(deploy())

@@ -1,11 +1,18 @@
 """The Prefect server of a run: the one that PREFECT_API_URL names, or one of its own that cannot outlive it.
 
 Prefect's own temporary server stays behind when its parent is killed; this one is bound to
-its parent by the kernel. `python -m flows.serving.server PORT [RUNS]` is that process; with the folder of
-runs it shows their reports too.
+its parent by the kernel. `python -m flows.serving.server PORT [--host HOST] [--reports RUNS]` is that process;
+with the folder of runs it shows their reports too.
+
+Whoever may start a flow run can run code here, so nobody may without the auth string: not another account of this
+computer, and not a web page that a person of this computer looks at.
 """
 
+import argparse
+import base64
+import hmac
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -13,11 +20,18 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
 
 from model.errors import InputError, StageFailed
 from tasks.engine import process
 
 API_URL = "PREFECT_API_URL"
+LOOPBACK = "127.0.0.1"
+_AUTH_SERVER, _AUTH_CLIENT = "PREFECT_SERVER_API_AUTH_STRING", "PREFECT_API_AUTH_STRING"
 _START_SECONDS, _STOP_SECONDS = 120.0, 10.0
 
 DEFAULTS = {
@@ -39,9 +53,47 @@ def is_up(url: str) -> bool:
         return False
 
 
+def new_auth_string() -> str:
+    """USER:PASSWORD for Prefect's basic authentication, with 192 random bits."""
+    return f"scratchlm:{secrets.token_urlsafe(24)}"
+
+
+def locked_environment(home: Path, host: str, port: int, auth: str) -> dict[str, str]:
+    """How Prefect's server and its clients are told who may talk to it, and where it keeps its database.
+
+    Args:
+        home: made readable by its owner only: the database holds the key of its Secret blocks.
+    """
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    home.chmod(0o700)
+    names = ("127.0.0.1", "localhost") if host == LOOPBACK else ("127.0.0.1", "localhost", *own_names())
+    return {
+        "PREFECT_HOME": str(home),
+        _AUTH_SERVER: auth,
+        _AUTH_CLIENT: auth,
+        "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": ",".join(f"http://{name}:{port}" for name in names),
+    }
+
+
+def own_names() -> list[str]:
+    """Names and addresses under which other computers may know this one."""
+    import psutil
+
+    addresses = {
+        address.address
+        for interface in psutil.net_if_addrs().values()
+        for address in interface
+        if address.family is socket.AF_INET
+    }
+    return sorted({socket.gethostname(), socket.getfqdn(), *addresses} - {"127.0.0.1", "localhost"})
+
+
 @contextmanager
-def prefect_server() -> Iterator[None]:
+def prefect_server(store: Path) -> Iterator[None]:
     """Make sure that a Prefect server answers while the body runs. Prefect must not be imported before.
+
+    An own one keeps its database in the store, one for each version of Prefect.
 
     Raises:
         InputError: if PREFECT_API_URL names a server that does not answer.
@@ -59,40 +111,88 @@ def prefect_server() -> Iterator[None]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    home = store / "prefect" / f"runs-{version('prefect')}"
+    own = locked_environment(home, LOOPBACK, port, new_auth_string())
+    url = f"http://{LOOPBACK}:{port}/api"
+    before = {name: os.environ.get(name) for name in (API_URL, _AUTH_CLIENT)}
     with tempfile.TemporaryFile("w+") as log:
-        environment = process.child_environment({"PREFECT_UI_ENABLED": "0"})
-        command = [sys.executable, "-m", "flows.serving.server", str(port)]
-        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-        url = os.environ[API_URL] = f"http://127.0.0.1:{port}/api"
-        try:
-            import prefect  # noqa: F401  (a second or two, while the server starts)
+        with FileLock(home / "start.lock"):  # two at once would migrate one database together
+            command = [sys.executable, "-m", __name__, str(port)]
+            environment = process.child_environment({**own, "PREFECT_UI_ENABLED": "0"})
+            server = subprocess.Popen(
+                command, env=environment, stdout=log, stderr=log, start_new_session=True
+            )
+            os.environ.update({API_URL: url, _AUTH_CLIENT: own[_AUTH_CLIENT]})
+            try:
+                import prefect  # noqa: F401  (a second or two, while the server starts)
 
-            deadline = time.monotonic() + _START_SECONDS
-            while not is_up(url):
-                if server.poll() is not None or time.monotonic() > deadline:
-                    log.seek(0)
-                    raise StageFailed("the Prefect server of this run did not start", log=log.read()[-3000:])
-                time.sleep(0.1)
+                _wait_until_up(url, server, log)
+            except BaseException:
+                process.stop(server, _STOP_SECONDS)
+                raise
+        try:
             yield
         finally:
-            os.environ.pop(API_URL, None)
+            for name, former in before.items():
+                os.environ.pop(name, None)
+                os.environ.update({name: former} if former is not None else {})
             process.stop(server, _STOP_SECONDS)
 
 
-def main(port: int, runs: str | None = None) -> None:
-    """Serve Prefect on loopback, and below /reports the folder of runs."""
+def _wait_until_up(url: str, server: "subprocess.Popen[bytes]", log: Any) -> None:
+    deadline = time.monotonic() + _START_SECONDS
+    while not is_up(url):
+        if server.poll() is not None or time.monotonic() > deadline:
+            log.seek(0)
+            raise StageFailed("the Prefect server of this run did not start", log=log.read()[-3000:])
+        time.sleep(0.1)
+
+
+def _protected(app: Any, auth: str) -> Any:
+    """An ASGI app that answers only those who send the auth string; a browser asks its person for it."""
+    expected = b"Basic " + base64.b64encode(auth.encode())
+
+    async def protected(scope: Any, receive: Any, send: Any) -> None:
+        from starlette.responses import PlainTextResponse
+
+        given = dict(scope["headers"]).get(b"authorization", b"")
+        if hmac.compare_digest(given, expected):
+            await app(scope, receive, send)
+            return
+        challenge = {"WWW-Authenticate": 'Basic realm="scratchlm", charset="UTF-8"'}
+        answer = PlainTextResponse(
+            "sign in with the auth string that `scratchlm serve` names", 401, challenge
+        )
+        await answer(scope, receive, send)
+
+    return protected
+
+
+def main(port: int, host: str, runs: str | None) -> None:
+    """Serve Prefect, and below /reports the folder of runs, to those who have the auth string of the environment."""
     process.adopt()
+    auth = os.environ[_AUTH_SERVER]
     import uvicorn
     from prefect.server.api.server import create_app
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
     from starlette.routing import Mount
     from starlette.staticfiles import StaticFiles
 
     app = create_app()
     if runs:
         # Before the routes of the UI, which takes every path.
-        app.router.routes.insert(0, Mount("/reports", StaticFiles(directory=runs, check_dir=False)))
-    uvicorn.run(app, host="127.0.0.1", port=port, log_level="error")
+        reports = _protected(StaticFiles(directory=runs, check_dir=False), auth)
+        app.router.routes.insert(0, Mount("/reports", reports))
+    # A page of another site whose name was made to point here sends that name. Around the app and not in it: the
+    # server's own services call it under a name of theirs.
+    names = ["127.0.0.1", "localhost", *(own_names() if host != LOOPBACK else ())]
+    uvicorn.run(TrustedHostMiddleware(app, allowed_hosts=names), host=host, port=port, log_level="error")
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), *sys.argv[2:3])
+    parser = argparse.ArgumentParser()
+    parser.add_argument("port", type=int)
+    parser.add_argument("--host", default=LOOPBACK)
+    parser.add_argument("--reports")
+    given = parser.parse_args()
+    main(given.port, given.host, given.reports)

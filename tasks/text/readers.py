@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from model.errors import InputError
+from tasks.dataset_folders import check_dataset_folder
 from tasks.engine.progress import progress
 from tasks.tables import sorted_json
 from tasks.text.sources import IngestConfig, Source, files_of, hub_commit, relative_name, suffix_of
@@ -119,6 +120,8 @@ def _open_dataset(source: Source) -> Iterable[Any]:
     import datasets
 
     folder = source.dataset_folder
+    if folder:
+        check_dataset_folder(folder, source.subset, "ingest.sources")
     if folder and ((folder / "dataset_info.json").exists() or (folder / "dataset_dict.json").exists()):
         loaded = datasets.load_from_disk(str(folder))
         return loaded[source.split] if isinstance(loaded, datasets.DatasetDict) else loaded
@@ -149,7 +152,7 @@ def read_dataset(source: Source, convert: Convert) -> Iterator[Record]:
 
 def read_sources(config: IngestConfig, convert: Convert) -> Iterator[tuple[Source, Record]]:
     """Every record of every source, in the order of source, path and row."""
-    for source in config.sources_by_name:
+    for source in config.sources:
         if source.dataset is not None:
             for record in read_dataset(source, convert):
                 yield source, record
@@ -174,7 +177,7 @@ def unread_texts(config: IngestConfig, before: list[Any], now: list[Any]) -> Ite
             of another commit, and a source that is new, are read as a whole.
     """
     contents = {tuple(stamp) for source in before for stamp in _stamps(source).values()}
-    for source, current in zip(config.sources_by_name, now, strict=True):
+    for source, current in zip(config.sources, now, strict=True):
         if current in before:
             continue
         if source.dataset is not None:

@@ -2,17 +2,15 @@
 
 import glob
 import importlib.util
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from model.base_config import Config
 from model.errors import InputError
 from tasks.engine.keys import LOCATION
-from tasks.engine.sources import SourceDigests
+from tasks.engine.sources import SourceDigests, walk
 
 PACKAGE, DATASET = "package:", "dataset:"
 SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
@@ -64,6 +62,12 @@ class IngestConfig(Config):
         0.05, ge=0, le=1, description="Largest share of unreadable files or rows; above it the run stops."
     )
 
+    @field_validator("sources")
+    @classmethod
+    def _in_one_order(cls, sources: tuple[Source, ...]) -> tuple[Source, ...]:
+        # The order in which they are read, so that the order in which they are written down changes nothing.
+        return tuple(sorted(sources, key=lambda source: source.name))
+
     @model_validator(mode="after")
     def _names_differ(self) -> Self:
         names = [source.name for source in self.sources]
@@ -71,11 +75,6 @@ class IngestConfig(Config):
         if twice:
             raise ValueError(f"two sources are named {twice[0]!r}: give each a name of its own")
         return self
-
-    @property
-    def sources_by_name(self) -> list[Source]:
-        """The sources in the order in which they are read."""
-        return sorted(self.sources, key=lambda source: source.name)
 
 
 def suffix_of(path: Path) -> str | None:
@@ -86,22 +85,6 @@ def suffix_of(path: Path) -> str | None:
 def relative_name(path: Path, root: Path) -> str:
     """Path of a file below its root; a name that is not UTF-8 is kept readable."""
     return path.relative_to(root).as_posix().encode("utf-8", "backslashreplace").decode()
-
-
-def walk(root: Path) -> Iterator[Path]:
-    """Everything below a folder that is neither a folder nor hidden, through links too.
-
-    A link that points nowhere is among it; a folder that was visited before is not visited again.
-    """
-    seen: set[tuple[int, int]] = set()
-    for folder, names, files in os.walk(root, followlinks=True):
-        status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in seen:
-            names.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        names[:] = [name for name in names if not name.startswith(".")]
-        yield from (Path(folder) / name for name in files if not name.startswith("."))
 
 
 def _package_files(name: str, path: str) -> tuple[Path, list[Path]]:
@@ -181,7 +164,7 @@ def fingerprint_sources(config: IngestConfig, digests: SourceDigests) -> list[An
         InputError: if a source is missing or empty.
     """
     prints: list[Any] = []
-    for source in config.sources_by_name:
+    for source in config.sources:
         if source.dataset_folder:
             prints.append({"dataset": digests.files(source.dataset_folder, walk(source.dataset_folder))})
         elif source.dataset is not None:

@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 from typing import Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from model.base_config import Config
 from model.errors import InputError
@@ -29,6 +29,12 @@ class SplitConfig(Config):
     )
     validation_source: str | None = Field(None, description="Name of the source that is held out as a whole.")
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of the hash for validation_fraction.")
+
+    @field_validator("validation_ids")
+    @classmethod
+    def _in_one_order(cls, identifiers: tuple[str, ...]) -> tuple[str, ...]:
+        # Which they are matters, and not in which order they are written down.
+        return tuple(sorted(identifiers))
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:

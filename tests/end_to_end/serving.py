@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import time
+import uuid
 from typing import Any
 
 import httpx
@@ -34,6 +35,15 @@ class Serve:
             )
         wait_until(lambda: "Prefect UI:" in self.said() or self.process.poll() is not None, "the server")
         assert self.process.poll() is None, self.said()
+        self.sign_in()
+
+    def sign_in(self) -> None:
+        """As the UI does: the auth string of the store, and a token against requests that other pages make."""
+        user, password = (self.line.store / "prefect" / "auth").read_text().split(":")
+        self.api.auth = httpx.BasicAuth(user, password)
+        client = str(uuid.uuid4())
+        token = self.api.get("/csrf-token", params={"client": client}).json()["token"]
+        self.api.headers.update({"Prefect-Csrf-Token": token, "Prefect-Csrf-Client": client})
 
     def said(self) -> str:
         return self.out.read_text()

@@ -6,13 +6,16 @@ import shutil
 import signal
 import socket
 import sqlite3
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from flows.runs.champions import promote_model
+from flows.serving.server import own_names
 from tasks.engine.store import Store
 from tests.end_to_end.conftest import RECIPE, Line
 from tests.end_to_end.serving import Serve
@@ -220,9 +223,50 @@ def test_the_page_of_a_run(served: Serve):
     assert artifacts["loss"]["data"].startswith("data:image/png;base64,")
     assert "bits per byte" in artifacts["summary"]["data"]
     link = artifacts["summary"]["data"].split("[report](")[1].rstrip(")")
-    import httpx
+    assert served.api.get(link).text.startswith("<!doctype html>")
+    assert httpx.get(link).status_code == httpx.codes.UNAUTHORIZED
 
-    assert httpx.get(link).text.startswith("<!doctype html>")
+
+def test_nobody_gets_in_without_the_auth_string(served: Serve):
+    """Neither another account of this computer, nor a page of another site in a browser of this one."""
+    url = f"http://127.0.0.1:{served.port}"
+    home = served.line.store / "prefect"
+    assert stat.S_IMODE(home.stat().st_mode) == 0o700
+    assert stat.S_IMODE((home / "auth").stat().st_mode) == 0o600
+    auth = served.api.auth
+    token = {name: value for name, value in served.api.headers.items() if name.startswith("prefect-csrf")}
+    for path in ("/api/flow_runs/filter", "/api/block_documents/filter", "/api/deployments/filter"):
+        assert httpx.post(url + path, json={}, headers=token).status_code == httpx.codes.UNAUTHORIZED
+    # A page of another site whose name is made to point here sends its own name.
+    there = {"Host": f"evil.example:{served.port}"}
+    assert httpx.get(f"{url}/api/deployments/name/pretrain/tiny", headers=there, auth=auth).status_code == 400
+    asked = {"Origin": "http://evil.example", "Access-Control-Request-Method": "POST"}
+    preflight = httpx.options(f"{url}/api/flow_runs/filter", headers=asked)
+    assert "access-control-allow-origin" not in preflight.headers
+    own = {**asked, "Origin": url}
+    assert (
+        httpx.options(f"{url}/api/flow_runs/filter", headers=own).headers["access-control-allow-origin"]
+        == url
+    )
+    # A form of another page, which a browser sends with what its person has signed in with.
+    answer = httpx.post(f"{url}/api/flow_runs/filter", content="{}", auth=auth)
+    assert (answer.status_code, "CSRF" in answer.text) == (403, True)
+    for address in (name for name in own_names() if name.replace(".", "").isdigit()):
+        with pytest.raises(httpx.TransportError):
+            httpx.get(f"http://{address}:{served.port}/api/health", timeout=5)
+
+
+def test_whoever_starts_a_run_chooses_neither_program_nor_environment(served: Serve, tmp_path: Path):
+    deployment, mark = served.deployment("evaluate/any"), tmp_path / "mark"
+    chosen = {"command": f"touch {mark}", "env": {"PYTHONPATH": str(tmp_path)}, "working_dir": str(tmp_path)}
+    (tmp_path / "sitecustomize.py").write_text(f"open({str(mark)!r}, 'w')\n")
+    given = {"parameters": {**deployment["parameters"], "model": "nowhere"}, "job_variables": chosen}
+    run = served.post(f"/deployments/{deployment['id']}/create_flow_run", given)["id"]
+    assert "there is no folder 'nowhere'" in served.end(run)["message"]
+    assert not mark.exists()
+    given = {"parameters": {**deployment["parameters"], "model": "nowhere", "secrets": {"PYTHONPATH": "any"}}}
+    run = served.post(f"/deployments/{deployment['id']}/create_flow_run", given)["id"]
+    assert "'PYTHONPATH' is not the name of a secret" in served.end(run)["message"]
 
 
 def test_a_second_serve_is_told_of_the_first(served: Serve):

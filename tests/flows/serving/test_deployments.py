@@ -83,7 +83,7 @@ def test_serve_removes_old_flow_runs_unless_it_is_told_otherwise(
 
     name = "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED"
     monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv(name, _environment(tmp_path, 4200)[name])
+    monkeypatch.setenv(name, _environment(tmp_path, "127.0.0.1", 4200, "user:password")[name])
     assert "flow_runs" in ServerServicesDBVacuumSettings().enabled_vacuum_types
     monkeypatch.setenv(name, "events")
-    assert _environment(tmp_path, 4200)[name] == "events"
+    assert _environment(tmp_path, "127.0.0.1", 4200, "user:password")[name] == "events"

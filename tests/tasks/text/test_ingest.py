@@ -226,3 +226,47 @@ def test_an_added_file_changes_shards_near_it_only(tmp_path_factory, position: i
         for p in (base / "after" / "shards").iterdir()
     )
     assert largest <= 3000
+
+
+def test_the_order_in_which_sources_are_written_down_changes_nothing(tmp_path: Path):
+    from tasks.engine.keys import digest
+    from tasks.text.split import SplitConfig
+
+    sources = [Source(path=str(tmp_path), name=name) for name in ("b", "a")]
+    assert digest(IngestConfig(sources=tuple(sources))) == digest(IngestConfig(sources=tuple(sources[::-1])))
+    ids = ("a/1", "b/2")
+    assert digest(SplitConfig(validation_ids=ids)) == digest(SplitConfig(validation_ids=ids[::-1]))
+
+
+@pytest.mark.parametrize("outside", ["../outside/x.jsonl", ".hidden/x.jsonl"])
+def test_a_dataset_folder_reads_nothing_that_its_fingerprint_does_not_cover(tmp_path: Path, outside: str):
+    folder = tmp_path / "dataset"
+    folder.mkdir()
+    named = folder / outside
+    named.parent.mkdir(exist_ok=True)
+    named.write_text('{"text": "from elsewhere"}\n')
+    (folder / "README.md").write_text(
+        f"---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: {outside}\n---\n"
+    )
+    with pytest.raises(InputError, match="hidden or not in that folder"):
+        run(tmp_path / "out", Source(path=f"dataset:{folder}"))
+    (folder / "README.md").unlink()
+    (folder / "train.jsonl").write_text('{"text": "from inside"}\n')
+    rows, _, _ = run(tmp_path / "out", Source(path=f"dataset:{folder}"))
+    assert [row["text"] for row in rows] == ["from inside"]
+
+
+def test_metadata_without_a_json_type_is_told_and_not_its_address():
+    import datetime
+    from decimal import Decimal
+
+    from tasks.tables import sorted_json
+
+    class Image:
+        pass
+
+    told = sorted_json({"a": Image(), "b": b"123", "c": datetime.date(1790, 1, 8), "d": Decimal("1.50")})
+    assert (
+        told
+        == '{"a": "(Image, not kept)", "b": "(bytes of 3 bytes, not kept)", "c": "1790-01-08", "d": "1.50"}'
+    )

@@ -35,9 +35,13 @@ async def create_work_pool(pool: str, working_folder: Path) -> None:
     """A pool of local processes, if there is none of this name: one that a person edited stays as it is."""
     template = ProcessWorker.get_default_base_job_template()
     # Whoever may start a run of a deployment chooses its parameters, and neither program, environment nor folder.
-    for name, value in {**_job(working_folder), "env": {}}.items():
-        template["job_configuration"][name] = value
-        del template["variables"]["properties"][name]
+    job, choices = template["job_configuration"], template["variables"]["properties"]
+    job |= _job(working_folder)
+    del job[
+        "env"
+    ]  # Prefect merges what a run brings into one that is there, also without a variable of that name
+    for name in ("env", *_job(working_folder)):
+        del choices[name]
     async with get_client() as client:
         try:
             await client.create_work_pool(

@@ -136,6 +136,7 @@ def test_going_on_from_the_champions_weights_once_a_person_approves(first: Line)
         served.post("/block_documents/", block)
         deployment = served.deployment("retrain/tiny")
         recipe = {**deployment["parameters"]["recipe"], "retrain": {"start": "champion", "approval": True}}
+        recipe["evaluate_model"] = {"tasks": []}
         parameters = {
             **deployment["parameters"],
             "recipe": recipe,

@@ -83,12 +83,6 @@ def test_a_memory_that_cannot_be_written_is_none(files: Path, tmp_path: Path):
     for unwritable in (tmp_path / "file" / "sources.sqlite", tmp_path, Path("/proc/sources.sqlite")):
         for _ in range(2):
             assert SourceDigests(unwritable).files(files, walk(files)) == rows(files)
-    memory = tmp_path / "sources.sqlite"
-    SourceDigests(memory).files(files, walk(files))
-    # Another process that writes for longer than a run would wait.
-    with sqlite3.connect(memory) as holder:
-        holder.execute("PRAGMA query_only = 1")
-        assert SourceDigests(memory).files(files, walk(files)) == rows(files)
 
 
 def test_what_is_remembered_is_not_read_again(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

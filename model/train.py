@@ -164,7 +164,7 @@ def train(spec: TrainSpec, progress: Callable[[int, int, str], None]) -> dict[st
             engine, spec.work, ranks=machine.ranks, zero_stage=machine.zero_stage
         )
         now = {"ranks": machine.ranks, "zero_stage": machine.zero_stage}
-        state = {"step_seconds": 0.0, "bits_per_byte": None, **saved, **now}
+        state = {"step_seconds": 0.0, "validation_bits_per_byte": None, **saved, **now}
         if machine.compile:
             for block in learner.model.blocks:
                 block.compile()
@@ -201,7 +201,8 @@ def train(spec: TrainSpec, progress: Callable[[int, int, str], None]) -> dict[st
                 learner.eval()
                 measured = measure_held_out(engine.module, validation, token_bytes, device=device)
                 learner.train()
-                state["bits_per_byte"] = record["bits_per_byte"] = measured.bits_per_byte
+                state["validation_bits_per_byte"] = measured.bits_per_byte
+                record["validation_bits_per_byte"] = measured.bits_per_byte
             if metrics:
                 metrics.write(record)
                 progress(done, config.n_steps * config.tokens_per_batch, "tokens")
@@ -281,7 +282,7 @@ def _figures(spec: TrainSpec, state: dict[str, Any], loss: float) -> dict[str, A
         "steps": spec.train.n_steps,
         "tokens": tokens,
         "final_loss_nats": loss,
-        "validation_bits_per_byte": state["bits_per_byte"],
+        "validation_bits_per_byte": state["validation_bits_per_byte"],
         "step_seconds": round(state["step_seconds"], 3),
         "tokens_per_second": round(speed, 1),
         "flops_per_second": round(speed * flops_per_token(spec.model, spec.vocabulary_size)),

@@ -40,7 +40,7 @@ def _locate(shards: tuple[Path, ...], identifier: str) -> tuple[int, int]:
 
 
 def _resolve_id(shards: tuple[Path, ...], name: str) -> str:
-    """The id that `name` is, or is a unique part of.
+    """The id that `name` is, or that of the document that calls itself so, or of which it is a unique part.
 
     Raises:
         InputError: if no id or several ids fit.
@@ -48,6 +48,14 @@ def _resolve_id(shards: tuple[Path, ...], name: str) -> str:
     ids = [identifier for shard in shards for identifier in _ids(shard)]
     if name in ids:
         return name
+    own = [own for shard in shards for own in read_column(shard / DOCUMENTS, "own_id")]
+    named = [identifier for identifier, other in zip(ids, own, strict=True) if other == name]
+    if len(named) == 1:
+        return named[0]
+    if named:
+        raise InputError(
+            f"{len(named)} documents call themselves {name!r}, among them {', '.join(named[:3])}: give one of them"
+        )
     fitting = [identifier for identifier in ids if name in identifier]
     if len(fitting) == 1:
         return fitting[0]

@@ -71,7 +71,11 @@ def _draw_loss(axis: Any, lines: list[dict[str, float]]) -> None:
     axis.plot(tokens, loss, color=FAINT, linewidth=0.7)
     axis.plot(tokens, _smooth(loss, 0.95), color=ACCENT, linewidth=1.6, label="training loss, nats a token")
     axis.set_title("Loss")
-    held_out = [(line["tokens"], line["bits_per_byte"]) for line in lines if "bits_per_byte" in line]
+    held_out = [
+        (line["tokens"], line["validation_bits_per_byte"])
+        for line in lines
+        if "validation_bits_per_byte" in line
+    ]
     if held_out:
         other = axis.twinx()
         other.grid(False)

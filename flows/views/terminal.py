@@ -75,13 +75,8 @@ class TerminalDisplay:
         """Print the line of a finished stage."""
         self._remove(node)
         self.console.print(stage_line(node.name, outcome), highlight=False)
-        errors = sum(outcome.stored.manifest.metrics["errors"].values()) if node.role == "read" else 0
-        if errors:
-            where = outcome.stored.out / "errors.jsonl"
-            self.console.print(
-                f"  [yellow]{errors} files or rows cannot be used[/], named in {escape(str(where))}",
-                highlight=False,
-            )
+        for line in reading_lines(outcome) if node.role == "read" else ():
+            self.console.print(line, highlight=False)
 
     def failed(self, node: Node, error: BaseException) -> None:
         """Print the line of a stage that failed or was stopped."""
@@ -92,6 +87,22 @@ class TerminalDisplay:
     def _remove(self, node: Node) -> None:
         if node in self.rows:
             self.bars.remove_task(self.rows.pop(node))
+
+
+def reading_lines(outcome: Outcome) -> list[str]:
+    """What could not be read of the text, and what was not; nothing if that is nothing."""
+    metrics, out, lines = outcome.stored.manifest.metrics, outcome.stored.out, []
+    errors, skipped = sum(metrics["errors"].values()), sum(metrics["skipped"].values())
+    if errors:
+        lost = f"{metrics['lost_rows']:,} rows, {metrics['lost_bytes']:,} bytes, {metrics['lost_share']:.2%}"
+        where = escape(str(out / "errors.jsonl"))
+        lines.append(f"  [yellow]{errors} files or rows cannot be used[/] ({lost}), named in {where}")
+    if skipped:
+        most = sorted(metrics["skipped"].items(), key=lambda item: -item[1])[:3]
+        reasons = "; ".join(f"{count} {escape(reason)}" for reason, count in most)
+        where = escape(str(out / "figures" / "skipped.jsonl"))
+        lines.append(f"  [yellow]{skipped} files are left out[/] ({reasons}), named in {where}")
+    return lines
 
 
 def stage_line(stage: str, outcome: Outcome) -> str:

@@ -4,7 +4,7 @@ import hashlib
 import os
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from model.files import sha256_of_file
@@ -16,21 +16,43 @@ Stamp = tuple[int, int, int, int, int]
 """What the file system says of a file: device, inode, size, and times of change of content and of inode in ns."""
 
 
-def walk(root: Path) -> Iterator[Path]:
-    """Everything below a folder that is neither a folder nor hidden, through links too, in the order of names.
+def is_regular(path: Path) -> bool:
+    """Whether it is a file with content, or a link to nowhere; a pipe or a device would never end."""
+    return path.is_file() or not path.exists()
+
+
+def walk(root: Path, skip: Callable[[Path, str], None] = lambda path, why: None) -> Iterator[Path]:
+    """Every regular file below a folder that is not hidden, through links too, in the order of names.
 
     A link that points nowhere is among it; a folder that was visited before is not visited again, so of a folder
     and a link to it the first by name counts, whichever was made first.
+
+    Args:
+        skip: called with everything that is left out, a folder as one thing, and why.
     """
+
+    def skip_unreadable(error: OSError) -> None:
+        skip(Path(error.filename), f"unreadable folder: {type(error).__name__}")
+
     seen: set[tuple[int, int]] = set()
-    for folder, names, files in os.walk(root, followlinks=True):
+    for folder, names, files in os.walk(root, followlinks=True, onerror=skip_unreadable):
         status = os.stat(folder)
         if (status.st_dev, status.st_ino) in seen:
             names.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
+        for name in sorted(names + files):
+            if name.startswith("."):
+                skip(Path(folder) / name, "hidden")
         names[:] = sorted(name for name in names if not name.startswith("."))
-        yield from (Path(folder) / name for name in sorted(files) if not name.startswith("."))
+        for name in sorted(files):
+            path = Path(folder) / name
+            if name.startswith("."):
+                continue
+            if is_regular(path):
+                yield path
+            else:
+                skip(path, "not a regular file")
 
 
 class SourceDigests:

@@ -1,10 +1,10 @@
 """evaluate_answers: what a model answers to held-out conversations, and how likely the right answer is to it."""
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
+import regex
 from pydantic import Field
 
 from model.base_config import Config
@@ -19,6 +19,8 @@ from tasks.evaluation.answers import ANSWERS, ANSWERS_SCHEMA
 from tasks.tables import read_table, write_table
 from tasks.text.documents import DOCUMENTS
 from tasks.text.selection import SELECTION
+
+_FORM_SECONDS = 5.0
 
 
 class EvaluateAnswersConfig(Config):
@@ -38,8 +40,11 @@ def _formed(form: str | None, answer: str) -> float | None:
     if form is None:
         return None
     try:
-        return float(re.fullmatch(form, answer) is not None)
-    except re.error as error:
+        # It comes with the data, and some expressions never end.
+        return float(regex.fullmatch(form, answer, timeout=_FORM_SECONDS) is not None)
+    except TimeoutError:
+        return 0.0
+    except regex.error as error:
         raise InputError(
             f"the form {form!r} of a held-out conversation is no regular expression: {error}"
         ) from error
@@ -112,7 +117,9 @@ def _answer_row(question: dict[str, Any], answer: str, nats: float) -> dict[str,
     }
 
 
-@stage(libraries=("torch", "transformers", "tokenizers", "jinja2", "safetensors", "numpy", "pyarrow"))
+@stage(
+    libraries=("torch", "transformers", "tokenizers", "jinja2", "safetensors", "numpy", "pyarrow", "regex")
+)
 def evaluate_answers(
     config: EvaluateAnswersConfig,
     model: Artifact,

@@ -73,29 +73,36 @@ Step = Annotated[
 
 
 class CleanConfig(Config):
-    """Steps of cleaning, in order."""
+    """Steps of cleaning, in order, and how long they may take."""
 
+    max_document_seconds: float = Field(
+        60.0,
+        gt=0,
+        description="Longest time that a step may take for one document, in seconds; then it is dropped, and named. "
+        "Ordinary documents take milliseconds.",
+    )
     steps: tuple[Step, ...] = Field(
         (FixUnicode(), GopherQuality(), GopherRepetition(), ReplacePersonalData()),
         description="Steps, in the order in which they are taken.",
     )
 
 
-def _datatrove_step(step: Step, recorder: Any) -> Any:
-    """The datatrove block of a step. Blocks with words get ours: spaCy is slow and not installed."""
+def _datatrove_steps(step: Step, recorder: Any) -> Any:
+    """The datatrove blocks of a step. Blocks with words get ours: spaCy is slow and not installed."""
     from datatrove.pipeline.filters.gopher_quality_filter import GopherQualityFilter
     from datatrove.pipeline.filters.gopher_repetition_filter import GopherRepetitionFilter
     from datatrove.pipeline.formatters.ftfy import FTFYFormatter
     from datatrove.pipeline.formatters.pii import PIIFormatter
 
+    from tasks.text.steps import ReplaceEmails
     from tasks.text.words import RegexWords
 
     words: Any = RegexWords()
     match step:
         case FixUnicode():
-            return FTFYFormatter()
+            return [FTFYFormatter()]
         case GopherQuality():
-            return GopherQualityFilter(
+            quality = GopherQualityFilter(
                 min_doc_words=step.min_words,
                 max_doc_words=step.max_words,
                 min_avg_word_length=step.min_word_length,  # type: ignore[arg-type]
@@ -108,8 +115,9 @@ def _datatrove_step(step: Step, recorder: Any) -> Any:
                 exclusion_writer=recorder,
                 language=words,
             )
+            return [quality]
         case GopherRepetition():
-            return GopherRepetitionFilter(
+            repetition = GopherRepetitionFilter(
                 dup_line_frac=step.max_duplicate_lines,
                 dup_para_frac=step.max_duplicate_paragraphs,
                 dup_line_char_frac=step.max_duplicate_line_characters,
@@ -117,14 +125,14 @@ def _datatrove_step(step: Step, recorder: Any) -> Any:
                 exclusion_writer=recorder,
                 language=words,
             )
+            return [repetition]
         case ReplacePersonalData():
             # One replacement each: datatrove rotates several, so that the text would depend on its neighbours.
-            return PIIFormatter(
-                remove_emails=step.emails,
-                remove_ips=step.ip_addresses,
-                email_replacement=(step.email_replacement,),
-                ip_replacement=(step.ip_replacement,),
+            # Its pattern of e-mail addresses takes quadratic time, so that one is ours.
+            ips = PIIFormatter(
+                remove_emails=False, remove_ips=step.ip_addresses, ip_replacement=(step.ip_replacement,)
             )
+            return [*([ReplaceEmails(step.email_replacement)] if step.emails else []), ips]
 
 
 def _something_is_left(config: CleanConfig, metrics: Metrics) -> None:
@@ -139,11 +147,16 @@ def _something_is_left(config: CleanConfig, metrics: Metrics) -> None:
 @map_stage(libraries=("datatrove", "ftfy", "pyarrow"), check=_something_is_left)
 def clean(config: CleanConfig, documents: Shard, out: Path) -> list[Any]:
     """datatrove steps from documents.parquet to documents.parquet (kept) and verdicts.parquet (all rows)."""
-    from tasks.text.steps import DropEmpty, ReadShard, Recorder, WriteKept
+    from tasks.text.steps import DropEmpty, ReadShard, Recorder, TimeLimit, WriteKept
 
     dropped: dict[int, dict[str, Any]] = {}
     steps: list[Any] = [ReadShard(documents.path)]
     for step in config.steps:
+        recorder = Recorder(step.step, dropped)
+        steps += [
+            TimeLimit(block, recorder, config.max_document_seconds)
+            for block in _datatrove_steps(step, recorder)
+        ]
         # A step may leave nothing of a text, and datatrove's filters divide by its length.
-        steps += [_datatrove_step(step, Recorder(step.step, dropped)), DropEmpty(Recorder("empty", dropped))]
+        steps.append(DropEmpty(Recorder("empty", dropped)))
     return [*steps, WriteKept(documents.path, out, dropped)]

@@ -15,10 +15,12 @@ from tasks.text.documents import (
     text_digest,
 )
 from tasks.text.readers import Convert, Record, read_sources
-from tasks.text.sources import IngestConfig
+from tasks.text.sources import IngestConfig, files_of
 
 ERRORS = "errors.jsonl"
-"""What could not be read, a line each: source, where, error."""
+"""What could not be read, a line each: source, where, error, and the rows (null if unknown) and bytes that are lost."""
+SKIPPED = "figures/skipped.jsonl"
+"""What was not read, a line each: source, where, why."""
 
 
 class _ShardWriter:
@@ -63,6 +65,9 @@ def _error_of(record: Record) -> str | None:
 def write_documents(config: IngestConfig, out: Path, convert: Convert) -> Metrics:
     """Write shards/NNNNN/documents.parquet and digests.parquet in the order of source, path and row, and errors.jsonl.
 
+    The id of a document is its source, file and row: what else there is changes none. Files that are not read are
+    listed in figures/skipped.jsonl.
+
     Args:
         convert: makes a document of a row.
 
@@ -70,39 +75,56 @@ def write_documents(config: IngestConfig, out: Path, convert: Convert) -> Metric
         InputError: if nothing can be read, or more than `max_error_rate` cannot.
     """
     writer = _ShardWriter(out, config.shard_bytes)
-    seen: set[int] = set()
     by_source: dict[str, dict[str, int]] = {}
     errors: list[dict[str, Any]] = []
+    read_bytes = 0
     for source, record in read_sources(config, convert):
-        counts = by_source.setdefault(
-            source.name, {"documents": 0, "bytes": 0, "errors": 0, "repeated_ids": 0}
-        )
+        counts = by_source.setdefault(source.name, {"documents": 0, "bytes": 0, "errors": 0})
         where = record.where if record.row is None else f"{record.where}:{record.row}"
         error = _error_of(record)
         if error is not None:
             counts["errors"] += 1
-            errors.append({"source": source.name, "where": where, "error": error})
+            lost = {"rows": record.rows, "bytes": record.size}
+            errors.append({"source": source.name, "where": where, "error": error, **lost})
             continue
         assert record.text is not None
-        identifier = f"{source.name}/{record.identifier if record.identifier is not None else where}"
-        if document_digest(identifier, "") in seen:
-            # Two rows with the same id are two documents: the place tells them apart.
-            counts["repeated_ids"] += 1
-            identifier = f"{identifier}@{where}"
-        seen.add(document_digest(identifier, ""))
+        read_bytes += record.size
         counts["documents"] += 1
         counts["bytes"] += len(record.text.encode())
-        metadata = sorted_json(record.metadata or {})
-        writer.add({"id": identifier, "text": record.text, "source": source.name, "metadata": metadata})
+        row = {
+            "id": f"{source.name}/{where}",
+            "text": record.text,
+            "source": source.name,
+            "own_id": record.own_id,
+        }
+        writer.add({**row, "metadata": sorted_json(record.metadata or {})})
     writer.flush()
     (out / ERRORS).write_text("".join(sorted_json(error) + "\n" for error in errors))
-    return {**_summary(config, by_source, errors), "shards": writer.n_shards, "sources": by_source}
+    return {
+        **_summary(config, by_source, errors, read_bytes),
+        "skipped": _write_skipped(config, out),
+        "shards": writer.n_shards,
+        "sources": by_source,
+    }
+
+
+def _write_skipped(config: IngestConfig, out: Path) -> dict[str, int]:
+    """List the files that are not read, and count them by reason."""
+    reasons: dict[str, int] = {}
+    lines = []
+    for source in config.sources:
+        for where, why in files_of(source).skipped if source.dataset is None else ():
+            reasons[why] = reasons.get(why, 0) + 1
+            lines.append(sorted_json({"source": source.name, "where": where, "why": why}) + "\n")
+    (out / SKIPPED).parent.mkdir(parents=True, exist_ok=True)
+    (out / SKIPPED).write_text("".join(lines))
+    return dict(sorted(reasons.items()))
 
 
 def _summary(
-    config: IngestConfig, by_source: dict[str, dict[str, int]], errors: list[dict[str, Any]]
+    config: IngestConfig, by_source: dict[str, dict[str, int]], errors: list[dict[str, Any]], read_bytes: int
 ) -> Metrics:
-    """Documents, bytes, and errors by kind.
+    """Documents, bytes, errors by kind, and how much is lost with them.
 
     Raises:
         InputError: if nothing can be read, or more than `max_error_rate` cannot.
@@ -111,13 +133,16 @@ def _summary(
     kinds: dict[str, int] = {}
     for error in errors:
         kinds[error["error"]] = kinds.get(error["error"], 0) + 1
-    if errors and (not total or len(errors) > config.max_error_rate * (total + len(errors))):
+    lost_bytes = sum(error["bytes"] for error in errors)
+    lost_rows = sum(error["rows"] or 0 for error in errors)
+    share = lost_bytes / max(1, lost_bytes + read_bytes)
+    if errors and (not total or share > config.max_error_rate):
         examples = "; ".join(
             f"{count} x {kind}" for kind, count in sorted(kinds.items(), key=lambda item: -item[1])[:5]
         )
         raise InputError(
-            f"{len(errors)} of {total + len(errors)} records cannot be used ({examples}; the first is {errors[0]['where']}): "
-            f"mend the text, or raise ingest.max_error_rate (now {config.max_error_rate})"
+            f"{share:.1%} of the bytes cannot be used, in {len(errors)} places with {lost_rows} rows ({examples}; the first is "
+            f"{errors[0]['where']}): mend the text, or raise ingest.max_error_rate (now {config.max_error_rate})"
         )
     if not total:
         raise InputError("the sources hold no document: add text to them")
@@ -125,4 +150,8 @@ def _summary(
         "documents": total,
         "bytes": sum(counts["bytes"] for counts in by_source.values()),
         "errors": kinds,
+        "lost_rows": lost_rows,
+        "lost_bytes": lost_bytes,
+        "lost_share": round(share, 6),
+        "places_of_unknown_rows": sum(error["rows"] is None for error in errors),
     }

@@ -10,7 +10,13 @@ DOCUMENTS = "documents.parquet"
 TEXT_DIGESTS = "digests.parquet"
 
 # The metadata is JSON with sorted keys: a struct would take its fields from the first document and lose later ones.
-DOCUMENTS_SCHEMA: Schema = {"id": "string", "text": "large_string", "source": "string", "metadata": "string"}
+DOCUMENTS_SCHEMA: Schema = {
+    "id": "string",
+    "text": "large_string",
+    "source": "string",
+    "own_id": "string",
+    "metadata": "string",
+}
 TEXT_DIGESTS_SCHEMA: Schema = {"digest": "uint64"}
 
 

@@ -53,10 +53,10 @@ def read_conversations(config: ReadConversationsConfig, out: Path) -> Metrics:
             return Record(where, row, error=str(error))
         except UnicodeEncodeError:
             return Record(where, row, error="it has a lone surrogate, so it is not Unicode")
-        identifier = value.get(source.id_field)
+        own_id = value.get(source.id_field)
         for name, own in (("group", config.group_field), ("form", "form")):
             if isinstance(value.get(own), str):
                 metadata[name] = value[own]
-        return Record(where, row, text, None if identifier is None else str(identifier), metadata)
+        return Record(where, row, text, None if own_id is None else str(own_id), metadata)
 
     return write_documents(config, out, convert)

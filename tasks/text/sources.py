@@ -2,6 +2,9 @@
 
 import glob
 import importlib.util
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -10,7 +13,7 @@ from pydantic import Field, field_validator, model_validator
 from model.base_config import Config
 from model.errors import InputError
 from tasks.engine.keys import LOCATION
-from tasks.engine.sources import SourceDigests, walk
+from tasks.engine.sources import SourceDigests, is_regular, walk
 
 PACKAGE, DATASET = "package:", "dataset:"
 SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
@@ -32,7 +35,8 @@ class Source(Config):
     )
     text_field: str = Field("text", description="Field or column that holds the text.")
     id_field: str = Field(
-        "id", description="Field or column that names a document; if absent, its file and row do."
+        "id",
+        description="Field or column with a name of your own for a document, by which `why` finds it too.",
     )
     split: str = Field("train", description="Split of a Hugging Face dataset.")
     subset: str | None = Field(None, description="Configuration of a Hugging Face dataset.")
@@ -58,8 +62,16 @@ class IngestConfig(Config):
         ge=1_000,
         description="Typical size of a shard, in bytes of text; none is larger than 3 times this.",
     )
+    max_document_bytes: int = Field(
+        100_000_000,
+        ge=1_000,
+        description="Largest document, row or line, in bytes; a larger one is an error.",
+    )
     max_error_rate: float = Field(
-        0.05, ge=0, le=1, description="Largest share of unreadable files or rows; above it the run stops."
+        0.05,
+        ge=0,
+        le=1,
+        description="Largest share of the bytes that cannot be read; above it the run stops.",
     )
 
     @field_validator("sources")
@@ -87,57 +99,107 @@ def relative_name(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix().encode("utf-8", "backslashreplace").decode()
 
 
-def _package_files(name: str, path: str) -> tuple[Path, list[Path]]:
+@dataclass(frozen=True)
+class Files:
+    """What a source of files consists of.
+
+    Attributes:
+        paths: files that are read, sorted by their path below `root`.
+        skipped: what is not: its path below `root`, and why.
+    """
+
+    root: Path
+    paths: tuple[Path, ...]
+    skipped: tuple[tuple[str, str], ...]
+
+    @property
+    def by_name(self) -> dict[str, Path]:
+        """The files that are read by their path below `root`."""
+        return {relative_name(path, self.root): path for path in self.paths}
+
+
+def _below(root: Path, candidates: Callable[[Callable[[Path, str], None]], Iterable[Path]]) -> Files:
+    """Those of the candidates that are read, and what is left out."""
+    skipped: list[tuple[str, str]] = []
+
+    def skip(path: Path, why: str) -> None:
+        skipped.append((relative_name(path, root) if path.is_relative_to(root) else str(path), why))
+
+    paths = []
+    for path in candidates(skip):
+        if suffix_of(path):
+            paths.append(path)
+        else:
+            skip(path, f"not a kind of file that is read ({path.suffix.lower() or 'no extension'})")
+    paths.sort(key=lambda path: path.relative_to(root).as_posix())
+    return Files(root, tuple(paths), tuple(sorted(skipped)))
+
+
+def _package_files(name: str, path: str) -> Files:
     spec = importlib.util.find_spec(name) if name.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
         raise InputError(
             f"ingest.sources: the package {name!r} of {path!r} is not installed: pip install {name}"
         )
     root = Path(next(iter(spec.submodule_search_locations)))
-    return root, list(walk(root))
+    return _below(root, partial(walk, root))
 
 
-def _files_at(path: str) -> tuple[Path, list[Path]]:
+def _files_at(path: str) -> Files:
     """Root and files of a file, a folder or a glob."""
     try:
         location = Path(path).expanduser()
-        is_file, is_folder = location.is_file(), location.is_dir()
+        is_there, is_file, is_folder = location.exists(), location.is_file(), location.is_dir()
     except (OSError, RuntimeError, ValueError) as error:
         raise InputError(f"ingest.sources: {path[:100]!r} cannot be a path: {error}") from error
     if is_file:
         if suffix_of(location) is None:
             raise InputError(f"ingest.sources: {path!r} ends in none of {', '.join(SUFFIXES)}")
-        return location.parent, [location]
+        return Files(location.parent, (location,), ())
     if is_folder:
-        return location, list(walk(location))
+        return _below(location, partial(walk, location))
+    if is_there:
+        raise InputError(
+            f"ingest.sources: {path!r} is neither a file nor a folder: a pipe or a device never ends"
+        )
     if glob.has_magic(path):
         magic = next(i for i, part in enumerate(location.parts) if glob.has_magic(part))
         root = Path(*location.parts[:magic]) if magic else Path(".")
-        matches = map(Path, glob.glob(str(location), recursive=True))
-        return root, [match for match in matches if not match.is_dir()]
+        matches = sorted(map(Path, glob.glob(str(location), recursive=True)))
+
+        def matching(skip: Callable[[Path, str], None]) -> Iterator[Path]:
+            for match in matches:
+                if is_regular(match):
+                    yield match
+                elif not match.is_dir():
+                    skip(match, "not a regular file")
+
+        return _below(root, matching)
     raise InputError(
         f"ingest.sources: there is no file or folder {path!r} ({location.absolute()}): correct the path"
     )
 
 
-def files_of(source: Source) -> tuple[Path, list[Path]]:
-    """Root folder and files of a source of files, sorted by relative path.
+def files_of(source: Source) -> Files:
+    """The files of a source of files.
 
     Raises:
         InputError: if there are none.
     """
     if source.path.startswith(PACKAGE):
-        root, paths = _package_files(source.path.removeprefix(PACKAGE), source.path)
+        files = _package_files(source.path.removeprefix(PACKAGE), source.path)
     else:
-        root, paths = _files_at(source.path)
-    files = sorted(
-        (path for path in paths if suffix_of(path)), key=lambda path: path.relative_to(root).as_posix()
-    )
-    if not files:
-        raise InputError(
-            f"ingest.sources: {source.path!r} holds no file that ends in one of {', '.join(SUFFIXES)}"
+        files = _files_at(source.path)
+    if not files.paths:
+        there = (
+            f" (there are {len(files.skipped)} others, such as {files.skipped[0][0]!r})"
+            if files.skipped
+            else ""
         )
-    return root, files
+        raise InputError(
+            f"ingest.sources: {source.path!r} holds no file that ends in one of {', '.join(SUFFIXES)}{there}"
+        )
+    return files
 
 
 def hub_commit(name: str) -> str | None:
@@ -170,6 +232,7 @@ def fingerprint_sources(config: IngestConfig, digests: SourceDigests) -> list[An
         elif source.dataset is not None:
             prints.append({"dataset": source.dataset, "commit": hub_commit(source.dataset)})
         else:
-            root, files = files_of(source)
-            prints.append({"files": digests.files(root, files)})
+            files = files_of(source)
+            # What is left out is told too, so that a file of another kind is not left out in silence.
+            prints.append({"files": digests.files(files.root, files.paths), "skipped": files.skipped})
     return prints

@@ -1,12 +1,16 @@
 """datatrove steps of ours: read a shard with row numbers, record what each filter drops, write what is kept."""
 
+import re
+import signal
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
+from datatrove.pipeline.formatters.base import BaseFormatter
 
 from tasks.tables import read_column, read_table, write_table
 from tasks.text.documents import DOCUMENTS, DOCUMENTS_SCHEMA
@@ -32,8 +36,72 @@ class ReadShard(PipelineStep):
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Documents in the order of the file."""
         for row, record in enumerate(read_table(self.path / DOCUMENTS).to_pylist()):
-            metadata = {_ROW: row, "source": record["source"], "metadata": record["metadata"]}
-            yield Document(text=record["text"], id=record["id"], metadata=metadata)
+            kept = {name: record[name] for name in ("source", "own_id", "metadata")}
+            yield Document(text=record["text"], id=record["id"], metadata={_ROW: row, **kept})
+
+
+_LOCAL = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]"
+_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+_EMAIL = re.compile(
+    rf"(?<![A-Za-z0-9_-])(?=[A-Za-z0-9_]){_LOCAL}{{1,64}}(?:\.{_LOCAL}{{1,64}}){{0,8}}@(?:{_LABEL}\.){{1,8}}{_LABEL}"
+)
+"""An address (RFC 5322, section 3.4.1) within the lengths of RFC 5321, section 4.5.3: so a match takes bounded time."""
+
+
+class ReplaceEmails(BaseFormatter):
+    """Replaces e-mail addresses, in time linear in the text."""
+
+    name = "📞 e-mail"
+
+    def __init__(self, replacement: str) -> None:
+        super().__init__()
+        self.replacement = replacement
+
+    def format(self, text: str) -> str:
+        """The text with the replacement in place of every address."""
+        return _EMAIL.sub(lambda _: self.replacement, text) if "@" in text else text
+
+
+class _TooSlow(Exception):
+    """A step took longer for a document than it may."""
+
+
+@contextmanager
+def _alarm(seconds: float) -> Iterator[None]:
+    """Raise `_TooSlow` in the body after some seconds. In the main thread only, where every shard is built."""
+
+    def ring(number: int, frame: object) -> None:
+        raise _TooSlow
+
+    former = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, former)
+
+
+class TimeLimit(PipelineStep):
+    """Another step, which drops the documents that it cannot be done with in time."""
+
+    type, name = "⏱ - LIMIT", "time"
+
+    def __init__(self, step: Any, recorder: "Recorder", seconds: float) -> None:
+        super().__init__()
+        self.step, self.recorder, self.seconds = step, recorder, seconds
+
+    def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        """What the step makes of each document."""
+        for document in data:
+            try:
+                with _alarm(self.seconds):
+                    made = list(self.step.run([document], rank, world_size))
+            except _TooSlow:
+                document.metadata["filter_reason"] = f"takes longer than {self.seconds:g} seconds"
+                self.recorder.write(document)
+                continue
+            yield from made
 
 
 class DropEmpty(PipelineStep):
@@ -101,8 +169,7 @@ class WriteKept(PipelineStep):
                 {
                     "id": document.id,
                     "text": document.text,
-                    "source": document.metadata["source"],
-                    "metadata": document.metadata["metadata"],
+                    **{name: document.metadata[name] for name in ("source", "own_id", "metadata")},
                 }
             )
         texts = read_column(self.source / DOCUMENTS, "text")

@@ -1,6 +1,7 @@
 """train_tokenizer: a byte-level BPE tokenizer from scratch, on the training documents."""
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,24 @@ if TYPE_CHECKING:
 # The pre-tokenizer of GPT-4 (tiktoken's cl100k_base), without possessive quantifiers. Without
 # one, training on long documents does not end.
 SPLIT_PATTERN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+
+_UNBROKEN = re.compile(r"[^\W\d_]{1000,}|[^\w\s]{1000,}|\s{1000,}")
+"""Runs of letters, of marks and of white space, which the pattern above leaves in one piece."""
+
+_PIECES = 100
+"""A sample is made of about so many pieces at least, so that it comes near the size that was asked for."""
+
+
+def _pieces(text: str, size: int) -> Iterator[str]:
+    """A text in pieces of about `size` bytes, cut at white space."""
+    start = 0
+    while len(text) - start > size:
+        cut = text.rfind(" ", start + size // 2, start + size)
+        cut = cut if cut > start else start + size
+        yield text[start:cut]
+        start = cut
+    yield text[start:]
 
 
 class TrainTokenizerConfig(Config):
@@ -52,8 +71,19 @@ def selected_texts(documents: Artifact, selection: Artifact, side: str) -> Itera
                 yield identifier, text
 
 
+def _learnable(text: str) -> Iterator[str]:
+    """A text without its unbroken runs of a thousand and more: to learn from one takes time that grows with its square."""
+    start = 0
+    for run in _UNBROKEN.finditer(text):
+        yield text[start : run.start()]
+        start = run.end()
+    yield text[start:]
+
+
 class _Sample:
     """Training documents, about `sample_bytes` of them, chosen by hash: so the choice does not depend on their order.
+
+    Whole documents where there are enough of them; of a corpus with few and large ones, pieces.
 
     Attributes:
         n_bytes: what was read of it so far.
@@ -67,9 +97,10 @@ class _Sample:
         total = sum(len(text.encode()) for _, text in selected_texts(self.documents, self.selection, TRAIN))
         bound = 2**64 * min(1.0, self.sample_bytes / max(1, total))
         for identifier, text in selected_texts(self.documents, self.selection, TRAIN):
-            if document_digest(identifier, text) < bound:
-                self.n_bytes += len(text.encode())
-                yield text
+            for piece in _pieces(text, max(1, self.sample_bytes // _PIECES)):
+                if document_digest(identifier, piece) < bound:
+                    self.n_bytes += len(piece.encode())
+                    yield from _learnable(piece)
 
 
 def _train(config: TrainTokenizerConfig, texts: Iterable[str]) -> "Tokenizer":

@@ -146,13 +146,14 @@ def test_a_bad_row_is_named_with_its_line_and_too_many_stop_the_run(tmp_path: Pa
     rows = [{"messages": [QUESTION, ANSWER]}, {"messages": [QUESTION]}]
     documents, figures = read(tmp_path, rows, max_error_rate=0.5)
     (error,) = [json.loads(line) for line in (documents.path / "errors.jsonl").read_text().splitlines()]
-    assert error == {"source": "text", "where": "a.jsonl:1", "error": "it has no turn of the assistant"}
+    assert (error["where"], error["error"]) == ("a.jsonl:1", "it has no turn of the assistant")
+    assert (error["rows"], figures["lost_bytes"]) == (1, error["bytes"])
     assert figures["documents"] == 1
     (tmp_path / "again").mkdir()
     with pytest.raises(
-        InputError, match=r"1 of 2 records cannot be used .*no turn of the assistant.*a\.jsonl:1"
+        InputError, match=r"of the bytes cannot be used.*no turn of the assistant.*a\.jsonl:1"
     ):
-        read(tmp_path / "again", rows, max_error_rate=0.4)
+        read(tmp_path / "again", rows, max_error_rate=0.2)
 
 
 def test_the_same_said_twice_stays_once(tmp_path: Path):

@@ -51,14 +51,15 @@ def formats(tmp_path: Path) -> Path:
 def test_all_formats(tmp_path: Path, formats: Path):
     rows, metrics, errors = run(tmp_path / "out", Source(path=str(formats)))
     assert [row["text"] for row in rows] == ["Grüße", "two"] * 4 + ["plain\n"]
-    assert rows[0]["id"] == "text/a"
+    assert [row["id"] for row in rows[:3]] == ["text/a.jsonl:0", "text/a.jsonl:1", "text/b.jsonl.gz:0"]
+    assert [row["own_id"] for row in rows[:3]] == ["a", "b", "a"]
     assert json.loads(rows[0]["metadata"]) == {"year": 1790}
     assert json.loads(rows[1]["metadata"]) == {"extra": [1, {"x": None}]}
     assert rows[-1]["id"] == "text/e.txt"
     assert errors == []
-    # Each id came four times; later ones are told apart by their place.
-    assert metrics["sources"]["text"] == {"documents": 9, "bytes": 4 * 10 + 6, "errors": 0, "repeated_ids": 6}
+    assert metrics["sources"]["text"] == {"documents": 9, "bytes": 4 * 10 + 6, "errors": 0}
     assert len({row["id"] for row in rows}) == 9
+    assert metrics["skipped"] == {"not a kind of file that is read (.pdf)": 1}
 
 
 @pytest.mark.parametrize("path", ["{}/a.jsonl", "{}/*.jsonl", "{}/**/a.jsonl"])
@@ -91,7 +92,7 @@ def test_what_cannot_be_read_is_named(tmp_path: Path):
         where.startswith("d.jsonl.gz") and "unreadable after row" in error for where, error in named.items()
     )
     assert any(where.startswith("e.parquet") for where in named)
-    assert named["f.txt"] == "no text"
+    assert named["f.txt"] == "an empty file"
     assert sum(metrics["errors"].values()) == len(errors)
     assert {row["text"] for row in rows} == {"ok", "fine", "x"}
 
@@ -144,7 +145,10 @@ def test_a_source_that_changes_while_it_is_read_is_not_published(tmp_path: Path)
 def test_too_many_errors_stop_the_run(tmp_path: Path):
     (tmp_path / "a.txt").write_text("good")
     (tmp_path / "b.txt").write_bytes(b"\xff")
-    with pytest.raises(InputError, match=r"1 of 2 records .* not UTF-8 .*max_error_rate"):
+    with pytest.raises(
+        InputError,
+        match=r"20.0% of the bytes cannot be used, in 1 places with 1 rows .*not UTF-8 .*max_error_rate",
+    ):
         run(tmp_path / "out", Source(path=str(tmp_path / "*.txt")), max_error_rate=0.05)
 
 
@@ -180,7 +184,7 @@ def test_a_local_hugging_face_dataset(tmp_path: Path):
         str(folder)
     )
     rows, _, _ = run(tmp_path / "out", Source(path=f"dataset:{folder}", name="hf"))
-    assert [(row["id"], row["text"]) for row in rows] == [("hf/x", "one"), ("hf/y", "two")]
+    assert [(row["id"], row["text"]) for row in rows] == [("hf/train:0", "one"), ("hf/train:1", "two")]
     plain = tmp_path / "plain"
     plain.mkdir()
     (plain / "train.jsonl").write_text('{"text": "three"}\n')

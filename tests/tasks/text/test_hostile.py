@@ -1,0 +1,276 @@
+"""Text that is made to cost time or memory, or to end a run: it costs its own, and the rest is read."""
+
+import gzip
+import json
+import os
+import string
+import time
+import zlib
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tasks.engine.sources import SourceDigests, walk
+from tasks.text.clean import CleanConfig, ReplacePersonalData, _datatrove_steps
+from tasks.text.sources import IngestConfig, Source, fingerprint_sources
+from tasks.text.steps import Recorder, ReplaceEmails, TimeLimit
+from tests.tasks.text.test_ingest import run
+
+N_ROWS = 400
+
+
+def cpu_seconds(function: Any) -> float:
+    before = time.process_time()
+    function()
+    return time.process_time() - before
+
+
+def rows(count: int = N_ROWS) -> list[dict[str, str]]:
+    return [{"text": f"{i} {i * 7919} {zlib.crc32(str(i).encode())}"} for i in range(count)]
+
+
+def lines(count: int = N_ROWS) -> bytes:
+    return b"".join(json.dumps(row).encode() + b"\n" for row in rows(count))
+
+
+def write_corpus(folder: Path) -> dict[str, Path]:
+    """The same rows in every format."""
+    folder.mkdir()
+    names = ("a.jsonl", "b.jsonl.gz", "c.jsonl.zst", "d.parquet")
+    files = {name: folder / name for name in names}
+    files["a.jsonl"].write_bytes(lines())
+    files["b.jsonl.gz"].write_bytes(gzip.compress(lines()))
+    files["c.jsonl.zst"].write_bytes(zstandard.compress(lines()))
+    table = pa.Table.from_pylist(rows())
+    pq.write_table(table, files["d.parquet"], row_group_size=50, write_page_checksum=True)
+    return files
+
+
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+@pytest.mark.parametrize("name", ["a.jsonl", "b.jsonl.gz", "c.jsonl.zst", "d.parquet"])
+def test_rows_in_are_rows_kept_and_rows_lost(tmp_path_factory: pytest.TempPathFactory, name: str, data: Any):
+    """Whatever is flipped, cut or filled in: nothing fails, no text is made up, and what is lost is said."""
+    root = tmp_path_factory.mktemp("fuzz")
+    path = write_corpus(root / "in")[name]
+    content = bytearray(path.read_bytes())
+    kind = data.draw(st.sampled_from(["flip", "cut", "zeros", "noise"]))
+    at = data.draw(st.integers(0, len(content) - 1))
+    if kind == "flip":
+        content[at] ^= 1 << data.draw(st.integers(0, 7))
+    elif kind == "cut":
+        del content[at:]
+    else:
+        length = data.draw(st.integers(1, 2000))
+        content[at : at + length] = bytes(length) if kind == "zeros" else os.urandom(length)
+    path.write_bytes(content)
+    documents, metrics, errors = run(root / "out", Source(path=str(root / "in")))
+    assert metrics["documents"] == len(documents)
+    assert len({row["id"] for row in documents}) == len(documents)
+    own = [row for row in documents if row["id"].startswith(f"text/{name}")]
+    assert len(documents) - len(own) == 3 * N_ROWS
+    missing = N_ROWS - len(own)
+    lost = [error for error in errors if error["where"].startswith(name)]
+    assert len(errors) == len(lost) == sum(metrics["errors"].values())
+    if name == "d.parquet" and all(error["rows"] is not None for error in lost):
+        assert missing == sum(error["rows"] for error in lost)
+    elif kind == "flip" and lost and all(error["rows"] is not None for error in lost):
+        # A line feed that is gone joins two lines.
+        assert missing <= 2 * sum(error["rows"] for error in lost)
+    if missing > 0 and not (kind == "cut" and name == "a.jsonl"):  # nobody can tell that lines were there
+        assert lost
+        assert metrics["lost_bytes"] > 0
+    if name == "b.jsonl.gz":
+        # It has a checksum; of others a flip may make another text, which nobody can tell.
+        texts = {row["text"] for row in rows()}
+        assert all(row["text"] in texts for row in own) or lost
+
+
+def test_a_bad_page_costs_its_row_group_and_no_more(tmp_path: Path):
+    path = write_corpus(tmp_path / "in")["d.parquet"]
+    column = pq.ParquetFile(path).metadata.row_group(3).column(0)
+    content = bytearray(path.read_bytes())
+    middle = column.data_page_offset + column.total_compressed_size // 2
+    content[middle : middle + 8] = b"\xff" * 8
+    path.write_bytes(content)
+    documents, metrics, errors = run(tmp_path / "out", Source(path=str(path)))
+    assert N_ROWS - 50 <= len(documents) < N_ROWS
+    assert metrics["lost_rows"] == N_ROWS - len(documents)
+    assert 0 < metrics["lost_share"] <= 0.13
+    assert errors[0]["error"].startswith("unreadable after row")
+
+
+def test_everything_that_is_not_read_has_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = tmp_path / "in"
+    for name in (".hidden", "closed", "deep"):
+        (folder / name).mkdir(parents=True)
+    for name in (
+        "a.txt",
+        "b.html",
+        "c.csv",
+        "d.TXT",
+        "e",
+        ".f.txt",
+        ".hidden/g.txt",
+        "deep/h.md",
+        "closed/i.txt",
+    ):
+        (folder / name).write_text("Some text.")
+    (folder / "empty.txt").write_text("")
+    (folder / "empty.jsonl").write_text("")
+    os.mkfifo(folder / "pipe.jsonl")
+    (folder / "zero.txt").symlink_to("/dev/zero")
+    scandir = os.scandir
+
+    def refuse(path: Any) -> Any:
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    documents, metrics, errors = run(tmp_path / "out", Source(path=str(folder)))
+    assert [row["id"] for row in documents] == ["text/a.txt", "text/d.TXT"]
+    assert {error["where"]: error["error"] for error in errors} == {
+        "empty.txt": "an empty file",
+        "empty.jsonl": "an empty file",
+    }
+    skipped = map(json.loads, (tmp_path / "out" / "figures" / "skipped.jsonl").read_text().splitlines())
+    assert {row["where"]: row["why"] for row in skipped} == {
+        ".f.txt": "hidden",
+        ".hidden": "hidden",
+        "b.html": "not a kind of file that is read (.html)",
+        "c.csv": "not a kind of file that is read (.csv)",
+        "closed": "unreadable folder: PermissionError",
+        "deep/h.md": "not a kind of file that is read (.md)",
+        "e": "not a kind of file that is read (no extension)",
+        "pipe.jsonl": "not a regular file",
+        "zero.txt": "not a regular file",
+    }
+    assert sum(metrics["skipped"].values()) == 9
+    # A file of another kind that comes is told, although it changes no document.
+    config = IngestConfig(sources=(Source(path=str(folder)),))
+    before = fingerprint_sources(config, SourceDigests())
+    (folder / "j.pdf").write_text("")
+    assert fingerprint_sources(config, SourceDigests()) != before
+
+
+def test_an_id_does_not_depend_on_neighbours(tmp_path: Path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "b.jsonl").write_text('{"id": "x", "text": "second"}\n')
+    first, _, _ = run(tmp_path / "first", Source(path=str(folder)))
+    (folder / "a.jsonl").write_text('{"id": "x", "text": "first"}\n{"id": "x", "text": "again"}\n')
+    second, _, _ = run(tmp_path / "second", Source(path=str(folder)))
+    assert [row["id"] for row in first] == ["text/b.jsonl:0"]
+    assert {row["id"]: row["text"] for row in second}["text/b.jsonl:0"] == "second"
+    assert len({row["id"] for row in second}) == 3
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".jsonl.zst"])
+def test_a_line_without_an_end_takes_no_more_memory_than_the_bound(tmp_path: Path, suffix: str):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    content = b'{"text": "good"}\n{"text": "' + b"a" * 30_000_000 + b'"}\n{"text": "fine"}\n'
+    packed = {".gz": gzip.compress, ".zst": zstandard.compress}.get(Path(suffix).suffix, bytes)(content)
+    (folder / f"a{suffix}").write_bytes(packed)
+    documents, metrics, errors = run(tmp_path / "out", Source(path=str(folder)), max_document_bytes=1_000_000)
+    assert [row["text"] for row in documents] == ["good", "fine"]
+    assert [error["error"] for error in errors] == ["larger than ingest.max_document_bytes"]
+    assert metrics["lost_bytes"] > 30_000_000
+
+
+def test_rows_that_end_a_reader_are_rows_with_errors(tmp_path: Path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    deep = "[" * 990 + "]" * 990
+    (folder / "a.jsonl").write_text(
+        f'{{"text": "one", "more": {deep}}}\n{{"text": "two"}}\n'
+        + "[" * 100_000
+        + "\n"
+        + '{"text": "three"}\n'
+    )
+    years = pa.array([0, 10**18, 0], pa.timestamp("us"))
+    pq.write_table(pa.table({"text": ["four", "five", "six"], "when": years}), folder / "b.parquet")
+    documents, _, errors = run(tmp_path / "out", Source(path=str(folder)))
+    assert {"two", "three", "four", "six"} <= {row["text"] for row in documents}
+    assert len(documents) + len(errors) == 7
+
+
+def test_a_small_parquet_file_does_not_become_a_large_one(tmp_path: Path):
+    """One text of a megabyte, thirty thousand times: Parquet keeps it once, and reading keeps one row at a time."""
+    import resource
+
+    column = pa.DictionaryArray.from_arrays(pa.array([0] * 30_000, pa.int32()), pa.array(["a" * 1_000_000]))
+    pq.write_table(pa.table({"text": column}), tmp_path / "bomb.parquet", compression="zstd")
+    assert (tmp_path / "bomb.parquet").stat().st_size < 1_000_000
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    from tasks.text.readers import from_mapping, read_file
+
+    source = Source(path=str(tmp_path / "bomb.parquet"))
+    records = read_file(source, "bomb.parquet", tmp_path / "bomb.parquet", from_mapping, 10_000)
+    assert all(record.error == "larger than ingest.max_document_bytes" for record in records)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1_000_000  # of 30 GB, in KiB
+
+
+@given(
+    st.text(string.ascii_letters + string.digits + "._%+-' ", max_size=30),
+    st.from_regex(r"[a-z][a-z0-9]{0,8}(\.[a-z]{1,8}){0,3}@([a-z0-9]{1,8}\.){1,3}[a-z]{2,6}", fullmatch=True),
+)
+def test_an_address_is_replaced_wherever_it_stands(before: str, address: str):
+    replaced = ReplaceEmails("email@example.com").format(f"{before} <{address}>, and")
+    assert address not in replaced.replace("email@example.com", "")
+    assert replaced.endswith("<email@example.com>, and")
+
+
+@pytest.mark.parametrize("unit", ["a-b-", "a@", "@a.", "a.", "a'b'", "x@y.z ", "a@b-"])
+def test_addresses_are_found_in_time_linear_in_the_text(unit: str):
+    step = ReplaceEmails("email@example.com")
+    short, long = (cpu_seconds(lambda n=n: step.format(unit * n + "@")) for n in (20_000, 200_000))
+    # Ten times the text; a quadratic pattern would take a hundred times as long, minutes in fact.
+    assert long < 60 * max(short, 0.01)
+
+
+def test_a_document_that_takes_too_long_is_dropped_and_named():
+    from datatrove.data import Document
+    from datatrove.pipeline.formatters.base import BaseFormatter
+
+    class Slow(BaseFormatter):
+        def format(self, text: str) -> str:
+            while text == "slow":
+                pass
+            return text
+
+    dropped: dict[int, dict[str, Any]] = {}
+    texts = ["first", "slow", "last"]
+    documents = [Document(text=text, id=text, metadata={"scratchlm_row": i}) for i, text in enumerate(texts)]
+    limited = TimeLimit(Slow(), Recorder("fix_unicode", dropped), 0.2)
+    assert [document.text for document in limited.run(documents)] == ["first", "last"]
+    assert dropped[1]["reason"] == "takes longer than 0.2 seconds"
+    assert CleanConfig().max_document_seconds > 1
+
+
+def test_personal_data_is_replaced_by_both_blocks():
+    blocks = _datatrove_steps(ReplacePersonalData(ip_addresses=True), None)
+    text = "write to o'neil.x+y@mail.example.co.uk or 8.8.8.8, not a@b"
+    for block in blocks:
+        text = block.format(text)
+    assert text == "write to email@example.com or 192.0.2.1, not a@b"
+
+
+def test_an_expression_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch):
+    from tasks.evaluation import evaluate_answers
+
+    monkeypatch.setattr(evaluate_answers, "_FORM_SECONDS", 0.2)
+    assert evaluate_answers._formed("(a|aa)+$", "a" * 60 + "b") == 0.0
+    assert evaluate_answers._formed("[0-9]+", "1790") == 1.0
+
+
+def test_walk_sees_no_pipe(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe")
+    assert list(walk(tmp_path)) == []

@@ -93,16 +93,21 @@ def comparison_rows(comparison: dict[str, Any]) -> list[Row]:
             "challenger": _number(of.get("challenger"), form),
             "difference": _number(of["difference"], f"+{form}"),
             "95% interval": _interval(of["interval"], f"+{form}") if "interval" in of else "",
-            "documents or items": count,
+            "units or items": count,
         }
 
     held_out = comparison["held_out"]
     rows = [
-        row(f"bits per byte, held-out {kind} text", held_out[kind], ".4f", f"{held_out[kind]['documents']:,}")
+        row(f"bits per byte, held-out {kind} text", held_out[kind], ".4f", f"{held_out[kind]['units']:,}")
         for kind in ("old", "new")
     ]
     rows.append(row("bits per byte, old and new in equal weight", held_out, ".4f", ""))
     scores = comparison["benchmarks"].items()
+    if comparison["benchmarks_together"]:
+        together = comparison["benchmarks_together"]
+        rows.append(
+            row("benchmarks together, accuracy", together, ".3f", f"{together['tasks']:,} benchmarks")
+        )
     return rows + [row(f"{name}, accuracy", score, ".3f", f"{score['items']:,}") for name, score in scores]
 
 

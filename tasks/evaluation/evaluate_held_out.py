@@ -35,7 +35,7 @@ def _texts(documents: Artifact, selection: Artifact) -> Iterator[tuple[str, str]
 def evaluate_held_out(
     model: Artifact, documents: Artifact, selection: Artifact, out: Path, machine: Machine
 ) -> Metrics:
-    """Write held_out.parquet: nats, tokens and bytes of each held-out document.
+    """Write held_out.parquet: nats, tokens and bytes of each window of each held-out document.
 
     Each document stands alone after end-of-text, in windows of the context length that do not overlap.
 
@@ -67,23 +67,28 @@ def evaluate_held_out(
                 owners.append(owner)
                 yield window
 
-    sums = [HeldOut() for _ in texts]
+    parts: list[list[HeldOut]] = [[] for _ in texts]
     try:
         measured = measure_windows(
             lambda tokens: loaded(tokens).logits, windows(), token_bytes, device=device
         )
         for i, window in enumerate(measured):
-            sums[owners[i]] += window
+            parts[owners[i]].append(window)
             progress(owners[i] + 1, len(texts), "documents")
     except ValueError as error:
         raise StageFailed(str(error)) from error
     rows: list[dict[str, Any]] = []
-    for (identifier, text), total in zip(texts, sums, strict=True):
+    whole = HeldOut()
+    for (identifier, text), own in zip(texts, parts, strict=True):
+        total = sum(own, HeldOut())
         if total.n_bytes != len(text.encode()):
             raise StageFailed(f"the held-out tokens do not spell the text of {identifier}")
-        rows.append({"id": identifier, "nats": total.nats, "tokens": total.n_tokens, "bytes": total.n_bytes})
+        whole += total
+        rows += [
+            {"id": identifier, "window": i, "nats": part.nats, "tokens": part.n_tokens, "bytes": part.n_bytes}
+            for i, part in enumerate(own)
+        ]
     write_table(out / HELD_OUT, rows, HELD_OUT_SCHEMA)
-    whole = sum(sums, HeldOut())
     return {
         "bits_per_byte": whole.bits_per_byte,
         "documents": len(texts),

@@ -22,6 +22,10 @@ class EvaluateModelConfig(Benchmarks):
     """Which benchmarks, and where their items come from."""
 
 
+_CORRECT = ("acc", "exact_match", "em", "f1")
+"""What lm-eval calls the figure of an item: of several choices, or of an answer that is written."""
+
+
 def _gold(target: Any, pairs: list[list[Any]]) -> int | None:
     """Position of the right answer, which lm-eval gives as a position or as the text of the answer."""
     if str(target).isdecimal() and int(target) < len(pairs):
@@ -42,7 +46,7 @@ def _item(task: str, sample: dict[str, Any]) -> dict[str, Any]:
     row: dict[str, Any] = {
         "task": task,
         "item": sample["doc_id"],
-        "correct": sample.get("acc"),
+        "correct": next((sample[name] for name in _CORRECT if name in sample), None),
         "gold_nats": None,
         "gold_bytes": None,
         "chance": None,

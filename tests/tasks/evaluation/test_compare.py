@@ -18,7 +18,7 @@ def rows(champion: float, challenger: float, n: int = 40, seed: int = 0) -> np.n
 
 
 def test_old_and_new_text_count_the_same():
-    found = compare_held_out(rows(2.0, 2.1, n=100), rows(4.0, 3.0, n=10))
+    found = compare_held_out(rows(2.0, 2.1, n=100), rows(4.0, 3.0, n=20))
     assert found["old"]["difference"] == pytest.approx(0.1)
     assert found["new"]["difference"] == pytest.approx(-1.0)
     assert found["difference"] == pytest.approx(-0.45)
@@ -48,6 +48,54 @@ def test_a_worse_benchmark_refuses():
     assert not better
     assert "sciq" in reason
     assert verdict(found, {"sciq": compare_items(mixed, mixed)}, 0.002)[0]
+
+
+def test_too_little_text_is_no_reason_to_promote():
+    better, reason = verdict(compare_held_out(rows(2.0, 1.0), rows(3.0, 1.0, n=19)), {}, 0.002)
+    assert not better
+    assert "19 documents or blocks of text" in reason
+
+
+def coins(rng: np.random.Generator, n_items: int, shift: float) -> tuple[dict[int, float], dict[int, float]]:
+    """Answers of two models to the same items; the second is right more often by `shift`."""
+    first = rng.random(n_items) < 0.5
+    flips = rng.random(n_items) < 0.2
+    second = np.where(flips, rng.random(n_items) < 0.5 + shift / 0.2, first)
+    return dict(enumerate(first.astype(float))), dict(enumerate(second.astype(float)))
+
+
+@pytest.mark.parametrize(("n_tasks", "n_items"), [(10, 200), (67, 100)])
+def test_equal_models_are_seldom_refused_whatever_the_number_of_benchmarks(n_tasks: int, n_items: int):
+    """By each benchmark's own interval 22% and 82% were."""
+    rng, held_out = np.random.default_rng(0), compare_held_out(rows(2.0, 1.5), rows(3.0, 2.5))
+    refused, worse_found = 0, 0
+    for _ in range(40):
+        equal = {str(i): quick(*coins(rng, n_items, 0.0)) for i in range(n_tasks)}
+        refused += not verdict(held_out, equal, 0.002)[0]
+        worse = {str(i): quick(*coins(rng, n_items, -0.08)) for i in range(n_tasks)}
+        worse_found += not verdict(held_out, worse, 0.002)[0]
+    assert refused <= 5
+    assert worse_found >= 35
+
+
+def quick(champion: dict[int, float], challenger: dict[int, float]) -> dict:
+    """`compare_items` without the interval that is only shown."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tasks.evaluation.intervals.bootstrap_interval", lambda data, statistic: [0.0, 0.0])
+        return compare_items(champion, challenger)
+
+
+def test_answers_that_are_written_count_too():
+    from tasks.evaluation.evaluate_model import _item
+
+    sample = {
+        "doc_id": 0,
+        "target": "7",
+        "arguments": [("Question",)],
+        "filtered_resps": ["7"],
+        "exact_match": 1.0,
+    }
+    assert _item("t", sample)["correct"] == 1.0
 
 
 def test_other_items_are_an_error():

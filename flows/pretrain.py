@@ -46,13 +46,19 @@ class Model:
     evaluated: Node
 
 
-def prepare_text(recipe: Recipe, tokenizer: Node | None = None) -> Text:
-    """From raw text to tokens; with a tokenizer that is there, or one that is trained on this text."""
+def prepare_text(recipe: Recipe, tokenizer: Node | None = None, former: Node | None = None) -> Text:
+    """From raw text to tokens.
+
+    Args:
+        tokenizer: one that is there; one is trained on this text if None.
+        former: selection of an earlier run, whose texts keep their sides.
+    """
     documents = ingest(recipe.ingest)
     cleaned = clean(recipe.clean, documents=documents)
     signatures = minhash(recipe.minhash, documents=cleaned)
-    held_out = {"kept_ids": recipe.split.validation_ids, "kept_source": recipe.split.validation_source}
-    duplicates = deduplicate(DeduplicateConfig(minhash=recipe.minhash, **held_out), signatures=signatures)
+    sides = {"kept_ids": recipe.split.validation_ids, "kept_source": recipe.split.validation_source}
+    how = DeduplicateConfig(minhash=recipe.minhash, seed=recipe.split.seed, **sides)
+    duplicates = deduplicate(how, signatures=signatures, **({"former": former} if former else {}))
     index = index_benchmarks(IndexBenchmarksConfig.of(recipe.index_benchmarks, recipe.evaluate_model))
     contaminated = decontaminate(documents=cleaned, index=index)
     selection = split(recipe.split, documents=cleaned, duplicates=duplicates, contaminated=contaminated)

@@ -41,9 +41,9 @@ def graph(recipe: Recipe, champion: Run | None) -> list[Node]:
         return nodes_of(text) + nodes_of(make_model(recipe, text))
     config = recipe.retrain
     tokenizer = champion.node("train_tokenizer", "train_tokenizer") if config.tokenizer == "keep" else None
-    text = prepare_text(recipe, tokenizer)
     old_documents = champion.node("ingest", "champion_documents")
     old_selection = champion.node("split", "champion_selection")
+    text = prepare_text(recipe, tokenizer, old_selection)
     old_model = champion.node("export_model", "champion")
     new = find_new(documents=text.documents, selection=text.selection, former=old_documents)
     kept = [old_documents, old_selection, old_model, new]

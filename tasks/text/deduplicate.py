@@ -1,7 +1,8 @@
-"""deduplicate: clusters of near-duplicates over all shards, and the one document of each that stays."""
+"""deduplicate: near-duplicates over all shards, the one of each that stays, and what must stay on one side of the split."""
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 
@@ -9,6 +10,8 @@ from model.base_config import Config
 from tasks.engine.progress import progress
 from tasks.engine.stage import Artifact, Metrics, stage
 from tasks.tables import read_table, write_table
+from tasks.text.groups import GROUPS, GROUPS_SCHEMA, LISTED, draw
+from tasks.text.selection import SELECTION, SIDES, TRAIN, VALIDATION
 from tasks.text.signatures import SIGNED, MinhashConfig, datatrove_config, signature_file
 from tasks.text.verdicts import VERDICTS, VERDICTS_SCHEMA, dropped, kept
 
@@ -23,6 +26,7 @@ class DeduplicateConfig(Config):
     kept_source: str | None = Field(
         None, description="Source whose documents always stay: split.validation_source."
     )
+    seed: int = Field(0, ge=0, lt=2**32, description="Seed of the sides: split.seed.")
 
 
 def _clusters(config: MinhashConfig, signatures: Artifact, folder: Path) -> dict[int, list[tuple[int, int]]]:
@@ -52,39 +56,112 @@ def _clusters(config: MinhashConfig, signatures: Artifact, folder: Path) -> dict
     return clusters
 
 
-@stage(libraries=("datatrove", "pyarrow"), role="deduplicate")
-def deduplicate(config: DeduplicateConfig, signatures: Artifact, out: Path) -> Metrics:
-    """Write shards/NNNNN/verdicts.parquet, aligned with the shards that were signed.
+def _former_sides(former: Artifact | None) -> dict[int, str]:
+    """Side of each text in an earlier selection, by its digest."""
+    sides: dict[int, str] = {}
+    for shard in former.shards if former else ():
+        for row in read_table(shard / SELECTION, ["side", "text_digest"]).to_pylist():
+            if row["side"] in SIDES:
+                sides[row["text_digest"]] = row["side"]
+    return sides
+
+
+def _signatures(config: MinhashConfig, signatures: Artifact, sizes: list[int]) -> tuple[Any, Any]:
+    """Every signature, (documents, hashes), and which documents have one: their number over all shards."""
+    import numpy as np
+
+    hashes, numbers = [], []
+    for shard, first in zip(signatures.shards, np.cumsum([0, *sizes[:-1]]), strict=True):
+        columns = []
+        for bucket in range(config.buckets):
+            record = np.fromfile(shard / signature_file(bucket), "<u4").reshape(
+                -1, config.hashes_per_bucket + 1
+            )
+            record = record[np.argsort(record[:, -1], kind="stable")]
+            columns.append(record[:, :-1])
+        hashes.append(np.hstack(columns))
+        numbers.append(first + record[:, -1].astype(np.int64))
+    return np.concatenate(hashes), np.concatenate(numbers)
+
+
+def _groups(
+    config: DeduplicateConfig, signatures: Artifact, tables: list[Any], sides: dict[int, str]
+) -> list[dict[str, Any]]:
+    """draw and held of every document over all shards."""
+    import numpy as np
+
+    from tasks.text.likeness import alike
+
+    documents = [row for table in tables for row in table.to_pylist()]
+    groups = np.arange(len(documents))
+    if documents:
+        hashes, numbers = _signatures(config.minhash, signatures, [table.num_rows for table in tables])
+        # By digest, so that groups do not depend on how shards are numbered.
+        digests = np.array([documents[number]["digest"] for number in numbers], np.uint64)
+        order = np.argsort(digests, kind="stable")
+        found = alike(hashes[order], config.minhash.hashes_per_bucket)
+        firsts = np.full(found.max(initial=-1) + 1, len(documents))
+        np.minimum.at(firsts, found, numbers[order])
+        groups[numbers[order]] = firsts[found]
+    draws: dict[int, int] = {}
+    held: dict[int, str] = {}
+    kept_ids = set(config.kept_ids)
+    for group, row in zip(groups.tolist(), documents, strict=True):
+        own = draw(config.seed, row["text_digest"])
+        draws[group] = min(draws.get(group, own), own)
+        listed = row["id"] in kept_ids or row["source"] == config.kept_source
+        reason = LISTED if listed else sides.get(row["text_digest"], "")
+        # What is held out stays held out, whatever it turns out to be alike to.
+        held[group] = min(held.get(group, reason), reason, key=(LISTED, VALIDATION, TRAIN, "").index)
+    return [{"draw": draws[group], "held": held[group]} for group in groups.tolist()]
+
+
+@stage(libraries=("datatrove", "numpy", "scipy", "pyarrow"), role="deduplicate")
+def deduplicate(
+    config: DeduplicateConfig, signatures: Artifact, out: Path, former: Artifact | None = None
+) -> Metrics:
+    """Write shards/NNNNN/verdicts.parquet and groups.parquet, aligned with the shards that were signed.
 
     The survivor of a cluster is the document with the smallest digest of id and text, so it
     does not depend on how shards are numbered; documents that the recipe lists as validation
-    all survive, and what is near to one of them does not.
+    all survive, and what is near to one of them does not. What an earlier run kept comes before
+    what is new, held-out text first, so that a new copy displaces none of it.
+
+    Args:
+        former: selection of an earlier run, whose sides its texts keep.
     """
     digests = [read_table(shard / SIGNED) for shard in signatures.shards]
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:
         clusters = _clusters(config.minhash, signatures, Path(folder))
     verdicts = [[kept() for _ in range(table.num_rows)] for table in digests]
-    kept_ids = set(config.kept_ids)
+    kept_ids, sides = set(config.kept_ids), _former_sides(former)
     removed = 0
     for members in clusters.values():
         known = []
         for position, row in members:
-            identifier, source, digest = (
-                digests[position].column(name)[row].as_py() for name in ("id", "source", "digest")
+            identifier, source, digest, text = (
+                digests[position].column(name)[row].as_py()
+                for name in ("id", "source", "digest", "text_digest")
             )
             listed = identifier in kept_ids or source == config.kept_source
-            known.append((not listed, digest, identifier, position, row))
+            rank = 0 if listed else (VALIDATION, TRAIN, "").index(sides.get(text, "")) + 1
+            known.append((rank, digest, identifier, position, row))
         known.sort()
         survivor = known[0][2]
-        others = [identifier for unlisted, _, identifier, _, _ in known[1:] if unlisted]
+        others = [identifier for rank, _, identifier, _, _ in known[1:] if rank]
         if others:
             more = f" and {len(others) - 3} more" if len(others) > 3 else ""
             verdicts[known[0][3]][known[0][4]]["detail"] = f"stands for {', '.join(others[:3])}{more}"
-        for unlisted, _, _, position, row in known[1:]:
-            if unlisted:
+        for rank, _, _, position, row in known[1:]:
+            if rank:
                 detail = f"near-duplicate of {survivor}, in a cluster of {len(known)}"
                 verdicts[position][row] = dropped("deduplicate", "near-duplicate", detail)
                 removed += 1
+    groups = _groups(config, signatures, digests, sides)
+    first = 0
     for position, rows in enumerate(verdicts):
-        write_table(out / "shards" / f"{position:05d}" / VERDICTS, rows, VERDICTS_SCHEMA)
+        folder_of_shard = out / "shards" / f"{position:05d}"
+        write_table(folder_of_shard / VERDICTS, rows, VERDICTS_SCHEMA)
+        write_table(folder_of_shard / GROUPS, groups[first : first + len(rows)], GROUPS_SCHEMA)
+        first += len(rows)
     return {"documents": sum(len(rows) for rows in verdicts), "clusters": len(clusters), "removed": removed}

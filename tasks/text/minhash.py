@@ -4,13 +4,13 @@ from pathlib import Path
 
 from tasks.engine.stage import Metrics, Shard, map_stage
 from tasks.tables import read_table, write_table
-from tasks.text.documents import DOCUMENTS, document_digest
+from tasks.text.documents import DOCUMENTS, document_digest, text_digest
 from tasks.text.signatures import SIGNED, SIGNED_SCHEMA, MinhashConfig, signature_file
 
 
 @map_stage(libraries=("datatrove", "rensa", "numpy", "xxhash", "pyarrow"))
 def minhash(config: MinhashConfig, documents: Shard, out: Path) -> Metrics:
-    """Write bucket_BBB/00000.minhash.sig (sorted records of hashes and row, uint32) and signed.parquet (id, source, digest).
+    """Write bucket_BBB/00000.minhash.sig (sorted records of hashes and row, uint32) and signed.parquet (id, source, digests).
 
     A document shorter than one shingle has no signature: it is nobody's near-duplicate.
     The signatures replace datatrove's own signing step, ten times faster, with the same recall.
@@ -41,7 +41,12 @@ def minhash(config: MinhashConfig, documents: Shard, out: Path) -> Metrics:
         path.write_bytes(np.ascontiguousarray(records[order]).tobytes())
     sources = table.column("source").to_pylist()
     signed = [
-        {"id": identifier, "source": source, "digest": document_digest(identifier, text)}
+        {
+            "id": identifier,
+            "source": source,
+            "digest": document_digest(identifier, text),
+            "text_digest": text_digest(text),
+        }
         for identifier, source, text in zip(ids, sources, texts, strict=True)
     ]
     write_table(out / SIGNED, signed, SIGNED_SCHEMA)

@@ -6,7 +6,7 @@ if TYPE_CHECKING:
     from tasks.tables import Schema
 
 SELECTION = "selection.parquet"
-SELECTION_SCHEMA: "Schema" = {"id": "string", "side": "string", "reason": "string"}
+SELECTION_SCHEMA: "Schema" = {"id": "string", "side": "string", "reason": "string", "text_digest": "uint64"}
 
 TRAIN, VALIDATION, DROPPED = "train", "validation", "dropped"
 SIDES = (TRAIN, VALIDATION)

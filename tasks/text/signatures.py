@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 SIGNED = "signed.parquet"
 """Beside the signatures: what was signed, a row for each row of the documents."""
 
-SIGNED_SCHEMA: Schema = {"id": "string", "source": "string", "digest": "uint64"}
+SIGNED_SCHEMA: Schema = {"id": "string", "source": "string", "digest": "uint64", "text_digest": "uint64"}
 
 
 class MinhashConfig(Config):

@@ -1,8 +1,7 @@
 """split: joins all verdicts into the one selection that later stages read."""
 
-import hashlib
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -10,7 +9,8 @@ from model.base_config import Config
 from model.errors import InputError
 from tasks.engine.stage import Metrics, Shard, map_stage
 from tasks.tables import read_table, write_table
-from tasks.text.documents import DOCUMENTS
+from tasks.text.documents import DOCUMENTS, text_digest
+from tasks.text.groups import GROUPS, LISTED, draw
 from tasks.text.selection import DROPPED, SELECTION, SELECTION_SCHEMA, TRAIN, VALIDATION
 from tasks.text.verdicts import VERDICTS
 
@@ -54,16 +54,15 @@ class SplitConfig(Config):
         """Whether the recipe itself names this document as held out."""
         return identifier in self.validation_ids or source == self.validation_source
 
-    def side(self, identifier: str, source: str, text: str) -> str:
-        """Side of a document that nothing drops.
+    def side(self, draw: int, held: str) -> str:
+        """Side of a document that nothing drops and no list names; it depends on its group alone, see `tasks.text.groups`.
 
-        By hash, the side depends on the text alone, so it never changes when other text comes.
+        So none changes its side when other text comes, but for one that turns out to be alike to held-out text.
         """
         if self.validation_ids or self.validation_source:
-            return VALIDATION if self.is_listed(identifier, source) else TRAIN
+            return TRAIN
         fraction = self.validation_fraction if self.validation_fraction is not None else 0.05
-        digest = hashlib.blake2b(f"{self.seed}\0{text}".encode(), digest_size=8).digest()
-        return VALIDATION if int.from_bytes(digest, "big") < fraction * 2**64 else TRAIN
+        return held or (VALIDATION if draw < fraction * 2**64 else TRAIN)
 
 
 def _both_sides_have_text(config: SplitConfig, metrics: Metrics) -> None:
@@ -90,9 +89,10 @@ def _both_sides_have_text(config: SplitConfig, metrics: Metrics) -> None:
 def split(
     config: SplitConfig, documents: Shard, duplicates: Shard, contaminated: Shard, out: Path
 ) -> Metrics:
-    """Write selection.parquet: id, side (train, validation or dropped) and reason, row by row.
+    """Write selection.parquet: id, side (train, validation or dropped), reason and digest of the text, row by row.
 
-    Documents that the recipe lists as validation are dropped by no verdict.
+    Documents that the recipe lists as validation are dropped by no verdict, and those that are alike to one of
+    them are trained on by none.
     """
     table = read_table(documents.path / DOCUMENTS, ["id", "source", "text"])
     verdicts = [read_table(shard.path / VERDICTS).to_pylist() for shard in (duplicates, contaminated)]
@@ -103,18 +103,24 @@ def split(
         VALIDATION: {"documents": 0, "bytes": 0},
         DROPPED: {},
     }
+    groups = read_table(duplicates.path / GROUPS).to_pylist() if (duplicates.path / GROUPS).exists() else None
     for row, document in enumerate(table.to_pylist()):
         identifier, source, text = document["id"], document["source"], document["text"]
-        side, reason = config.side(identifier, source, text), None
+        digest = text_digest(text)
+        group: dict[str, Any] = groups[row] if groups else {"draw": draw(config.seed, digest), "held": ""}
+        reason = None
         against = next((verdict for column in verdicts if not (verdict := column[row])["kept"]), None)
         if config.is_listed(identifier, source):
+            side = VALIDATION
             metrics["listed"] |= {identifier: 1} if identifier in config.validation_ids else {}
-        elif against:
-            side, reason = DROPPED, against["reason"]
+        elif against or group["held"] == LISTED:
+            side, reason = DROPPED, against["reason"] if against else "near held-out text"
             metrics[DROPPED][reason] = metrics[DROPPED].get(reason, 0) + 1
+        else:
+            side = config.side(group["draw"], group["held"])
         if side != DROPPED:
             metrics[side]["documents"] += 1
             metrics[side]["bytes"] += len(text.encode())
-        rows.append({"id": identifier, "side": side, "reason": reason})
+        rows.append({"id": identifier, "side": side, "reason": reason, "text_digest": digest})
     write_table(out / SELECTION, rows, SELECTION_SCHEMA)
     return metrics

@@ -29,10 +29,11 @@ from tasks.text.clean import (
 from tasks.text.decontaminate import decontaminate
 from tasks.text.deduplicate import DeduplicateConfig, deduplicate
 from tasks.text.documents import DOCUMENTS_SCHEMA
+from tasks.text.groups import draw
 from tasks.text.minhash import minhash
 from tasks.text.signatures import MinhashConfig
 from tasks.text.split import SplitConfig, split
-from tasks.text.verdicts import VERDICTS_SCHEMA
+from tasks.text.verdicts import VERDICTS_SCHEMA, kept
 
 
 def write_shard(folder: Path, texts: dict[str, str], source: str = "s") -> Path:
@@ -155,9 +156,9 @@ def test_the_survivor_does_not_depend_on_the_order_of_shards(tmp_path: Path, pro
 
 def test_listed_documents_always_survive(tmp_path: Path, prose: list[str]):
     shard = sign(tmp_path / "a", {"a": prose[0], "b": prose[0], "c": prose[0]})
-    for kept in ("s/a", "s/b", "s/c"):
-        found = removed(tmp_path / kept.replace("/", "-"), [shard], kept_ids=(kept,))
-        assert {row for _, row in found} == {0, 1, 2} - {"abc".index(kept[-1])}
+    for listed in ("s/a", "s/b", "s/c"):
+        found = removed(tmp_path / listed.replace("/", "-"), [shard], kept_ids=(listed,))
+        assert {row for _, row in found} == {0, 1, 2} - {"abc".index(listed[-1])}
     assert len(removed(tmp_path / "two", [shard], kept_ids=("s/a", "s/b"))) == 1
     assert removed(tmp_path / "source", [shard], kept_source="s") == []
 
@@ -276,8 +277,59 @@ def test_a_side_depends_on_the_text_alone(tmp_path_factory, texts, more):
 
 def test_the_share_of_validation():
     config = SplitConfig(validation_fraction=0.1, seed=3)
-    held = sum(config.side("x", "s", str(i)) == "validation" for i in range(5000))
+    held = sum(config.side(draw(config.seed, i), "") == "validation" for i in range(5000))
     assert 400 < held < 600
+
+
+def sides_of(
+    folder: Path, texts: dict[str, str], config: SplitConfig, former: Artifact | None = None
+) -> dict[str, str]:
+    """Side of each document through signing, grouping and splitting."""
+    folder.mkdir(parents=True)
+    shard = write_shard(folder / "documents", texts)
+    (folder / "signed").mkdir()
+    minhash.fn(MinhashConfig(), documents=Shard(shard), out=folder / "signed")
+    (folder / "duplicates").mkdir()
+    how = DeduplicateConfig(kept_ids=config.validation_ids, seed=config.seed)
+    signed = Artifact(folder, (folder / "signed",))
+    deduplicate.fn(how, signatures=signed, out=folder / "duplicates", former=former)
+    (folder / "clean").mkdir()
+    write_table(folder / "clean" / "verdicts.parquet", [kept() for _ in texts], VERDICTS_SCHEMA)
+    duplicates = Shard(folder / "duplicates" / "shards" / "00000")
+    out = folder / "out"
+    split.fn(
+        config, documents=Shard(shard), duplicates=duplicates, contaminated=Shard(folder / "clean"), out=out
+    )
+    return {row["id"]: row["side"] for row in read_table(out / "selection.parquet").to_pylist()}
+
+
+@pytest.mark.parametrize("noise", [0.02, 0.05, 0.1])
+def test_what_is_alike_is_on_one_side(tmp_path: Path, speeches: list[Path], noise: float):
+    texts = {}
+    for i, path in enumerate(speeches[:60]):
+        text = " ".join(path.read_text()[3_000:9_000].split())
+        texts |= {f"{i}": text, f"{i}-again": with_noise(text, noise, i)}
+    sides = sides_of(tmp_path / "all", texts, SplitConfig(validation_fraction=0.3))
+    pairs = [(sides[f"s/{i}"], sides[f"s/{i}-again"]) for i in range(60)]
+    assert not [pair for pair in pairs if set(pair) == {"train", "validation"}]
+    assert sum("validation" in pair for pair in pairs) > 5
+    listed = SplitConfig(validation_ids=("s/3", "s/7-again"))
+    sides = sides_of(tmp_path / "listed", texts, listed)
+    assert (sides["s/3"], sides["s/7-again"]) == ("validation", "validation")
+    assert (sides["s/3-again"], sides["s/7"]) == ("dropped", "dropped")
+    assert sides["s/4"] == "train" or sides["s/4-again"] == "train"
+
+
+def test_a_new_copy_displaces_no_held_out_text_and_is_not_trained_on(tmp_path: Path, speeches: list[Path]):
+    old = {f"{i}": " ".join(path.read_text()[3_000:9_000].split()) for i, path in enumerate(speeches[:60])}
+    config = SplitConfig(validation_fraction=0.3)
+    before = sides_of(tmp_path / "before", old, config)
+    new = {f"{i}-copy": with_noise(text, 0.01 if i % 2 else 0.06, i) for i, text in enumerate(old.values())}
+    former = Artifact(tmp_path, (tmp_path / "before" / "out",))
+    after = sides_of(tmp_path / "after", {**new, **old}, config, former)
+    assert {name: after[name] for name in before} == before
+    for name, side in before.items():
+        assert after[f"{name}-copy"] in (side, "dropped")
 
 
 def test_listed_documents_are_validation_whatever_the_verdicts(tmp_path: Path):

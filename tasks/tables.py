@@ -24,6 +24,16 @@ def write_table(path: Path, rows: list[dict[str, Any]], schema: Schema) -> None:
     pq.write_table(pa.Table.from_pylist(rows, schema=arrow_schema), path, compression="zstd")
 
 
+def write_arrays(path: Path, columns: dict[str, Any], schema: Schema) -> None:
+    """Write arrays, one a column, as one Zstandard Parquet file with exactly this schema."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays = [pa.array(columns[name]).cast(kind) for name, kind in schema.items()]
+    pq.write_table(pa.Table.from_arrays(arrays, names=list(schema)), path, compression="zstd")
+
+
 def read_table(path: Path, columns: list[str] | None = None) -> "pa.Table":
     """Read a Parquet file, or some of its columns."""
     import pyarrow.parquet as pq

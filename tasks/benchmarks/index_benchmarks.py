@@ -10,8 +10,13 @@ from pydantic import Field, model_validator
 from model.base_config import Config
 from tasks.benchmarks.index import INDEX, INDEX_SCHEMA
 from tasks.benchmarks.items import Benchmarks, fingerprint_benchmarks, item_texts, load_tasks
+from tasks.benchmarks.search import load_index, matches
 from tasks.engine.stage import Metrics, stage
-from tasks.tables import write_table
+from tasks.tables import write_arrays
+
+_TRIED_ITEMS = 200
+_PROSE = "It was late in the evening when they came home, and nobody had lit the lamps."
+"""What stands around a planted leak."""
 
 
 class NGramsConfig(Config):
@@ -77,48 +82,115 @@ def _common_ends(contexts: list[list[int]]) -> tuple[int, int]:
     fingerprint=fingerprint_benchmarks,
 )
 def index_benchmarks(config: IndexBenchmarksConfig, out: Path) -> Metrics:
-    """Write index.parquet: n, hash, task, item; one row for each n-gram of each item, sorted."""
+    """Write index.parquet: n, hash, task, item; one row for each n-gram of each item, sorted.
+
+    Its figures tell for each task how many items can be looked for, and how many are found again when they are put
+    into a text in five common ways.
+    """
     import numpy as np
 
-    from tasks.ngrams import WordHasher, ngram_hashes
+    from tasks.benchmarks.leaks import Item, items_of
+    from tasks.ngrams import WordHasher
 
     hasher = WordHasher()
-    rows: set[tuple[int, int, str, int]] = set()
     metrics: Metrics = {}
+    items: dict[str, dict[int, Item]] = {}
+    rows: list[tuple[Any, ...]] = []
     with tempfile.TemporaryDirectory() as folder:
         _, tasks = load_tasks(config, Path(folder))
-        for task in tasks:
+        for position, task in enumerate(tasks):
             name = str(task.config.task)
-            items = item_texts(task)
-            hashed = {
-                item: [(hasher(question), hasher(answer)) for question, answer in pairs]
-                for item, pairs in items.items()
-            }
-            start, end = _common_ends(
-                [question.tolist() for pairs in hashed.values() for question, _ in pairs]
-            )
+            items[name] = items_of(task, item_texts(task))
+            contexts = [
+                hasher(question).tolist() for item in items[name].values() for question, _ in item.pairs
+            ]
+            ends = _common_ends(contexts)
             checkable = 0
-            for item, pairs in hashed.items():
-                before = len(rows)
-                for question, answer in pairs:
-                    words = np.concatenate((question[start : len(question) - end], answer))
-                    n = min(config.n_gram, len(words))
-                    if n >= config.min_words:
-                        rows.update((n, int(value), name, item) for value in ngram_hashes(words, n))
-                checkable += len(rows) > before
-            metrics[name] = {
-                "items": len(items),
-                "checkable": checkable,
-                "uncheckable": len(items) - checkable,
-            }
-    owners: dict[tuple[int, int], set[tuple[str, int]]] = {}
-    for n, value, name, item in rows:
-        owners.setdefault((n, value), set()).add((name, item))
-    kept: list[dict[str, Any]] = [
-        {"n": n, "hash": value, "task": name, "item": item}
-        for n, value, name, item in sorted(rows)
-        if len(owners[n, value]) <= config.max_items
+            for number, item in items[name].items():
+                own = _ngrams(item, ends, hasher, config)
+                checkable += bool(own)
+                for n, hashes in own.items():
+                    rows.append(
+                        (
+                            np.full(len(hashes), n, np.uint8),
+                            hashes,
+                            np.full(len(hashes), position),
+                            np.full(len(hashes), number),
+                        )
+                    )
+            total = len(items[name])
+            metrics[name] = {"items": total, "checkable": checkable, "uncheckable": total - checkable}
+    columns = [
+        np.concatenate(column) if rows else np.empty(0, np.int64)
+        for column in (zip(*rows, strict=True) if rows else ((),) * 4)
     ]
-    write_table(out / INDEX, kept, INDEX_SCHEMA)
-    templates = sum(len(items) > config.max_items for items in owners.values())
-    return {"tasks": metrics, "n_grams": len(kept), "template_n_grams": templates}
+    kept, templates = _without_templates(columns, config.max_items)
+    names = np.array(list(items), object)
+    table = {
+        "n": kept[0],
+        "hash": kept[1],
+        "task": names[kept[2].astype(int)] if len(names) else kept[2].astype(str),
+        "item": kept[3],
+    }
+    write_arrays(out / INDEX, table, INDEX_SCHEMA)
+    for name, own_items in items.items():
+        metrics[name]["recall"] = _recall(name, own_items, load_index(out / INDEX), hasher, config.min_words)
+    return {"tasks": metrics, "n_grams": len(kept[0]), "template_n_grams": templates}
+
+
+def _ngrams(item: Any, ends: tuple[int, int], hasher: Any, config: NGramsConfig) -> dict[int, Any]:
+    """Hashes of all n-grams by which an item is looked for, by n.
+
+    Args:
+        ends: words at the beginning and the end of rendered questions that are the prompt's own.
+    """
+    import numpy as np
+
+    from tasks.benchmarks.leaks import searched
+    from tasks.ngrams import ngram_hashes
+
+    start, end = ends
+    texts = [
+        np.concatenate((words[start : len(words) - end], hasher(answer)))
+        for question, answer in item.pairs
+        for words in [hasher(question)]
+    ]
+    texts += [hasher(text) for text in searched(item)]
+    found: dict[int, list[Any]] = {}
+    for words in texts:
+        n = min(config.n_gram, len(words))
+        if n >= config.min_words:
+            found.setdefault(n, []).append(ngram_hashes(words, n))
+    return {n: np.unique(np.concatenate(hashes)) for n, hashes in found.items()}
+
+
+def _without_templates(columns: list[Any], max_items: int) -> tuple[list[Any], int]:
+    """Columns n, hash, task and item, sorted, without n-grams that too many items have; and how many those are."""
+    import numpy as np
+
+    n, hashes, tasks, numbers = columns
+    order = np.lexsort((numbers, tasks, hashes, n))
+    n, hashes, tasks, numbers = (column[order] for column in columns)
+    if not len(n):
+        return [n, hashes, tasks, numbers], 0
+    starts = np.flatnonzero(np.concatenate(([True], (hashes[1:] != hashes[:-1]) | (n[1:] != n[:-1]))))
+    counts = np.diff(np.concatenate((starts, [len(n)])))
+    keep = np.repeat(counts <= max_items, counts)
+    return [column[keep] for column in (n, hashes, tasks, numbers)], int((counts > max_items).sum())
+
+
+def _recall(name: str, items: dict[int, Any], index: Any, hasher: Any, min_words: int) -> dict[str, Any]:
+    """For each kind of leak, of how many items it was tried, and which share was found; too short ones are not tried."""
+    from tasks.benchmarks.leaks import KINDS, leaks
+
+    step = max(1, len(items) // _TRIED_ITEMS)
+    tried: dict[str, list[bool]] = {kind: [] for kind in KINDS}
+    for number in list(items)[::step]:
+        for kind, text in leaks(items[number]).items():
+            words = hasher(f"{_PROSE} {text} {_PROSE}")
+            if len(hasher(text)) >= min_words:
+                tried[kind].append((name, number) in matches(words, index))
+    return {
+        kind: {"tried": len(found), "found": round(sum(found) / len(found), 4) if found else None}
+        for kind, found in tried.items()
+    }

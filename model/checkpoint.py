@@ -34,6 +34,20 @@ def _is_valid(folder: Path) -> bool:
         return False
 
 
+def _check_owner(folder: Path) -> None:
+    """Refuse checkpoints that somebody else may have written: they are pickles, which can hold any program.
+
+    Raises:
+        ResumeError: unless the folder is ours, and nobody else may write to it.
+    """
+    status = os.stat(folder)
+    if status.st_uid != os.getuid() or status.st_mode & 0o022:
+        raise ResumeError(
+            f"{folder} belongs to another account, or others may write to it, and what is in it would be run: if it is "
+            f"yours, `chown -R $(id -u) {folder} && chmod -R go-w {folder}`; else remove it to train from the start"
+        )
+
+
 def newest_checkpoint(folder: Path) -> Path | None:
     """The valid checkpoint with the most steps below `folder`, if there is one."""
     newest_first = sorted(folder.glob("step-*"), key=lambda path: path.name, reverse=True)
@@ -91,6 +105,7 @@ def load_checkpoint(engine: Any, folder: Path, *, ranks: int, zero_stage: int) -
     if not chosen[0]:
         return 0, {}
     checkpoint = Path(chosen[0])
+    _check_owner(folder)
     manifest = json.loads((checkpoint / MANIFEST).read_text())
     state = manifest["state"]
     if state["zero_stage"] != zero_stage or (zero_stage and state["ranks"] != ranks):

@@ -1,12 +1,14 @@
 """How lm-eval's answers become figures."""
 
 import math
+from pathlib import Path
 
 import pytest
 
 from model.errors import InputError, StageFailed
 from tasks.benchmarks.items import Benchmarks, check_tasks
-from tasks.evaluation.evaluate_model import _item, _score
+from tasks.engine.stage import Artifact
+from tasks.evaluation.evaluate_model import EvaluateModelConfig, _item, _score, evaluate_model
 
 
 def sample(scores: list[float], target: int, answers: list[str], item: int = 0) -> dict:
@@ -46,6 +48,28 @@ def test_figures_of_a_task():
 def test_a_likelihood_that_is_not_finite_is_an_error(bad: float):
     with pytest.raises(StageFailed, match="item 7 is not finite"):
         _item("t", sample([-1.0, bad], 0, [" a", " b"], 7))
+
+
+def test_weights_that_are_a_pickle_are_not_loaded(tmp_path: Path):
+    """A pickle can hold any program. This one is harmless, and refused all the same."""
+    import torch
+    import transformers
+
+    from tasks.engine.machine import Machine
+
+    config = transformers.LlamaConfig(
+        vocab_size=16, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
+    )
+    model = transformers.LlamaForCausalLM(config)
+    config.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(InputError, match="transformers cannot load the model"):
+        evaluate_model.fn(
+            EvaluateModelConfig(tasks=()),
+            model=Artifact(tmp_path),
+            out=tmp_path / "out",
+            machine=Machine(device="cpu"),
+        )
 
 
 def test_a_benchmark_that_does_not_exist():

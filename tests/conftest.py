@@ -80,7 +80,10 @@ class Toy:
 
     def environment(self, **extra: str) -> dict[str, str]:
         """Its environment."""
-        return {**os.environ, "PYTHONPATH": str(self.library), "PYTHONSAFEPATH": "1", **extra}
+        path = os.pathsep.join(
+            (str(self.library), str(ROOT))
+        )  # of a copy of the project its own code is tried
+        return {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1", **extra}
 
     def run(
         self,

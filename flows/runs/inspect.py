@@ -84,9 +84,9 @@ class Garbage:
 def _kept_runs(store: Store, keep_runs: int) -> list[Run]:
     """The newest completed runs with all that came after them, those that work now, and champions past and present."""
     runs = all_runs(store)
-    completed = [run.name for run in runs if run.status == "completed"]
-    oldest = completed[-keep_runs] if len(completed) > keep_runs else ""
-    kept = {run.name for run in runs if run.name >= oldest or run.status == "running"}
+    completed = [i for i, run in enumerate(runs) if run.status == "completed"]
+    oldest = completed[-keep_runs] if len(completed) > keep_runs else 0
+    kept = {run.name for i, run in enumerate(runs) if i >= oldest or run.status == "running"}
     for name in champion_names(store):
         champions = read_champions(store, name)
         kept |= {champions.champion or ""} | {

@@ -4,6 +4,7 @@ import fcntl
 import os
 import re
 import secrets
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -171,6 +172,7 @@ def new_run(store: Store, name: str, record: dict[str, Any]) -> Run:
         "format": FORMAT,
         **record,
         "created": now(),
+        "created_ns": time.time_ns(),
         "status": "running",
         "stages": {},
         "claimed": {},
@@ -245,7 +247,7 @@ def _is_locked(path: Path) -> bool:
 
 def all_runs(store: Store) -> list[Run]:
     """Every run that can be read, the oldest first."""
-    return list(_runs_newest_first(store))[::-1]
+    return _runs_newest_first(store)[::-1]
 
 
 def unreadable_runs(store: Store) -> dict[str, str]:
@@ -281,14 +283,16 @@ def find_run(store: Store, name: str) -> Run:
     raise InputError(f"{name!r} {what}: take latest or one of {', '.join(near)}")
 
 
-def _runs_newest_first(store: Store) -> Iterator[Run]:
-    """Every run that can be read."""
-    for path in sorted(runs_folder(store).glob(f"*/{RUN}"), reverse=True):
+def _runs_newest_first(store: Store) -> list[Run]:
+    """Every run that can be read. Two may begin within the second that is in their names."""
+    runs = []
+    for path in runs_folder(store).glob(f"*/{RUN}"):
         if not path.parent.is_symlink():
             try:
-                yield load_run(path.parent)
+                runs.append(load_run(path.parent))
             except InputError:
                 continue  # `show`, `verify` and `gc` name it, see `unreadable_runs`
+    return sorted(runs, key=lambda run: (run.record["created_ns"], run.name), reverse=True)
 
 
 def finished_runs(store: Store) -> Iterator[Run]:
@@ -317,17 +321,8 @@ def previous_entries(store: Store, recipe_name: str) -> dict[str, Any]:
     """What run.json says of each stage in the newest run of the same recipe name that came to it."""
     entries: dict[str, Any] = {}
     pattern = re.compile(rf"\d{{8}}-\d{{6}}-{re.escape(recipe_name)}-[0-9a-f]{{4}}")
-    folder = runs_folder(store)
-    names = (
-        sorted((p.name for p in folder.iterdir() if pattern.fullmatch(p.name)), reverse=True)
-        if folder.is_dir()
-        else []
-    )
-    for name in names[:20]:
-        try:
-            run = load_run(folder / name)
-        except InputError:
-            continue
+    own = [run for run in _runs_newest_first(store) if pattern.fullmatch(run.name)]
+    for run in own[:20]:
         for stage, entry in run.record["stages"].items():
             entries.setdefault(stage, entry)
     return entries

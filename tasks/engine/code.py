@@ -7,6 +7,7 @@ import importlib.util
 import os
 import py_compile
 import sys
+import time
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -131,9 +132,23 @@ def _sorted_run(run: list[ast.Import | ast.ImportFrom]) -> list[ast.Import | ast
     return run if len(set(names)) < len(names) or "*" in names else sorted(run, key=ast.dump)
 
 
+def _parse(source: str) -> ast.Module:
+    """The syntax tree of a module.
+
+    CPython counts the depth of its trees for all threads together, and may end in SystemError where another thread
+    parses at the same moment (github.com/python/cpython/issues/106905); then it is asked again.
+    """
+    for _ in range(20):
+        try:
+            return ast.parse(source)
+        except SystemError:
+            time.sleep(0.01)
+    return ast.parse(source)
+
+
 def normalized(source: str) -> str:
     """`source` without comments, docstrings, formatting, import order, and the wording of pydantic fields and of errors."""
-    return ast.dump(_Normalizer().visit(ast.parse(source)))
+    return ast.dump(_Normalizer().visit(_parse(source)))
 
 
 @dataclass(frozen=True)
@@ -154,7 +169,7 @@ def imported_modules(source: str, module: str, *, is_package: bool = False) -> I
     """What `source`, which is the module of this name, may import."""
     modules: set[str] = set()
     members: set[str] = set()
-    for node in ast.walk(_WithoutTyping().visit(ast.parse(source))):
+    for node in ast.walk(_WithoutTyping().visit(_parse(source))):
         if isinstance(node, ast.Import):
             modules.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):

@@ -51,7 +51,11 @@ def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     )
     yield f"postgresql+asyncpg://scratchlm:canary-password@127.0.0.1:{port}/postgres"
     subprocess.run(
-        [*control, "-m", "fast", "stop"], check=True, cwd=folder, stdout=subprocess.DEVNULL, **owner
+        [*control, "-t", "600", "-m", "fast", "stop"],
+        check=True,
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        **owner,
     )
 
 

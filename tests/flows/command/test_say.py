@@ -23,9 +23,9 @@ def test_a_table_shows_markup_and_commands_as_they_are_written():
 
 def test_names_of_files_and_of_fields_reach_no_terminal(tmp_path: Path):
     write(tmp_path, ingest={"sources": [{"path": "text", "format": "text"}]})
-    folder = tmp_path / "te[/b]xt\x1b[31m"
+    folder = tmp_path / "te[red]xt\x1b[31m"
     folder.mkdir()
-    (folder / "a\x1b[2J[/].txt").write_text("Some text.")
+    (folder / "a\x1b[2J[bold].txt").write_text("Some text.")
     write(
         tmp_path,
         ingest={"sources": [{"path": str(folder)}]},

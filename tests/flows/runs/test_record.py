@@ -12,7 +12,14 @@ from model.files import write_record
 from tasks.engine.store import Store
 
 NAME = "20260101-000000-demo-abcd"
-RECORD = {"recipe": {"name": "demo"}, "flow": "pretrain", "status": "completed", "stages": {}, "claimed": {}}
+RECORD = {
+    "recipe": {"name": "demo"},
+    "flow": "pretrain",
+    "status": "completed",
+    "created_ns": 0,
+    "stages": {},
+    "claimed": {},
+}
 
 
 def write(store: Path, name: str = NAME, **fields: Any) -> Path:

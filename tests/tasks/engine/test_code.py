@@ -109,3 +109,20 @@ def test_python_is_in_the_key(toy: Toy):
     notes = toy.run()
     manifest = json.loads((Path(notes["total"]["path"]) / "manifest.json").read_text())
     assert manifest["ingredients"]["python"] == f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
+def test_parsing_in_another_thread_at_the_same_moment_is_survived(monkeypatch: pytest.MonkeyPatch):
+    import ast
+
+    real, failures = (
+        ast.parse,
+        [SystemError("AST constructor recursion depth mismatch (before=78, after=70)")] * 3,
+    )
+
+    def parse(source: str) -> ast.Module:
+        if failures:
+            raise failures.pop()
+        return real(source)
+
+    monkeypatch.setattr(ast, "parse", parse)
+    assert normalized("x = 1") == ast.dump(real("x = 1"))

@@ -1,0 +1,288 @@
+"""Break the project on purpose, one promise after the other, and see that a test notices: python -m tests.mutants.
+
+Each mutant is one edit of a copy of the project, with the tests that must fail on it. Prints which survive, and ends
+with their number as its status. `--only WORD` takes those with the word in their name.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+ENGINE, TEXT = "tests/tasks/engine", "tests/tasks/text"
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """An edit of one file, and the tests that must fail on it."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+MUTANTS = (
+    Mutant(
+        "code is not checked after a call",
+        "tasks/engine/call.py",
+        '    if code_digests(stage.fn.__module__) != spec.ingredients["code"]:',
+        "    if False:",
+        f"{ENGINE}/test_code.py -k edited_while_it_runs",
+    ),
+    Mutant(
+        "the store does not fsync",
+        "model/files.py",
+        "        os.fsync(descriptor)",
+        "        pass",
+        f"{ENGINE}/test_store.py -k on_disk_before",
+    ),
+    Mutant(
+        "a young file is remembered",
+        "tasks/engine/sources.py",
+        "_YOUNG_NS = 2_000_000_000",
+        "_YOUNG_NS = 0",
+        f"{ENGINE}/test_sources.py -k young",
+    ),
+    Mutant(
+        "ctime is not looked at",
+        "tasks/engine/sources.py",
+        "status.st_mtime_ns, status.st_ctime_ns)\n        young",
+        "status.st_mtime_ns, 0)\n        young",
+        f"{ENGINE}/test_sources.py -k remembered",
+    ),
+    Mutant(
+        "--rehash trusts the memory",
+        "tasks/engine/sources.py",
+        "if not self.rehash and not young:",
+        "if not young:",
+        f"{ENGINE}/test_sources.py -k remembered",
+    ),
+    Mutant(
+        "work folders are not private",
+        "tasks/engine/call.py",
+        "mkdir(mode=0o700, ",
+        "mkdir(",
+        f"{ENGINE}/test_store.py -k owners_alone",
+    ),
+    Mutant(
+        "a full disk has no sentence",
+        "tasks/engine/child.py",
+        '    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):\n        return (\n            f"the disk',
+        '    if False:\n        return (\n            f"the disk',
+        f"{ENGINE}/test_damage.py -k full_disk",
+    ),
+    Mutant(
+        "the report does not escape",
+        "flows/views/report.py",
+        "autoescape=True",
+        "autoescape=False",
+        "tests/flows/test_report.py",
+    ),
+    Mutant(
+        "the server listens everywhere",
+        "flows/serving/server.py",
+        "uvicorn.run(TrustedHostMiddleware(app, allowed_hosts=names), host=host,",
+        'uvicorn.run(TrustedHostMiddleware(app, allowed_hosts=[*names, "*"]), host="0.0.0.0",',
+        "tests/end_to_end/test_serve.py -k nobody_gets_in",
+    ),
+    Mutant(
+        "pickles of weights are loaded",
+        "tasks/evaluation/evaluate_model.py",
+        "use_safetensors=True",
+        "use_safetensors=None",
+        "tests/tasks/evaluation/test_evaluate.py -k pickle",
+    ),
+    Mutant(
+        "a hang is not noticed",
+        "tasks/training/torchrun.py",
+        "time.monotonic() - last_change > hang_seconds",
+        "time.monotonic() - last_change > 30 * hang_seconds + 60",
+        f"{ENGINE}/test_store.py -k hanging --timeout-like",
+    ),
+    Mutant(
+        "gc takes what a running run needs",
+        "flows/runs/inspect.py",
+        'if i >= oldest or run.status == "running"',
+        "if i >= oldest",
+        f"{ENGINE}/test_store.py -k older_run",
+    ),
+    Mutant(
+        "gc takes what is being built",
+        "flows/runs/inspect.py",
+        "                if free:\n",
+        "                if True:\n",
+        f"{ENGINE}/test_store.py -k being_built",
+    ),
+    Mutant(
+        "children import from the caller's folder",
+        "tasks/engine/process.py",
+        '        "PYTHONSAFEPATH": "1",\n',
+        "",
+        f"{ENGINE}/test_store.py -k childs_path",
+    ),
+    Mutant(
+        "run.json is written in place",
+        "model/files.py",
+        "        os.replace(building, path)",
+        "        path.write_text(text)",
+        f"{ENGINE}/test_store.py -k written_over",
+    ),
+    Mutant(
+        "inputs are not compared with their manifests",
+        "tasks/engine/store.py",
+        "        if faults:\n            self.set_aside(result)",
+        "        if False:\n            self.set_aside(result)",
+        f"{ENGINE}/test_damage.py -k flipped_bit",
+    ),
+    Mutant(
+        "manifests have no checksum",
+        "model/files.py",
+        "record.pop(CHECKSUM, None) != _checksum(record)",
+        "record.pop(CHECKSUM, None) is None",
+        f"{ENGINE}/test_damage.py -k every_kind",
+    ),
+    Mutant(
+        "an import without source is passed over",
+        "tasks/engine/code.py",
+        "        if path is None:\n            where",
+        "        if path is None and importer:\n            continue\n        if path is None:\n            where",
+        f"{ENGINE}/test_code.py -k without_a_source",
+    ),
+    Mutant(
+        "bytecode is compared by time",
+        "tasks/engine/build.py",
+        "    check_bytecode(node.stage.fn.__module__)\n",
+        "",
+        f"{ENGINE}/test_code.py -k equal_times",
+    ),
+    Mutant(
+        "a run claims nothing",
+        "flows/runs/record.py",
+        '        self.record["claimed"][node.name] = {',
+        '        self.record["claimed"] = {} if True else {',
+        f"{ENGINE}/test_damage.py -k 'killed_with or beside_a_run'",
+    ),
+    Mutant(
+        "a killed rank is final",
+        "tasks/training/ranks.py",
+        '        return "retry", f"another',
+        '        return "stage", f"another',
+        "tests/model/test_train.py -k whose_fault",
+    ),
+    Mutant(
+        "SIGTERM waits for the end of a step",
+        "model/train.py",
+        "        if start and is_asked_to_stop():",
+        "        if False:",
+        "tests/model/test_train.py -k within_a_step",
+    ),
+    Mutant(
+        "secrets are known by name alone",
+        "tasks/engine/secrets.py",
+        "            elif _WITH_PASSWORD.match(value):",
+        "            elif False:",
+        f"{ENGINE}/test_secrets.py -k address",
+    ),
+    Mutant(
+        "the terminal takes commands",
+        "flows/command/say.py",
+        "    return _COMMANDS.sub(",
+        "    return text or _COMMANDS.sub(",
+        "tests/flows/command/test_say.py",
+    ),
+    Mutant(
+        "pipes are read",
+        "tasks/engine/sources.py",
+        "    return path.is_file() or not path.exists()",
+        "    return True",
+        f"{TEXT}/test_hostile.py -k sees_no_pipe",
+    ),
+    Mutant(
+        "a slow document holds up all",
+        "tasks/text/steps.py",
+        "signal.setitimer(signal.ITIMER_REAL, seconds)",
+        "signal.setitimer(signal.ITIMER_REAL, 60 + seconds)",
+        f"{TEXT}/test_hostile.py -k takes_too_long",
+    ),
+    Mutant(
+        "what is alike may straddle the split",
+        "tasks/text/likeness.py",
+        "_LEAST_SHARE = 2, 0.2",
+        "_LEAST_SHARE = 2, 0.9",
+        f"{TEXT}/test_documents.py -k alike",
+    ),
+    Mutant(
+        "every benchmark has a veto",
+        "tasks/evaluation/intervals.py",
+        'if of["p_worse"] > level / (len(ordered) - i):',
+        'if of["p_worse"] > level:',
+        "tests/tasks/evaluation/test_compare.py -k seldom",
+    ),
+    Mutant(
+        "raw fields are not looked for",
+        "tasks/benchmarks/leaks.py",
+        "    yield json.dumps(item.raw, ensure_ascii=False, default=str)\n    fields",
+        "    return\n    fields",
+        f"{TEXT}/test_documents.py -k decontaminate_finds",
+    ),
+)
+
+_SECONDS = 45.0
+"""A mutant that hangs is noticed by its tests, which would wait longer than this."""
+
+
+def survives(mutant: Mutant) -> bool:
+    """Whether its tests pass all the same."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "project"
+        ignored = shutil.ignore_patterns("__pycache__", ".*", "store", "*.egg-info")
+        shutil.copytree(ROOT, copy, ignore=ignored)
+        path = copy / mutant.file
+        text = path.read_text()
+        if mutant.old not in text:
+            raise SystemExit(
+                f"{mutant.name}: {mutant.file} does not hold {mutant.old!r} any more: mend tests/mutants.py"
+            )
+        path.write_text(text.replace(mutant.old, mutant.new, 1))
+        words = mutant.tests.replace(" --timeout-like", "").split(" ", 1)
+        selection = ["-k", words[1].removeprefix("-k ").strip("'")] if len(words) > 1 else []
+        limit = _SECONDS if "--timeout-like" in mutant.tests or "takes_too_long" in mutant.tests else 600
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", words[0], *selection]
+        environment = {**os.environ, "PYTHONPATH": str(copy)}
+        try:
+            done = subprocess.run(
+                command, cwd=copy, env=environment, capture_output=True, text=True, timeout=limit
+            )
+        except subprocess.TimeoutExpired:
+            return False
+        if done.returncode not in (0, 1):
+            raise SystemExit(
+                f"{mutant.name}: its tests did not run: {done.stdout[-2000:]}{done.stderr[-2000:]}"
+            )
+        return done.returncode == 0
+
+
+def main() -> int:
+    """Try every mutant."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--only", default="", help="a word in the name of a mutant")
+    given = parser.parse_args()
+    chosen = [mutant for mutant in MUTANTS if given.only in mutant.name]
+    survivors = []
+    for mutant in chosen:
+        survived = survives(mutant)
+        survivors += [mutant.name] * survived
+        print(f"{'SURVIVES' if survived else 'killed  '}  {mutant.name}", flush=True)
+    print(f"{len(survivors)} of {len(chosen)} survive")
+    return len(survivors)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

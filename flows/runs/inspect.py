@@ -1,7 +1,6 @@
 """What is in a store, how two of its runs differ, whether it is whole, and what can go."""
 
 import json
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +21,13 @@ _COLLECT_SECONDS = 60.0
 def folder_bytes(folder: Path) -> int:
     """Size of the files below a folder, in bytes."""
     return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+
+
+def _bytes(path: Path) -> int:
+    try:
+        return folder_bytes(path) if path.is_dir() else path.lstat().st_size
+    except FileNotFoundError:
+        return 0  # whoever put it there has removed it meanwhile
 
 
 def diff_runs(first: Run, second: Run, store: Store) -> list[str]:
@@ -141,10 +147,7 @@ def find_garbage(store: Store, keep_runs: int) -> list[Garbage]:
         ]
     names = {run.name for run in kept}
     garbage += [run.path for run in all_runs(store) if run.name not in names]
-    return [
-        Garbage(path, folder_bytes(path) if path.is_dir() else path.lstat().st_size)
-        for path in sorted(garbage)
-    ]
+    return [Garbage(path, _bytes(path)) for path in sorted(garbage)]
 
 
 def collect(shown: list[Garbage], store: Store, keep_runs: int) -> list[Garbage]:
@@ -167,10 +170,7 @@ def collect(shown: list[Garbage], store: Store, keep_runs: int) -> list[Garbage]
             )
         time.sleep(0.2)
     for path in trash:
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+        store.delete(path)
     return removed
 
 

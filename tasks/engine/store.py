@@ -188,15 +188,22 @@ class Store:
 
     def discard(self, path: Path) -> None:
         """Remove a result: first out of sight by one rename, then from disk."""
-        if path.exists():
-            shutil.rmtree(self.put_away(path))
+        self.delete(self.put_away(path))
 
     def put_away(self, path: Path) -> Path:
         """Take a file or folder of the store out of sight by one rename; returns where it waits to be deleted."""
         trash = self.root / "building" / f"trash-{uuid.uuid4().hex}"
         trash.parent.mkdir(parents=True, exist_ok=True)
-        os.rename(path, trash)
+        with suppress(FileNotFoundError):  # it is not there, or another process was faster
+            os.rename(path, trash)
         return trash
+
+    def delete(self, trash: Path) -> None:
+        """Delete what was put away; another process may be at it too, and what stays is garbage for the next collection."""
+        if trash.is_dir():
+            shutil.rmtree(trash, ignore_errors=True)
+        else:
+            trash.unlink(missing_ok=True)
 
     def faults(self, stored: Stored) -> list[str]:
         """Every difference between a result and its manifest, by full hashes; empty if there is none."""

@@ -157,3 +157,25 @@ def test_checkpoints_of_others_are_not_loaded(tmp_path: Path, monkeypatch: pytes
         monkeypatch.setattr(os, "getuid", lambda: 12345)
     with pytest.raises(ResumeError, match="belongs to another account, or others may write to it"):
         _check_owner(tmp_path)
+
+
+def test_two_that_remove_the_same_do_not_trip_over_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from flows.runs import inspect
+
+    store, folder = Store(tmp_path), tmp_path / "building" / "trash-0123"
+    folder.mkdir(parents=True)
+    (folder / "file").write_text("x")
+    real = inspect.folder_bytes
+
+    def vanishing(path: Path) -> int:
+        store.delete(path)
+        return real(path) or path.lstat().st_size
+
+    monkeypatch.setattr(inspect, "folder_bytes", vanishing)
+    (item,) = find_garbage(store, 1)
+    assert (item.path, item.bytes) == (folder, 0)
+    store.discard(folder)
+    store.delete(folder)
+    assert inspect.collect([item], store, 1) == []

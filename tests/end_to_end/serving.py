@@ -5,9 +5,11 @@ import signal
 import subprocess
 import time
 import uuid
+from contextlib import suppress
 from typing import Any
 
 import httpx
+import psutil
 
 from tests.end_to_end.conftest import Line
 from tests.waiting import HANGING_SECONDS, free_port, processes_of, wait_until
@@ -93,16 +95,14 @@ class Serve:
         }
 
     def processes(self, module: str) -> list[int]:
-        """Process ids of `python -m MODULE` of this serve."""
-        found = []
+        """Process ids of `python -m MODULE` of this serve; not of what one of them has forked and not yet made another."""
+        parents: dict[int, int] = {}
         for pid in processes_of(self.line.store):
-            try:
-                with open(f"/proc/{pid}/cmdline", "rb") as file:
-                    if f"-m\0{module}".encode() in file.read():
-                        found.append(pid)
-            except OSError:
-                continue
-        return found
+            with suppress(psutil.NoSuchProcess):
+                process = psutil.Process(pid)
+                if f"-m {module}" in " ".join(process.cmdline()):
+                    parents[pid] = process.ppid()
+        return [pid for pid, parent in parents.items() if parent not in parents]
 
     def stop(self) -> None:
         """SIGTERM, until it has ended."""

@@ -70,6 +70,7 @@ def _common_ends(contexts: list[list[int]]) -> tuple[int, int]:
 @stage(
     libraries=(
         "lm_eval",
+        "jinja2",
         "datasets",
         "numpy",
         "xxhash",

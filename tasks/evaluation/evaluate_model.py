@@ -169,6 +169,7 @@ def _samples(model: Any, tokenizer: Any, device: str) -> list[dict[str, str]]:
 @stage(
     libraries=(
         "lm_eval",
+        "jinja2",
         "transformers",
         "torch",
         "tokenizers",

@@ -1,6 +1,7 @@
 """What holds for every stage: declared libraries, and which code is in whose key."""
 
 import difflib
+import hashlib
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ from flows.recipe.recipe import Recipe
 from flows.runs import base
 from model.base_config import Config
 from tasks.engine.code import code_digests, third_party_imports
+from tasks.engine.manifest import FORMAT_VERSION
 from tasks.engine.stage import Artifact, Shard, Stage, map_stage, stage
 from tests.conftest import ROOT
 
@@ -27,6 +29,9 @@ NODES = pretrain.graph(Recipe.model_validate({"ingest": {"sources": [{"path": "x
 INDIRECT = {"datasets", "ftfy", "jinja2", "numpy", "tokenizers"}
 """Used by a library that is imported, where they decide what comes out: ftfy by datatrove, jinja2 by chat templates."""
 
+RENDERERS = {"jinja2", "datasets"}
+"""What lm-eval reads items and renders prompts with."""
+
 PRETRAINING = {node.stage.name for node in NODES}
 STAGES = {
     value.name: value
@@ -35,6 +40,7 @@ STAGES = {
     if isinstance(value, Stage)
 }
 TABLE = Path(__file__).with_name("modules_in_keys.txt")
+FORMAT = Path(__file__).with_name("engine_format.txt")
 
 
 @pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)
@@ -48,6 +54,25 @@ def test_declared_libraries_are_those_that_are_imported(stage: Stage):
     declared = {name.lower().replace("_", "-") for name in stage.libraries}
     assert imported - NEUTRAL <= declared
     assert declared - imported <= INDIRECT
+    assert "lm-eval" not in imported or declared >= RENDERERS
+
+
+def engine_format() -> str:
+    """The format version, and a digest of the modules for which it stands in every key."""
+    files = [
+        *sorted((ROOT / "tasks" / "engine").glob("*.py")),
+        *(ROOT / "model" / f"{name}.py" for name in ("errors", "files", "machine")),
+    ]
+    total = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:32]
+    return f"{FORMAT_VERSION} {total}\n"
+
+
+def test_whoever_edits_the_engine_decides_about_its_format():
+    """If what it writes, or reads of a result, is another thing now, raise FORMAT_VERSION; in any case write it anew:
+
+    python -m tests.tasks.test_stages
+    """
+    assert FORMAT.read_text() == engine_format()
 
 
 def table() -> str:
@@ -226,3 +251,4 @@ def test_an_input_may_be_optional():
 
 if __name__ == "__main__":
     TABLE.write_text(table())
+    FORMAT.write_text(engine_format())

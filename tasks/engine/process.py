@@ -124,6 +124,8 @@ async def run_child(
         asyncio.CancelledError: if this call is cancelled; by then the whole group is gone. It
             gets SIGTERM first, and SIGKILL after `GRACE_SECONDS`.
     """
+    # Before the child begins: a quick one has moved the folder of its log by the time that this goes on.
+    opened = log.open("ab", buffering=0)
     reports, reporting = os.pipe()
     try:
         child = await asyncio.create_subprocess_exec(
@@ -137,11 +139,12 @@ async def run_child(
         )
     except BaseException:
         os.close(reports)
+        opened.close()
         raise
     finally:
         os.close(reporting)
     assert child.stdout is not None
-    copying = asyncio.ensure_future(_copy(child.stdout, log.open("ab", buffering=0)))
+    copying = asyncio.ensure_future(_copy(child.stdout, opened))
     waiting = asyncio.ensure_future(child.wait())
     try:
         while True:

@@ -179,3 +179,28 @@ def test_two_that_remove_the_same_do_not_trip_over_each_other(
     store.discard(folder)
     store.delete(folder)
     assert inspect.collect([item], store, 1) == []
+
+
+def test_a_child_that_is_done_before_its_parent_looks_has_a_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Publishing moves the folder in which the log is."""
+    import asyncio
+
+    from tasks.engine.process import run_child
+
+    folder, moved = tmp_path / "building", tmp_path / "published"
+    folder.mkdir()
+    start = asyncio.create_subprocess_exec
+
+    async def start_and_be_slow(*arguments: Any, **options: Any) -> Any:
+        child = await start(*arguments, **options)
+        while not moved.exists():
+            await asyncio.sleep(0.05)
+        return child
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", start_and_be_slow)
+    program = f"import os; print('done'); os.rename({str(folder)!r}, {str(moved)!r})"
+    ended = asyncio.run(run_child([sys.executable, "-u", "-c", program], folder / "log.txt", lambda: None))
+    assert ended == (0, "")
+    assert (moved / "log.txt").read_text() == "done\n"

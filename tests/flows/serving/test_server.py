@@ -1,0 +1,39 @@
+"""The server of a run: its own database, two first runs at once, and nobody else."""
+
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = """
+import os, sys
+from pathlib import Path
+import httpx
+from flows.serving.server import prefect_server
+with prefect_server(Path(sys.argv[1])):
+    url = os.environ["PREFECT_API_URL"]
+    print(httpx.post(f"{url}/flows/filter", json={}).status_code, httpx.get(f"{url}/health").status_code)
+    from prefect.client.orchestration import get_client
+    with get_client(sync_client=True) as client:
+        print(client.api_healthcheck())
+print(os.environ.get("PREFECT_API_URL"), os.environ.get("PREFECT_API_AUTH_STRING"))
+"""
+
+
+@pytest.mark.end_to_end
+def test_two_first_runs_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    command = [sys.executable, "-c", PROGRAM, str(tmp_path)]
+    both = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)
+    ]
+    for process in both:
+        out, err = process.communicate()
+        assert process.returncode == 0, err
+        # Without its token a stranger's request is refused; the run's own client is heard.
+        assert out.splitlines() == ["403 200", "None", "None None"]
+    (home,) = (tmp_path / "prefect").glob("runs-*")
+    assert stat.S_IMODE(home.stat().st_mode) == 0o700
+    assert (home / "prefect.db").is_file()

@@ -17,15 +17,11 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError, concurrency
 from prefect.events import emit_event
-from prefect.exceptions import FlowPauseTimeout
-from prefect.flow_runs import pause_flow_run
-from prefect.input import RunInput
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 from prefect.states import Completed, State
 from prefect.tasks import exponential_backoff
 from prefect.utilities.annotations import quote
-from pydantic import Field
 
 from flows import evaluate as evaluation
 from flows import retrain as retraining
@@ -41,7 +37,6 @@ from flows.runs.result import RunResult
 from flows.serving.secrets import load_secrets
 from flows.views import pages
 from flows.views.report import render_report
-from flows.views.rows import as_markdown, comparison_rows
 from model.errors import InputError, StageFailed
 from tasks.benchmarks.items import prepare_benchmarks
 from tasks.engine.build import LOG, Outcome, tail
@@ -291,13 +286,6 @@ async def evaluate(
     return _state(await run_recipe(start_evaluation(place.store, model, config), nodes, place))
 
 
-class Approval(RunInput):
-    """What a person says of a challenger."""
-
-    approve: bool = Field(False, description="Make it the champion.")
-    reason: str = Field("", description="Why; kept in the champion's history.")
-
-
 @flow(name="retrain", **_OPTIONS)
 async def retrain(
     recipe: Recipe,
@@ -347,7 +335,7 @@ async def _settle(recipe: Recipe, store: Store, result: RunResult, champion: Run
     reason = comparison["reason"] if comparison else "the first model of this name"
     verdict, by = (retraining.PROMOTED if better else retraining.REFUSED), "retrain"
     if better and comparison and recipe.retrain.approval:
-        answer = await _ask(recipe, run, comparison)
+        answer = await pages.ask(recipe, run, comparison)
         by = "a person in the Prefect UI" if answer else "nobody"
         said = f": {answer.reason}" if answer and answer.reason else ""
         if not answer or not answer.approve:
@@ -395,15 +383,3 @@ async def settle_champion(verdict: _Verdict) -> State[None]:
     else:
         refuse_model(verdict.store, verdict.name, verdict.run, verdict.reason, by=verdict.by)
     return Completed(name=verdict.verdict, message=verdict.reason)
-
-
-async def _ask(recipe: Recipe, run: Run, comparison: dict[str, Any]) -> Approval | None:
-    """Pause the flow until a person answers in the UI; None if nobody does in time."""
-    table = as_markdown(comparison_rows(comparison))
-    form: Any = Approval.with_initial_data(
-        description=f"{table}\n\nMake {run.name} the champion of {recipe.name}?"
-    )
-    try:
-        return await pause_flow_run(wait_for_input=form, timeout=int(recipe.retrain.approval_hours * 3600))
-    except FlowPauseTimeout:
-        return None

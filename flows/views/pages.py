@@ -1,4 +1,4 @@
-"""What a run leaves on its page in the Prefect UI: summary, tables, and the curve of the loss."""
+"""What a run leaves on its page in the Prefect UI: summary, tables, the curve of the loss, and a question."""
 
 import asyncio
 import base64
@@ -13,9 +13,13 @@ from prefect.artifacts import (
     acreate_table_artifact,
     aupdate_progress_artifact,
 )
-from prefect.exceptions import PrefectException
+from prefect.exceptions import FlowPauseTimeout, PrefectException
+from prefect.flow_runs import pause_flow_run
+from prefect.input import RunInput
 from prefect.logging import get_run_logger
+from pydantic import Field
 
+from flows.recipe.recipe import Recipe
 from flows.runs.record import REPORT, Run
 from flows.views.charts import loss_image
 from flows.views.report import REPORTS_VARIABLE, render_report, training_lines
@@ -113,3 +117,22 @@ async def publish(run: Run, store: Store) -> None:
             )
     except (httpx.HTTPError, PrefectException) as error:
         get_run_logger().warning("the page of this run is not complete: %s", type(error).__name__)
+
+
+class Approval(RunInput):
+    """What a person says of a challenger."""
+
+    approve: bool = Field(False, description="Make it the champion.")
+    reason: str = Field("", description="Why; kept in the champion's history.")
+
+
+async def ask(recipe: Recipe, run: Run, comparison: dict[str, Any]) -> Approval | None:
+    """Pause the flow until a person answers in the UI; None if nobody does in time."""
+    table = as_markdown(comparison_rows(comparison))
+    form: Any = Approval.with_initial_data(
+        description=f"{table}\n\nMake {run.name} the champion of {recipe.name}?"
+    )
+    try:
+        return await pause_flow_run(wait_for_input=form, timeout=int(recipe.retrain.approval_hours * 3600))
+    except FlowPauseTimeout:
+        return None

@@ -32,9 +32,9 @@ from tasks.tokens.train_tokenizer import TrainTokenizerConfig, train_tokenizer
 PROSE = "The state of the Union depends on the care that its people take of what they have in common. "
 
 
-def text(content: str) -> Callable[[Path], None]:
-    """A text file."""
-    return lambda folder: (folder / "a.txt").write_text(content) and None
+def text(content: str, name: str = "a.txt") -> Callable[[Path], Any]:
+    """Writes one file."""
+    return lambda folder: (folder / name).write_text(content)
 
 
 def _gzip_bomb(folder: Path) -> None:
@@ -54,7 +54,7 @@ def _pipe(folder: Path) -> None:
     (folder / "b.txt").write_text(PROSE)
 
 
-CASES: dict[str, Callable[[Path], None]] = {
+CASES: dict[str, Callable[[Path], Any]] = {
     "prose, 1 MB": text(PROSE * 10_600),
     "a-b-a-b-, 1 MB": text("a-b-" * 250_000),
     "line feeds, 1 MB, in prose": text(PROSE + "\n" * 1_000_000 + PROSE),
@@ -62,9 +62,7 @@ CASES: dict[str, Callable[[Path], None]] = {
     "letters, 1 MB in one run": text(PROSE + "abcdefgh" * 125_000 + PROSE),
     "one line of 300 MB in 0.3 MB of gzip": _gzip_bomb,
     "6 GB in one small Parquet file": _parquet_bomb,
-    "JSON 100,000 deep": lambda folder: (
-        (folder / "a.jsonl").write_text("[" * 100_000 + '\n{"text": "good"}\n') and None
-    ),
+    "JSON 100,000 deep": text("[" * 100_000 + '\n{"text": "good"}\n', "a.jsonl"),
     "a pipe": _pipe,
 }
 

@@ -1,7 +1,6 @@
 """Waiting for states, never for seconds: a deadline is there against hanging alone."""
 
 import os
-import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -53,10 +52,3 @@ def processes_of(folder: Path) -> list[int]:
 def assert_no_process_of(folder: Path) -> None:
     """Whatever was started there ends."""
     wait_until(lambda: not processes_of(folder), f"the end of all processes of {folder}")
-
-
-def free_port() -> int:
-    """A port of 127.0.0.1 that nobody has."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]

@@ -4,7 +4,6 @@ STORE/champions/NAME.json is pointer and history in one file, replaced by one re
 no moment at which the one says something else than the other.
 """
 
-import fcntl
 import getpass
 import os
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from flows.recipe.recipe import Recipe
 from flows.runs.record import Run, load_run, now, runs_folder
 from model.errors import InputError
 from model.files import read_record, write_record
-from tasks.engine.store import Store
+from tasks.engine.store import Store, flock
 
 PROMOTED, REFUSED, ROLLED_BACK = "promoted", "refused", "rolled back"
 
@@ -75,10 +74,7 @@ def user() -> str:
 @contextmanager
 def _held(store: Store, name: str) -> Iterator[Champions]:
     """Hold the right to change the file; yields what it says now."""
-    path = champions_file(store, name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.with_suffix(".lock"), "a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with flock(champions_file(store, name).with_suffix(".lock")):
         yield read_champions(store, name)
 
 

@@ -87,9 +87,8 @@ class Garbage:
     bytes: int
 
 
-def _kept_runs(store: Store, keep_runs: int) -> list[Run]:
+def _kept_runs(store: Store, runs: list[Run], keep_runs: int) -> list[Run]:
     """The newest completed runs with all that came after them, those that work now, and champions past and present."""
-    runs = all_runs(store)
     completed = [i for i, run in enumerate(runs) if run.status == "completed"]
     oldest = completed[-keep_runs] if len(completed) > keep_runs else 0
     kept = {run.name for i, run in enumerate(runs) if i >= oldest or run.status == "running"}
@@ -123,16 +122,16 @@ def _needed(store: Store, runs: list[Run]) -> tuple[set[tuple[str, str]], set[tu
     return artifacts, shards
 
 
-def find_garbage(store: Store, keep_runs: int) -> list[Garbage]:
+def _garbage_paths(store: Store, keep_runs: int) -> list[Path]:
     """What neither the newest `keep_runs` completed runs, nor a run since then, nor a champion, past or present, needs.
 
     Results, shards, what abandoned builds and trainings left behind, and the folders of older runs. What is
     being built now is held by its lock and stays, and so do the checkpoints that a stopped run would go on from.
     """
-    kept = _kept_runs(store, keep_runs)
+    runs = all_runs(store)
+    kept = _kept_runs(store, runs, keep_runs)
     artifacts, shards = _needed(store, kept)
-    garbage: list[Path] = []
-    garbage += (store.root / DAMAGED).glob("*")
+    garbage = [*(store.root / DAMAGED).glob("*")]
     for kind in ("building", "work"):
         for path in (store.root / kind).glob("*"):
             stage, _, key = path.name.rpartition("-")
@@ -146,8 +145,13 @@ def find_garbage(store: Store, keep_runs: int) -> list[Garbage]:
             path for path in (store.root / kind).glob("*/*") if (path.parent.name, path.name) not in needed
         ]
     names = {run.name for run in kept}
-    garbage += [run.path for run in all_runs(store) if run.name not in names]
-    return [Garbage(path, _bytes(path)) for path in sorted(garbage)]
+    garbage += [run.path for run in runs if run.name not in names]
+    return sorted(garbage)
+
+
+def find_garbage(store: Store, keep_runs: int) -> list[Garbage]:
+    """What a collection would remove, see `_garbage_paths`, with sizes."""
+    return [Garbage(path, _bytes(path)) for path in _garbage_paths(store, keep_runs)]
 
 
 def collect(shown: list[Garbage], store: Store, keep_runs: int) -> list[Garbage]:
@@ -160,7 +164,7 @@ def collect(shown: list[Garbage], store: Store, keep_runs: int) -> list[Garbage]
     while True:
         with store.roots(exclusive=True, wait=False) as held:
             if held:
-                still = {item.path for item in find_garbage(store, keep_runs)}
+                still = set(_garbage_paths(store, keep_runs))
                 removed = [item for item in shown if item.path in still]
                 trash = [store.put_away(item.path) for item in removed]
                 break

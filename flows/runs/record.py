@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from difflib import get_close_matches
+from itertools import groupby, islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -247,7 +248,7 @@ def _is_locked(path: Path) -> bool:
 
 def all_runs(store: Store) -> list[Run]:
     """Every run that can be read, the oldest first."""
-    return _runs_newest_first(store)[::-1]
+    return list(_runs_newest_first(store))[::-1]
 
 
 def unreadable_runs(store: Store) -> dict[str, str]:
@@ -283,16 +284,22 @@ def find_run(store: Store, name: str) -> Run:
     raise InputError(f"{name!r} {what}: take latest or one of {', '.join(near)}")
 
 
-def _runs_newest_first(store: Store) -> list[Run]:
-    """Every run that can be read. Two may begin within the second that is in their names."""
-    runs = []
-    for path in runs_folder(store).glob(f"*/{RUN}"):
-        if not path.parent.is_symlink():
-            try:
-                runs.append(load_run(path.parent))
-            except InputError:
-                continue  # `show`, `verify` and `gc` name it, see `unreadable_runs`
-    return sorted(runs, key=lambda run: (run.record["created_ns"], run.name), reverse=True)
+def _runs_newest_first(store: Store, name: str = r".*") -> Iterator[Run]:
+    """Every run that can be read, and whose name fits a regular expression. None is read before it is asked for."""
+    fits = re.compile(name).fullmatch
+    folders = [path.parent for path in runs_folder(store).glob(f"*/{RUN}") if fits(path.parent.name)]
+    newest_first = sorted((path for path in folders if not path.is_symlink()), reverse=True)
+    # Two may begin within the second that is in their names.
+    for _, begun_together in groupby(newest_first, key=lambda path: path.name[: len("YYYYMMDD-HHMMSS")]):
+        runs = filter(None, map(_load_if_readable, begun_together))
+        yield from sorted(runs, key=lambda run: (run.record["created_ns"], run.name), reverse=True)
+
+
+def _load_if_readable(path: Path) -> Run | None:
+    try:
+        return load_run(path)
+    except InputError:
+        return None  # `show`, `verify` and `gc` name it, see `unreadable_runs`
 
 
 def finished_runs(store: Store) -> Iterator[Run]:
@@ -320,9 +327,8 @@ def find_model(store: Store, name: str) -> Run:
 def previous_entries(store: Store, recipe_name: str) -> dict[str, Any]:
     """What run.json says of each stage in the newest run of the same recipe name that came to it."""
     entries: dict[str, Any] = {}
-    pattern = re.compile(rf"\d{{8}}-\d{{6}}-{re.escape(recipe_name)}-[0-9a-f]{{4}}")
-    own = [run for run in _runs_newest_first(store) if pattern.fullmatch(run.name)]
-    for run in own[:20]:
+    own = _runs_newest_first(store, rf"\d{{8}}-\d{{6}}-{re.escape(recipe_name)}-[0-9a-f]{{4}}")
+    for run in islice(own, 20):
         for stage, entry in run.record["stages"].items():
             entries.setdefault(stage, entry)
     return entries

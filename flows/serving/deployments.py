@@ -37,9 +37,8 @@ async def create_work_pool(pool: str, working_folder: Path) -> None:
     # Whoever may start a run of a deployment chooses its parameters, and neither program, environment nor folder.
     job, choices = template["job_configuration"], template["variables"]["properties"]
     job |= _job(working_folder)
-    del job[
-        "env"
-    ]  # Prefect merges what a run brings into one that is there, also without a variable of that name
+    # Into an env that is there Prefect merges what a run brings, also without a variable of that name.
+    del job["env"]
     for name in ("env", *_job(working_folder)):
         del choices[name]
     async with get_client() as client:

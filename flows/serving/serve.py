@@ -19,7 +19,16 @@ import psutil
 from flows.recipe.recipe import AnyRecipe
 from flows.runs.record import runs_folder
 from flows.serving.flow_process import SERVE_VARIABLE
-from flows.serving.server import API_URL, DEFAULTS, LOOPBACK, is_up, locked_environment, new_auth_string
+from flows.serving.server import (
+    API_URL,
+    DEFAULTS,
+    LOOPBACK,
+    address_of,
+    locked_environment,
+    make_home,
+    new_auth_string,
+    wait_until_up,
+)
 from flows.views.report import REPORTS_VARIABLE
 from model.errors import InputError, StageFailed
 from tasks.engine import process
@@ -30,7 +39,7 @@ if TYPE_CHECKING:
 
 POOL, AUTH = "cpu", "auth"
 _VACUUM = "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED"
-_START_SECONDS, _STOP_SECONDS, _LOOK_SECONDS = 120.0, 30.0, 0.5
+_STOP_SECONDS, _LOOK_SECONDS = 30.0, 0.5
 _RESTARTS, _RESTART_WINDOW_SECONDS = 5, 300.0
 _PR_SET_CHILD_SUBREAPER = 36
 _DATABASE_FAULTS = (
@@ -104,14 +113,12 @@ def _database_fault(log: str, home: Path) -> InputError | None:
 
 
 def _wait_for_server(served: Served, url: str, home: Path) -> None:
-    deadline = time.monotonic() + _START_SECONDS
-    while not is_up(url):
-        if served.child.poll() is not None or time.monotonic() > deadline:
-            fault = _database_fault(served.tail(), home)
-            raise fault or StageFailed(
-                "the Prefect server did not start", log=served.tail(), log_path=str(served.log_path)
-            )
-        time.sleep(0.2)
+    def fault() -> Exception:
+        return _database_fault(served.tail(), home) or StageFailed(
+            "the Prefect server did not start", log=served.tail(), log_path=str(served.log_path)
+        )
+
+    wait_until_up(url, served.child, fault)
 
 
 def flow_processes() -> list[psutil.Process]:
@@ -160,7 +167,6 @@ def _stop(served: dict[str, Served], say: Callable[[str], None]) -> None:
 def read_auth_string(home: Path) -> tuple[str, bool]:
     """What signs in to the server of a store, and whether it was made just now; kept in a file of its owner only."""
     path = home / AUTH
-    home.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(new_auth_string())
@@ -175,14 +181,13 @@ def _environment(home: Path, host: str, port: int, auth: str) -> dict[str, str]:
     return {
         **DEFAULTS,
         **locked_environment(home, host, port, auth),
-        API_URL: f"http://127.0.0.1:{port}/api",
         "PREFECT_SERVER_UI_API_URL": "/api",
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
         "PREFECT_WORKER_QUERY_SECONDS": "3",
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "WARNING",
         # Runs of the last 90 days, unless the environment says otherwise; Prefect's own default keeps them for ever.
         _VACUUM: os.environ.get(_VACUUM, "events,flow_runs"),
-        REPORTS_VARIABLE: f"http://127.0.0.1:{port}/reports",
+        REPORTS_VARIABLE: f"{address_of(host, port)}/reports",
         SERVE_VARIABLE: str(os.getpid()),
     }
 
@@ -194,7 +199,7 @@ def _only_serve_of(store: Store, home: Path, host: str, port: int) -> Iterator[N
     Raises:
         InputError: if another `serve` uses it, or the port is taken.
     """
-    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_home(home)
     address = home / "serve"
     with store.lock("serve", "", wait=False) as held:
         if not held:
@@ -203,7 +208,7 @@ def _only_serve_of(store: Store, home: Path, host: str, port: int) -> Iterator[N
                 f"another `scratchlm serve` uses the store {store.root}, at {other}: end it, or give another --store"
             )
         _check_port(host, port)
-        address.write_text(f"http://127.0.0.1:{port}")
+        address.write_text(address_of(host, port))
         try:
             yield
         finally:
@@ -267,7 +272,7 @@ def serve(
             say(
                 f"the server listens on {host}: what is sent is not encrypted, and whoever signs in can run code here"
             )
-        say(f"Prefect UI: http://{LOOPBACK}:{port}   (Ctrl-C ends server, worker and runs)")
+        say(f"Prefect UI: {address_of(host, port)}   (Ctrl-C ends server, worker and runs)")
         while not stopping:
             for child in served.values():
                 if child.look_after():

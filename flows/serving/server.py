@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -30,7 +30,7 @@ from model.errors import InputError, StageFailed
 from tasks.engine import process
 
 API_URL = "PREFECT_API_URL"
-LOOPBACK = "127.0.0.1"
+LOOPBACK, EVERYWHERE = "127.0.0.1", "0.0.0.0"
 _AUTH_SERVER, _AUTH_CLIENT = "PREFECT_SERVER_API_AUTH_STRING", "PREFECT_API_AUTH_STRING"
 _START_SECONDS, _STOP_SECONDS = 120.0, 10.0
 
@@ -58,22 +58,33 @@ def new_auth_string() -> str:
     return f"scratchlm:{secrets.token_urlsafe(24)}"
 
 
-def locked_environment(home: Path, host: str, port: int, auth: str) -> dict[str, str]:
-    """How Prefect's server and its clients are told who may talk to it, and where it keeps its database.
-
-    Args:
-        home: made readable by its owner only: the database holds the key of its Secret blocks.
-    """
+def make_home(home: Path) -> None:
+    """Make the folder of a server, for its owner only: the database holds the key of its Secret blocks."""
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     home.chmod(0o700)
-    names = ("127.0.0.1", "localhost") if host == LOOPBACK else ("127.0.0.1", "localhost", *own_names())
+
+
+def locked_environment(home: Path, host: str, port: int, auth: str) -> dict[str, str]:
+    """How Prefect's server and its clients are told who may talk to it, and that its database is in `home`."""
     return {
         "PREFECT_HOME": str(home),
+        API_URL: f"{address_of(host, port)}/api",
         _AUTH_SERVER: auth,
         _AUTH_CLIENT: auth,
         "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",
-        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": ",".join(f"http://{name}:{port}" for name in names),
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": ",".join(f"http://{name}:{port}" for name in names_of(host)),
     }
+
+
+def names_of(host: str) -> list[str]:
+    """Names and addresses under which a server is asked that listens on `host`."""
+    own = [] if host == LOOPBACK else [host, *own_names()]
+    return [LOOPBACK, "localhost", *(name for name in own if name != EVERYWHERE)]
+
+
+def address_of(host: str, port: int) -> str:
+    """Where this computer reaches a server that listens on `host`."""
+    return f"http://{LOOPBACK if host == EVERYWHERE else host}:{port}"
 
 
 def own_names() -> list[str]:
@@ -108,12 +119,9 @@ def prefect_server(store: Path) -> Iterator[None]:
             )
         yield
         return
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    home = store / "prefect" / f"runs-{version('prefect')}"
+    port, home = process.free_port(), store / "prefect" / f"runs-{version('prefect')}"
+    make_home(home)
     own = locked_environment(home, LOOPBACK, port, new_auth_string())
-    url = f"http://{LOOPBACK}:{port}/api"
     before = {name: os.environ.get(name) for name in (API_URL, _AUTH_CLIENT)}
     with tempfile.TemporaryFile("w+") as log:
         with FileLock(home / "start.lock"):  # two at once would migrate one database together
@@ -122,11 +130,16 @@ def prefect_server(store: Path) -> Iterator[None]:
             server = subprocess.Popen(
                 command, env=environment, stdout=log, stderr=log, start_new_session=True
             )
-            os.environ.update({API_URL: url, _AUTH_CLIENT: own[_AUTH_CLIENT]})
+            os.environ.update({name: own[name] for name in before})
+
+            def fault() -> StageFailed:
+                log.seek(0)
+                return StageFailed("the Prefect server of this run did not start", log=log.read()[-3000:])
+
             try:
                 import prefect  # noqa: F401  (a second or two, while the server starts)
 
-                _wait_until_up(url, server, log)
+                wait_until_up(own[API_URL], server, fault)
             except BaseException:
                 process.stop(server, _STOP_SECONDS)
                 raise
@@ -139,12 +152,12 @@ def prefect_server(store: Path) -> Iterator[None]:
             process.stop(server, _STOP_SECONDS)
 
 
-def _wait_until_up(url: str, server: "subprocess.Popen[bytes]", log: Any) -> None:
+def wait_until_up(url: str, server: "subprocess.Popen[bytes]", fault: Callable[[], Exception]) -> None:
+    """Wait for a server that was started; raises what `fault` gives if it ended, or does not answer for long."""
     deadline = time.monotonic() + _START_SECONDS
     while not is_up(url):
         if server.poll() is not None or time.monotonic() > deadline:
-            log.seek(0)
-            raise StageFailed("the Prefect server of this run did not start", log=log.read()[-3000:])
+            raise fault()
         time.sleep(0.1)
 
 
@@ -185,8 +198,9 @@ def main(port: int, host: str, runs: str | None) -> None:
         app.router.routes.insert(0, Mount("/reports", reports))
     # A page of another site whose name was made to point here sends that name. Around the app and not in it: the
     # server's own services call it under a name of theirs.
-    names = ["127.0.0.1", "localhost", *(own_names() if host != LOOPBACK else ())]
-    uvicorn.run(TrustedHostMiddleware(app, allowed_hosts=names), host=host, port=port, log_level="error")
+    uvicorn.run(
+        TrustedHostMiddleware(app, allowed_hosts=names_of(host)), host=host, port=port, log_level="error"
+    )
 
 
 if __name__ == "__main__":

@@ -96,7 +96,8 @@ def index_benchmarks(config: IndexBenchmarksConfig, out: Path) -> Metrics:
     hasher = WordHasher()
     metrics: Metrics = {}
     items: dict[str, dict[int, Item]] = {}
-    rows: list[tuple[Any, ...]] = []
+    # n, hashes, tasks and items; begun with none, so that no benchmark at all is no special case.
+    rows: list[tuple[Any, ...]] = [tuple(np.empty(0, kind) for kind in (np.uint8, np.uint64, int, int))]
     with tempfile.TemporaryDirectory() as folder:
         _, tasks = load_tasks(config, Path(folder))
         for position, task in enumerate(tasks):
@@ -121,22 +122,16 @@ def index_benchmarks(config: IndexBenchmarksConfig, out: Path) -> Metrics:
                     )
             total = len(items[name])
             metrics[name] = {"items": total, "checkable": checkable, "uncheckable": total - checkable}
-    columns = [
-        np.concatenate(column) if rows else np.empty(0, np.int64)
-        for column in (zip(*rows, strict=True) if rows else ((),) * 4)
-    ]
-    kept, templates = _without_templates(columns, config.max_items)
+    columns = [np.concatenate(column) for column in zip(*rows, strict=True)]
+    (n, hashes, positions, numbers), templates = _without_templates(columns, config.max_items)
     names = np.array(list(items), object)
-    table = {
-        "n": kept[0],
-        "hash": kept[1],
-        "task": names[kept[2].astype(int)] if len(names) else kept[2].astype(str),
-        "item": kept[3],
-    }
-    write_arrays(out / INDEX, table, INDEX_SCHEMA)
+    write_arrays(
+        out / INDEX, {"n": n, "hash": hashes, "task": names[positions], "item": numbers}, INDEX_SCHEMA
+    )
+    index = load_index(out / INDEX)
     for name, own_items in items.items():
-        metrics[name]["recall"] = _recall(name, own_items, load_index(out / INDEX), hasher, config.min_words)
-    return {"tasks": metrics, "n_grams": len(kept[0]), "template_n_grams": templates}
+        metrics[name]["recall"] = _recall(name, own_items, index, hasher, config.min_words)
+    return {"tasks": metrics, "n_grams": len(n), "template_n_grams": templates}
 
 
 def _ngrams(item: Any, ends: tuple[int, int], hasher: Any, config: NGramsConfig) -> dict[int, Any]:
@@ -172,8 +167,6 @@ def _without_templates(columns: list[Any], max_items: int) -> tuple[list[Any], i
     n, hashes, tasks, numbers = columns
     order = np.lexsort((numbers, tasks, hashes, n))
     n, hashes, tasks, numbers = (column[order] for column in columns)
-    if not len(n):
-        return [n, hashes, tasks, numbers], 0
     starts = np.flatnonzero(np.concatenate(([True], (hashes[1:] != hashes[:-1]) | (n[1:] != n[:-1]))))
     counts = np.diff(np.concatenate((starts, [len(n)])))
     keep = np.repeat(counts <= max_items, counts)

@@ -6,6 +6,7 @@ import ctypes
 import errno
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -65,6 +66,13 @@ def adopt() -> None:
     parent = os.environ.pop(PARENT_VARIABLE, None)
     if parent is not None:
         die_with_parent(int(parent))
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody has at this moment."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def exit_on_sigterm() -> None:
@@ -184,7 +192,6 @@ def _write(log: BinaryIO, printed: bytes) -> None:
     """Add to a log. A full disk costs lines of it; the child goes on, and says itself what it cannot write."""
     try:
         log.write(redact(printed.decode(errors="replace")).encode())
-        log.flush()
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

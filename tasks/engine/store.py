@@ -40,6 +40,19 @@ class BrokenArtifact(Exception):
     """A result is there and is not what its manifest says."""
 
 
+@contextmanager
+def flock(path: Path, *, shared: bool = False, wait: bool = True) -> Iterator[bool]:
+    """Hold the lock of a file, which is made if need be; yields whether it was had. The kernel frees it when a process dies."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
 @dataclass(frozen=True)
 class Stored:
     """A finished result in the store."""
@@ -118,15 +131,8 @@ class Store:
     @contextmanager
     def lock(self, stage: str, key: str, *, wait: bool = True) -> Iterator[bool]:
         """Hold the only right to build a key; yields whether it was had. The kernel frees it when a process dies."""
-        folder = self.root / "locks"
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / f"{stage}-{key}", "a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
-                yield False
-                return
-            yield True
+        with flock(self.root / "locks" / f"{stage}-{key}", wait=wait) as held:
+            yield held
 
     @contextmanager
     def roots(self, *, exclusive: bool = False, wait: bool = True) -> Iterator[bool]:
@@ -134,17 +140,8 @@ class Store:
 
         So a result is either written down as needed before it is looked for, or gone before that, and never between.
         """
-        folder = self.root / "locks"
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / "roots", "a") as file:
-            try:
-                fcntl.flock(
-                    file, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | (0 if wait else fcntl.LOCK_NB)
-                )
-            except BlockingIOError:
-                yield False
-                return
-            yield True
+        with flock(self.root / "locks" / "roots", shared=not exclusive, wait=wait) as held:
+            yield held
 
     def start_building(self, stage: str, key: str) -> Path:
         """An empty folder to build in, with an empty out/; the caller holds the lock."""

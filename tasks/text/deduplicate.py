@@ -15,6 +15,10 @@ from tasks.text.selection import SELECTION, SIDES, TRAIN, VALIDATION
 from tasks.text.signatures import SIGNED, MinhashConfig, datatrove_config, signature_file
 from tasks.text.verdicts import VERDICTS, VERDICTS_SCHEMA, dropped, kept
 
+_Rows = list[dict[str, Any]]
+_RANKS = (LISTED, VALIDATION, TRAIN, "")
+"""Why the side of a document is decided already; the first of those in a cluster survives, or decides for a group."""
+
 
 class DeduplicateConfig(Config):
     """What signing and splitting say that matters here; filled in from their sections of the recipe."""
@@ -84,18 +88,20 @@ def _signatures(config: MinhashConfig, signatures: Artifact, sizes: list[int]) -
     return np.concatenate(hashes), np.concatenate(numbers)
 
 
-def _groups(
-    config: DeduplicateConfig, signatures: Artifact, tables: list[Any], sides: dict[int, str]
-) -> list[dict[str, Any]]:
-    """draw and held of every document over all shards."""
+def _groups(config: DeduplicateConfig, signatures: Artifact, signed: list[_Rows]) -> list[dict[str, Any]]:
+    """draw and held of every document over all shards.
+
+    Args:
+        signed: what was signed, shard by shard, with the rank of each document.
+    """
     import numpy as np
 
     from tasks.text.likeness import alike
 
-    documents = [row for table in tables for row in table.to_pylist()]
+    documents = [row for rows in signed for row in rows]
     groups = np.arange(len(documents))
     if documents:
-        hashes, numbers = _signatures(config.minhash, signatures, [table.num_rows for table in tables])
+        hashes, numbers = _signatures(config.minhash, signatures, [len(rows) for rows in signed])
         # By digest, so that groups do not depend on how shards are numbered.
         digests = np.array([documents[number]["digest"] for number in numbers], np.uint64)
         order = np.argsort(digests, kind="stable")
@@ -104,16 +110,24 @@ def _groups(
         np.minimum.at(firsts, found, numbers[order])
         groups[numbers[order]] = firsts[found]
     draws: dict[int, int] = {}
-    held: dict[int, str] = {}
-    kept_ids = set(config.kept_ids)
+    ranks: dict[int, int] = {}
     for group, row in zip(groups.tolist(), documents, strict=True):
         own = draw(config.seed, row["text_digest"])
         draws[group] = min(draws.get(group, own), own)
-        listed = row["id"] in kept_ids or row["source"] == config.kept_source
-        reason = LISTED if listed else sides.get(row["text_digest"], "")
         # What is held out stays held out, whatever it turns out to be alike to.
-        held[group] = min(held.get(group, reason), reason, key=(LISTED, VALIDATION, TRAIN, "").index)
-    return [{"draw": draws[group], "held": held[group]} for group in groups.tolist()]
+        ranks[group] = min(ranks.get(group, row["rank"]), row["rank"])
+    return [{"draw": draws[group], "held": _RANKS[ranks[group]]} for group in groups.tolist()]
+
+
+def _signed(config: DeduplicateConfig, signatures: Artifact, former: Artifact | None) -> list[_Rows]:
+    """What was signed, shard by shard, each document with its rank among those that it is alike to."""
+    kept_ids, sides = set(config.kept_ids), _former_sides(former)
+    signed = [read_table(shard / SIGNED).to_pylist() for shard in signatures.shards]
+    for rows in signed:
+        for row in rows:
+            listed = row["id"] in kept_ids or row["source"] == config.kept_source
+            row["rank"] = _RANKS.index(LISTED if listed else sides.get(row["text_digest"], ""))
+    return signed
 
 
 @stage(libraries=("datatrove", "numpy", "scipy", "pyarrow"), role="deduplicate")
@@ -130,22 +144,16 @@ def deduplicate(
     Args:
         former: selection of an earlier run, whose sides its texts keep.
     """
-    digests = [read_table(shard / SIGNED) for shard in signatures.shards]
+    signed = _signed(config, signatures, former)
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:
         clusters = _clusters(config.minhash, signatures, Path(folder))
-    verdicts = [[kept() for _ in range(table.num_rows)] for table in digests]
-    kept_ids, sides = set(config.kept_ids), _former_sides(former)
+    verdicts = [[kept() for _ in rows] for rows in signed]
     removed = 0
     for members in clusters.values():
         known = []
         for position, row in members:
-            identifier, source, digest, text = (
-                digests[position].column(name)[row].as_py()
-                for name in ("id", "source", "digest", "text_digest")
-            )
-            listed = identifier in kept_ids or source == config.kept_source
-            rank = 0 if listed else (VALIDATION, TRAIN, "").index(sides.get(text, "")) + 1
-            known.append((rank, digest, identifier, position, row))
+            document = signed[position][row]
+            known.append((document["rank"], document["digest"], document["id"], position, row))
         known.sort()
         survivor = known[0][2]
         others = [identifier for rank, _, identifier, _, _ in known[1:] if rank]
@@ -157,7 +165,7 @@ def deduplicate(
                 detail = f"near-duplicate of {survivor}, in a cluster of {len(known)}"
                 verdicts[position][row] = dropped("deduplicate", "near-duplicate", detail)
                 removed += 1
-    groups = _groups(config, signatures, digests, sides)
+    groups = _groups(config, signatures, signed)
     first = 0
     for position, rows in enumerate(verdicts):
         folder_of_shard = out / "shards" / f"{position:05d}"

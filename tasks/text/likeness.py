@@ -28,9 +28,7 @@ def alike(signatures: np.ndarray, hashes_per_bucket: int) -> np.ndarray:
         order = np.argsort(band, kind="stable")
         same = band[order[1:]] == band[order[:-1]]
         # Each with its neighbour, and with the first that has this band.
-        starts = (
-            np.maximum.accumulate(np.where(np.concatenate(([True], ~same)), np.arange(n), 0)) if n else order
-        )
+        starts = np.maximum.accumulate(np.where(np.concatenate(([True], ~same)), np.arange(n), 0))
         pairs = np.concatenate(
             (
                 np.stack((order[:-1][same], order[1:][same]), 1),

@@ -16,6 +16,7 @@ from tasks.tables import sorted_json
 from tasks.text.sources import IngestConfig, Source, files_of, hub_commit, suffix_of
 
 _BATCH_BYTES = 16_000_000
+_TOO_LARGE, _EMPTY = "larger than ingest.max_document_bytes", "an empty file"
 _BYTE_ARRAYS = ("string", "large_string", "binary", "large_binary")
 
 
@@ -83,7 +84,7 @@ def _kept(record: Record, size: int, limit: int) -> Record:
     except (TypeError, ValueError, RecursionError) as error:
         return fault(f"its other fields cannot be kept: {type(error).__name__}")
     if len(text) + len(metadata) > limit:
-        return fault("larger than ingest.max_document_bytes")
+        return fault(_TOO_LARGE)
     return replace(record, size=size)
 
 
@@ -119,7 +120,7 @@ def _read_lines(
                     line = line[:limit] + more[-1:]  # the end of the line, and not all of it
                 read += length
                 if length > limit:
-                    yield Record(where, row, error="larger than ingest.max_document_bytes", size=length)
+                    yield Record(where, row, error=_TOO_LARGE, size=length)
                 elif line.strip():
                     yield _kept(_parsed(source, where, row, line, convert), length, limit)
         except (OSError, EOFError, zlib.error, pa.ArrowException, MemoryError) as error:
@@ -130,8 +131,6 @@ def _read_lines(
             yield Record(
                 where, row + 1, error=f"unreadable{rest}: {type(error).__name__}", size=lost, rows=None
             )
-    if row < 0 and not size:
-        yield Record(where, None, error="an empty file", rows=0)
 
 
 def _parsed(source: Source, where: str, row: int, line: bytes, convert: Convert) -> Record:
@@ -183,15 +182,13 @@ def _read_parquet(source: Source, where: str, path: Path, convert: Convert, limi
                 where, row, error=f"unreadable{rest}: {type(error).__name__}", size=lost * row_size, rows=lost
             )
     if not file.metadata.num_rows:
-        yield Record(where, None, error="an empty file", rows=0)
+        yield Record(where, None, error=_EMPTY, rows=0)
 
 
 def _read_text(where: str, path: Path, limit: int) -> Record:
     size = path.stat().st_size
-    if not size:
-        return Record(where, None, error="an empty file", rows=0)
     if size > limit:
-        return Record(where, None, error="larger than ingest.max_document_bytes", size=size)
+        return Record(where, None, error=_TOO_LARGE, size=size)
     try:
         return Record(where, None, path.read_bytes().decode("utf-8-sig"), size=size)
     except UnicodeDecodeError as error:
@@ -206,7 +203,9 @@ def read_file(source: Source, where: str, path: Path, convert: Convert, limit: i
     """
     suffix = suffix_of(path) or ".jsonl"
     try:
-        if suffix == ".txt":
+        if not path.stat().st_size:
+            yield Record(where, None, error=_EMPTY, rows=0)
+        elif suffix == ".txt":
             yield _read_text(where, path, limit)
         elif suffix == ".parquet":
             yield from _read_parquet(source, where, path, convert, limit)

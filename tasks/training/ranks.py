@@ -9,7 +9,6 @@ Each is bound to its parent before it imports torch, which takes seconds in whic
 import json
 import os
 import re
-import socket
 import sys
 import time
 from pathlib import Path
@@ -89,15 +88,12 @@ def first_error(work: Path) -> tuple[Kind, str] | None:
 
 def _only_rank() -> dict[str, str]:
     """What torchrun would say to rank 0 of 1."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     return {
         "RANK": "0",
         "LOCAL_RANK": "0",
         "WORLD_SIZE": "1",
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
+        "MASTER_PORT": str(process.free_port()),
     }
 
 

@@ -16,7 +16,8 @@ import yaml
 from filelock import FileLock
 
 from flows.serving.server import is_up
-from tests.waiting import HANGING_SECONDS, free_port, wait_until
+from tasks.engine.process import free_port
+from tests.waiting import HANGING_SECONDS, wait_until
 
 RECIPE: dict[str, Any] = {
     "name": "tiny",

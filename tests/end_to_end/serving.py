@@ -11,8 +11,9 @@ from typing import Any
 import httpx
 import psutil
 
+from tasks.engine.process import free_port
 from tests.end_to_end.conftest import Line
-from tests.waiting import HANGING_SECONDS, free_port, processes_of, wait_until
+from tests.waiting import HANGING_SECONDS, processes_of, wait_until
 
 TERMINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from tasks.engine.process import free_port
 from tests.end_to_end.conftest import Line
 from tests.end_to_end.serving import Serve
-from tests.waiting import free_port
 
 pytestmark = pytest.mark.end_to_end
 

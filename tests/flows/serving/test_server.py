@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from flows.serving.server import LOOPBACK, address_of, names_of
+
 PROGRAM = """
 import os, sys
 from pathlib import Path
@@ -37,3 +39,12 @@ def test_two_first_runs_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (home,) = (tmp_path / "prefect").glob("runs-*")
     assert stat.S_IMODE(home.stat().st_mode) == 0o700
     assert (home / "prefect.db").is_file()
+
+
+def test_a_server_is_asked_by_the_name_under_which_it_listens():
+    assert address_of(LOOPBACK, 4200) == address_of("0.0.0.0", 4200) == "http://127.0.0.1:4200"
+    assert address_of("192.0.2.7", 4200) == "http://192.0.2.7:4200"
+    assert names_of(LOOPBACK) == [LOOPBACK, "localhost"]
+    assert {LOOPBACK, "localhost", "192.0.2.7"} <= set(names_of("192.0.2.7"))
+    # Browsers let pages of other sites send requests there.
+    assert "0.0.0.0" not in names_of("0.0.0.0")

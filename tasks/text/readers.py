@@ -203,12 +203,12 @@ def read_file(source: Source, where: str, path: Path, convert: Convert, limit: i
     """
     suffix = suffix_of(path) or ".jsonl"
     try:
-        if not path.stat().st_size:
+        if suffix == ".parquet":
+            yield from _read_parquet(source, where, path, convert, limit)
+        elif not path.stat().st_size:
             yield Record(where, None, error=_EMPTY, rows=0)
         elif suffix == ".txt":
             yield _read_text(where, path, limit)
-        elif suffix == ".parquet":
-            yield from _read_parquet(source, where, path, convert, limit)
         else:
             yield from _read_lines(source, where, path, suffix, convert, limit)
     except (OSError, MemoryError) as error:

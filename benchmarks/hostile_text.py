@@ -23,7 +23,7 @@ from model.errors import InputError
 from tasks.engine.call import drain
 from tasks.engine.stage import Artifact, Shard
 from tasks.tables import write_table
-from tasks.text.clean import CleanConfig, FixUnicode, ReplacePersonalData, clean
+from tasks.text.clean import CleanConfig, clean
 from tasks.text.ingest import ingest
 from tasks.text.selection import SELECTION, SELECTION_SCHEMA
 from tasks.text.sources import IngestConfig, Source
@@ -84,7 +84,7 @@ def measure(case: str, results: Any) -> None:
             (root / "clean").mkdir()
             drain(
                 clean.fn(
-                    CleanConfig(steps=(FixUnicode(), ReplacePersonalData())),
+                    CleanConfig(repetition=None),
                     documents=Shard(documents),
                     out=root / "clean",
                 )

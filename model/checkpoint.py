@@ -54,6 +54,11 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return next((path for path in newest_first if _is_valid(path)), None)
 
 
+def checkpoint_states(folder: Path) -> list[dict[str, Any]]:
+    """What the checkpoints below `folder` know beside their weights."""
+    return [json.loads(path.read_text())["state"] for path in sorted(folder.glob(f"step-*/{MANIFEST}"))]
+
+
 def save_checkpoint(engine: Any, folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
     """Save the engine after `step` steps as `folder`/step-NNNNNNNN; every rank calls it.
 

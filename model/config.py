@@ -117,11 +117,6 @@ Evaluations = Annotated[
 class OptimizationConfig(Config):
     """How weights are moved: what training from scratch and fine-tuning have in common."""
 
-    tokens_per_batch: int = Field(
-        4096,
-        ge=8,
-        description="Tokens in one optimizer step, in tokens; a multiple of the context length, of twice that for preferences.",
-    )
     optimizer: OptimizerName = "muon"
     learning_rate: LearningRate = 3e-3
     muon_learning_rate: MuonLearningRate = 0.01
@@ -135,6 +130,11 @@ class OptimizationConfig(Config):
     evaluation_tokens: int = Field(
         32_768, ge=1, description="Held-out tokens that each of these measurements reads, in tokens."
     )
+    keep: Literal["best", "last"] = Field(
+        "best",
+        description="Which weights are kept: best, those with the lowest held-out loss of the measurements on the way, so "
+        "that a model that has begun to learn its text by heart is not the one you get; last, those after the last step.",
+    )
     seed: int = Field(
         0, ge=0, lt=2**63, description="Seed of what is drawn: first weights, and the order of the windows."
     )
@@ -145,6 +145,11 @@ class TrainConfig(OptimizationConfig):
 
     tokens: int = Field(
         2_000_000, ge=1, description="Tokens to train on, in tokens; rounded down to whole steps."
+    )
+    tokens_per_batch: int = Field(
+        4096,
+        ge=8,
+        description="Tokens in one optimizer step, in tokens; a multiple of the context length.",
     )
     beta1: float = Field(0.9, ge=0, lt=1, description="AdamW: decay of the first moment.")
     beta2: float = Field(0.95, ge=0, lt=1, description="AdamW: decay of the second moment.")

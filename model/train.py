@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from model.best import forget_others, keep_if_best, load_best
 from model.checkpoint import load_checkpoint, save_checkpoint
 from model.config import TrainConfig, flops_per_token
 from model.deepspeed_engine import Learner, process_group, start_engine, whole_parameters
@@ -107,10 +108,12 @@ def _first_weights(spec: TrainSpec) -> Transformer:
     return model
 
 
-def _save_trained(model: Transformer, spec: TrainSpec) -> None:
-    """Write the model; only the first rank has files to write."""
+def _save_trained(model: Transformer, spec: TrainSpec, state: dict[str, Any]) -> None:
+    """Write the best or the last weights; only the first rank has files to write."""
     with whole_parameters(model, spec.machine.zero_stage):
         if dist.get_rank() == 0:
+            if state["best_steps"] not in (None, spec.train.n_steps):
+                load_best(model, spec.work, state)
             if spec.adapter:
                 spec.adapter.finish(model, spec.out)
             save_model(model, spec.out, spec.tokenizer_sha256)
@@ -122,6 +125,13 @@ def _agree(loss: torch.Tensor, save: bool) -> tuple[float, bool]:
     dist.all_reduce(shared)
     mean, save_now = shared.tolist()
     return mean, bool(save_now)
+
+
+def _first_ranks(figure: float) -> float:
+    """What the first rank measured: all must decide alike, whatever the last bits of theirs."""
+    figures = [figure]
+    dist.broadcast_object_list(figures, src=0)
+    return figures[0]
 
 
 def train(spec: TrainSpec, progress: Callable[[int, int, str], None]) -> dict[str, Any]:
@@ -164,7 +174,9 @@ def train(spec: TrainSpec, progress: Callable[[int, int, str], None]) -> dict[st
             engine, spec.work, ranks=machine.ranks, zero_stage=machine.zero_stage
         )
         now = {"ranks": machine.ranks, "zero_stage": machine.zero_stage}
-        state = {"step_seconds": 0.0, "validation_bits_per_byte": None, **saved, **now}
+        best = {"best_steps": None, "best_bits_per_byte": None, "best_sha256": None}
+        unmeasured = {"validation_bits_per_byte_before": None, "validation_bits_per_byte": None}
+        state = {"step_seconds": 0.0, **unmeasured, **best, **saved, **now}
         if machine.compile:
             for block in learner.model.blocks:
                 block.compile()
@@ -176,10 +188,21 @@ def train(spec: TrainSpec, progress: Callable[[int, int, str], None]) -> dict[st
         }
         last_save, loss = time.monotonic(), math.nan
 
+        def measure() -> float:
+            learner.eval()
+            measured = measure_held_out(engine.module, validation, token_bytes, device=device)
+            learner.train()
+            return _first_ranks(measured.bits_per_byte)
+
+        if spec.start and validation and not first_step:
+            state["validation_bits_per_byte_before"] = measure()
+
         def save(steps: int) -> None:
             if metrics:
                 metrics.sync()
             save_checkpoint(engine, spec.work, steps, state, machine.keep_checkpoints)
+            if metrics:
+                forget_others(spec.work, state)
 
         for step in range(first_step, config.n_steps):
             started = time.perf_counter()
@@ -198,11 +221,11 @@ def train(spec: TrainSpec, progress: Callable[[int, int, str], None]) -> dict[st
             record = {"step": step, "tokens": done, "loss": loss}
             record |= {"learning_rate": config.learning_rate * share, "seconds": seconds}
             if step in measure_after and validation:
-                learner.eval()
-                measured = measure_held_out(engine.module, validation, token_bytes, device=device)
-                learner.train()
-                state["validation_bits_per_byte"] = measured.bits_per_byte
-                record["validation_bits_per_byte"] = measured.bits_per_byte
+                state["validation_bits_per_byte"] = record["validation_bits_per_byte"] = measure()
+                if config.keep == "best":
+                    keep_if_best(
+                        learner.model, spec.work, state, step + 1, machine.zero_stage, metrics is not None
+                    )
             if metrics:
                 metrics.write(record)
                 progress(done, config.n_steps * config.tokens_per_batch, "tokens")
@@ -212,7 +235,7 @@ def train(spec: TrainSpec, progress: Callable[[int, int, str], None]) -> dict[st
                 last_save = time.monotonic()
             if stop:
                 raise _stopped(step + 1, config)
-        _save_trained(learner.model, spec)
+        _save_trained(learner.model, spec, state)
         if metrics:
             metrics.sync()
     epochs = round(config.n_steps * spec.rows_per_batch / len(rows), 3)
@@ -282,7 +305,10 @@ def _figures(spec: TrainSpec, state: dict[str, Any], loss: float) -> dict[str, A
         "steps": spec.train.n_steps,
         "tokens": tokens,
         "final_loss_nats": loss,
+        "validation_bits_per_byte_before": state["validation_bits_per_byte_before"],
         "validation_bits_per_byte": state["validation_bits_per_byte"],
+        "best_validation_bits_per_byte": state["best_bits_per_byte"],
+        "kept_step": state["best_steps"] or spec.train.n_steps,
         "step_seconds": round(state["step_seconds"], 3),
         "tokens_per_second": round(speed, 1),
         "flops_per_second": round(speed * flops_per_token(spec.model, spec.vocabulary_size)),

@@ -8,6 +8,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from model.config import ModelConfig
+from model.files import fsync_path
 from model.transformer import Transformer
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
@@ -17,10 +18,7 @@ def load_model(folder: Path) -> tuple[Transformer, dict[str, Any]]:
     """The trained model below `folder` in float32 on the CPU, and its description (model.json)."""
     description = json.loads((folder / DESCRIPTION).read_text())
     model = Transformer(ModelConfig.model_validate(description["model"]), description["vocabulary_size"])
-    weights = load_file(folder / WEIGHTS)
-    if model.config.tie_embeddings:
-        weights["lm_head.weight"] = weights["embedding.weight"]
-    model.load_state_dict(weights)
+    load_weights(model, folder / WEIGHTS)
     return model.eval(), description
 
 
@@ -32,13 +30,31 @@ def weights_digest(model: Transformer) -> str:
     return digest.hexdigest()
 
 
-def save_model(model: Transformer, folder: Path, tokenizer_sha256: str) -> None:
-    """Write the weights (float32) and the description, as `load_model` reads them."""
+def save_weights(model: Transformer, path: Path) -> None:
+    """Write all weights, those of adapters too, whole or not at all."""
     weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     if model.config.tie_embeddings:
         del weights["lm_head.weight"]
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    building = path.with_name(f".{path.name}")
+    save_file(weights, building)
+    fsync_path(building)
+    building.replace(path)
+    fsync_path(path.parent)
+
+
+def load_weights(model: Transformer, path: Path) -> None:
+    """Put back what `save_weights` wrote of this model."""
+    weights = load_file(path)
+    if model.config.tie_embeddings:
+        weights["lm_head.weight"] = weights["embedding.weight"]
+    model.load_state_dict(weights)
+
+
+def save_model(model: Transformer, folder: Path, tokenizer_sha256: str) -> None:
+    """Write the weights (float32) and the description, as `load_model` reads them."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(weights, folder / WEIGHTS)
+    save_weights(model, folder / WEIGHTS)
     description = {
         "model": model.config.model_dump(mode="json"),
         "vocabulary_size": model.vocabulary_size,

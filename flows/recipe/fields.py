@@ -45,11 +45,11 @@ def _fields(model: type[BaseModel], prefix: str) -> Iterator[FieldHelp]:
         place = f"{prefix}.{name}" if prefix else name
         inner = _models(field.annotation)
         if inner:
+            if isinstance(field.default, BaseModel) and type(None) in get_args(field.annotation):
+                yield FieldHelp(place, "on, off, or its fields", "on", field.description or "")
             repeated = get_origin(field.annotation) is tuple
             for choice in inner:
-                step = choice.model_fields.get("step")
-                label = f"[{step.default}]" if step else "[]" if repeated else ""
-                yield from _fields(choice, place + label)
+                yield from _fields(choice, place + ("[]" if repeated else ""))
             continue
         yield FieldHelp(place, _kind(field.annotation), _default(field.default), field.description or "")
 

@@ -11,7 +11,7 @@ from tasks.benchmarks.index_benchmarks import NGramsConfig
 from tasks.engine.machine import Machine
 from tasks.evaluation.evaluate_answers import EvaluateAnswersConfig
 from tasks.evaluation.evaluate_model import EvaluateModelConfig
-from tasks.text.clean import CleanConfig
+from tasks.text.clean import STEPS_OF_PROFILE, CleanConfig
 from tasks.text.read_conversations import ReadConversationsConfig
 from tasks.text.signatures import MinhashConfig
 from tasks.text.sources import IngestConfig, Source
@@ -62,6 +62,23 @@ class RetrainConfig(Config):
     )
 
 
+def check_profiles(clean: CleanConfig, ingest: IngestConfig) -> None:
+    """Refuse fields of a step of cleaning that no source takes: they would change nothing.
+
+    Raises:
+        ValueError: naming the step and the mend.
+    """
+    profiles = {source.profile for source in ingest.sources}
+    taken = {step for profile in profiles for step in STEPS_OF_PROFILE[profile]}
+    for step in sorted(clean.model_fields_set - taken):
+        having = [profile for profile, steps in STEPS_OF_PROFILE.items() if step in steps]
+        if having and getattr(clean, step) is not None:
+            raise ValueError(
+                f"clean.{step} is for sources with profile {' or '.join(having)}, and here they have "
+                f"{', '.join(sorted(profiles))}: set ingest.sources.0.profile, or leave clean.{step} out"
+            )
+
+
 class Recipe(Config):
     """What becomes of which text: one section for each stage, and the machine apart."""
 
@@ -86,6 +103,7 @@ class Recipe(Config):
     @model_validator(mode="after")
     def _sections_fit(self) -> Self:
         check_machine(TrainModelConfig(model=self.model, train=self.train_model), self.machine)
+        check_profiles(self.clean, self.ingest)
         names = [source.name for source in self.ingest.sources]
         if self.split.validation_source is not None:
             if self.split.validation_source not in names:
@@ -168,6 +186,8 @@ class FinetuneRecipe(Config):
 
     @model_validator(mode="after")
     def _sections_fit(self) -> Self:
+        if self.ingest:
+            check_profiles(self.clean, self.ingest)
         if (self.read_conversations is None) == (self.ingest is None):
             raise ValueError("give either read_conversations (answers to learn) or ingest (text of a domain)")
         names = [source.name for source in self.sources]

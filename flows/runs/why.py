@@ -71,6 +71,15 @@ def _row(shard: Path, name: str, row: int) -> dict[str, Any]:
     return read_table(shard / name).slice(row, 1).to_pylist()[0]
 
 
+def _measured(verdict: dict[str, Any]) -> str:
+    """Why cleaning drops a document: what it measured, what is allowed, and which field says so."""
+    decided = ""
+    if verdict["value"] is not None:
+        decided = f" ({verdict['value']:.4g}, the limit is {verdict['limit']:.4g})"
+    field = f", {verdict['field']}" if verdict["field"] else ""
+    return f"{verdict['reason']}{decided}{field}; {verdict['detail']}"
+
+
 def _unusable(read: str, errors: Path, name: str) -> list[Verdict]:
     """What could not be read and has this name, or a part of it."""
     rows = [json.loads(line) for line in errors.read_text().splitlines()]
@@ -106,7 +115,7 @@ def why(run: Run, store: Store, name: str) -> list[Verdict]:
         if not verdict["kept"]:
             return [
                 *verdicts,
-                Verdict("clean", "dropped", f"{verdict['step']}: {verdict['reason']}; {verdict['detail']}"),
+                Verdict("clean", "dropped", _measured(verdict)),
             ]
         _, row = _locate((cleaned,), identifier)
         after = _row(cleaned, DOCUMENTS, row)["text"]

@@ -161,6 +161,57 @@ def waterfall(run: Run, manifests: dict[str, Manifest]) -> list[Fall]:
     return falls
 
 
+@dataclass(frozen=True)
+class Fate:
+    """What a stage left of the documents that it judged.
+
+    Attributes:
+        dropped: number by reason.
+        field: of the recipe, that drops most of them; empty if none does.
+        unit: what is counted.
+    """
+
+    kept: int
+    dropped: dict[str, int]
+    field: str = ""
+    unit: str = "documents"
+
+    @property
+    def share(self) -> float:
+        """Share that is dropped."""
+        gone = sum(self.dropped.values())
+        return gone / max(1, gone + self.kept)
+
+    @property
+    def sentence(self) -> str:
+        """kept, dropped, and the main reason."""
+        gone = sum(self.dropped.values())
+        told = f"{self.kept:,} {self.unit} kept"
+        if not gone:
+            return told
+        reason, count = max(self.dropped.items(), key=lambda item: item[1])
+        main = reason if count == gone else f"most: {reason} ({count:,})"
+        return f"{told}, {gone:,} dropped ({main})"
+
+
+def fate_of(stage: str, metrics: dict[str, Any]) -> Fate | None:
+    """What a stage left of the documents that it judged; None if it judges none."""
+    if stage in ("ingest", "read_conversations"):
+        return Fate(metrics["documents"], {}, unit="documents" if stage == "ingest" else "conversations")
+    if stage == "clean":
+        fields = metrics["dropped_by_field"]
+        return Fate(metrics["kept"], metrics["dropped"], max(fields, key=fields.__getitem__, default=""))
+    if stage in ("deduplicate", "deduplicate_conversations"):
+        removed = {"near-duplicates" if stage == "deduplicate" else "repeated": metrics["removed"]}
+        return Fate(
+            metrics["documents"] - metrics["removed"], {why: count for why, count in removed.items() if count}
+        )
+    if stage == "decontaminate":
+        dropped = {f"contains an item of {task}": count for task, count in metrics["by_task"].items()}
+        return Fate(metrics["documents"] - metrics["contaminated"], dropped)
+    return None
+
+
 def fall_rows(falls: list[Fall]) -> list[Row]:
     """The waterfall as a table."""
     return [

@@ -17,10 +17,19 @@ from rich.table import Table
 
 from flows.runs.plan import CACHED, RUN, Planned
 from flows.runs.result import RunResult
-from flows.views.rows import ANSWER_COLUMNS, SCORE_COLUMNS, Row, answer_rows, columns, score_rows
+from flows.views.rows import (
+    ANSWER_COLUMNS,
+    SCORE_COLUMNS,
+    Row,
+    answer_rows,
+    columns,
+    fate_of,
+    score_rows,
+)
 from tasks.engine.build import Outcome
 from tasks.engine.progress import Progress as Amount
 from tasks.engine.stage import Node
+from tasks.text.clean import how_to_loosen
 
 _LINE_SECONDS = 30.0
 
@@ -75,7 +84,7 @@ class TerminalDisplay:
         """Print the line of a finished stage."""
         self._remove(node)
         self.console.print(stage_line(node.name, outcome), highlight=False)
-        for line in reading_lines(outcome) if node.role == "read" else ():
+        for line in [*fate_lines(node.stage.name, outcome), *reading_lines(node, outcome)]:
             self.console.print(line, highlight=False)
 
     def failed(self, node: Node, error: BaseException) -> None:
@@ -89,20 +98,48 @@ class TerminalDisplay:
             self.bars.remove_task(self.rows.pop(node))
 
 
-def reading_lines(outcome: Outcome) -> list[str]:
+_MUCH = 0.2
+"""Share of the documents that are dropped from which a person should look."""
+
+
+def fate_lines(stage: str, outcome: Outcome) -> list[str]:
+    """What a stage that judges documents left of them, and what to do if that is little."""
+    fate = fate_of(stage, outcome.stored.manifest.metrics)
+    if fate is None:
+        return []
+    if fate.share <= _MUCH:
+        return [f"  [dim]{escape(fate.sentence)}[/]"] if not outcome.cached or fate.dropped else []
+    lines = [f"  [yellow]{escape(fate.sentence)}: {fate.share:.0%}[/]"]
+    if fate.field:
+        lines.append(f"  [yellow]by {escape(fate.field)}: {escape(how_to_loosen(fate.field))}[/]")
+    return lines
+
+
+def reading_lines(node: Node, outcome: Outcome) -> list[str]:
     """What could not be read of the text, and what was not; nothing if that is nothing."""
+    if node.role != "read":
+        return []
     metrics, out, lines = outcome.stored.manifest.metrics, outcome.stored.out, []
     errors, skipped = sum(metrics["errors"].values()), sum(metrics["skipped"].values())
+    for field, count in metrics["text_fields"].items():
+        lines.append(f"  the text of {count:,} rows is taken from their field {escape(repr(field))}")
     if errors:
         lost = f"{metrics['lost_rows']:,} rows, {metrics['lost_bytes']:,} bytes, {metrics['lost_share']:.2%}"
         where = escape(str(out / "errors.jsonl"))
         lines.append(f"  [yellow]{errors} files or rows cannot be used[/] ({lost}), named in {where}")
     if skipped:
-        most = sorted(metrics["skipped"].items(), key=lambda item: -item[1])[:3]
-        reasons = "; ".join(f"{count} {escape(reason)}" for reason, count in most)
         where = escape(str(out / "figures" / "skipped.jsonl"))
-        lines.append(f"  [yellow]{skipped} files are left out[/] ({reasons}), named in {where}")
+        lines.append(
+            f"  [yellow]{skipped} files are left out[/] ({_most(metrics['skipped'])}), named in {where}"
+        )
     return lines
+
+
+def _most(reasons: dict[str, int]) -> str:
+    """The commonest reasons, each with its number."""
+    most = sorted(reasons.items(), key=lambda item: -item[1])
+    more = f"; {sum(count for _, count in most[4:])} for other reasons" if len(most) > 4 else ""
+    return "; ".join(f"{count} {escape(reason)}" for reason, count in most[:4]) + more
 
 
 def stage_line(stage: str, outcome: Outcome) -> str:

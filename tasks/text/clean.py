@@ -1,25 +1,53 @@
-"""clean: mend the text, replace personal data, and drop what is not prose, with datatrove."""
+"""clean: mend the text, replace personal data, and drop what is no text to learn from, with datatrove."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, TypeVar
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from model.base_config import Config
 from model.errors import InputError
 from tasks.engine.stage import Metrics, Shard, map_stage
 
 
+class Rubbish(Config):
+    """Drop what is no text: binary data, and data written as letters."""
+
+    max_unprintable: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="Largest share of characters that are control characters or no characters.",
+    )
+    max_encoded: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="Largest share of characters in runs of 200 and more without white space, as base64 has.",
+    )
+
+
 class FixUnicode(Config):
     """Undo mojibake and stray control characters (ftfy)."""
 
-    step: Literal["fix_unicode"] = Field("fix_unicode", description="Name of the step.")
+
+class Repetition(Config):
+    """Drop documents that say the same over and over, whatever their language."""
+
+    min_distinct: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="Smallest share of a document's pieces of 16 characters that are not in it before.",
+    )
+    min_characters: int = Field(
+        1_000, ge=0, description="Length from which a document is judged, in characters."
+    )
 
 
 class GopherQuality(Config):
-    """Drop documents that do not look like prose (Rae et al. 2021, arXiv 2112.11446, table A1)."""
+    """Drop documents that do not look like English prose (Rae et al. 2021, arXiv 2112.11446, table A1)."""
 
-    step: Literal["gopher_quality"] = Field("gopher_quality", description="Name of the step.")
     min_words: int = Field(50, ge=0, description="Fewest words of a document.")
     max_words: int = Field(100_000, ge=1, description="Most words of a document.")
     min_word_length: float = Field(3, ge=0, description="Smallest mean length of a word, in characters.")
@@ -33,14 +61,15 @@ class GopherQuality(Config):
     )
     min_alphabetic_words: float = Field(0.8, ge=0, le=1, description="Smallest share of words with a letter.")
     min_stop_words: int = Field(
-        2, ge=0, description="Fewest of the words the, be, to, of, and, that, have, with."
+        2,
+        ge=0,
+        description="Fewest of the words the, be, to, of, and, that, have, with; 0 for other languages than English.",
     )
 
 
 class GopherRepetition(Config):
     """Drop documents that repeat themselves (Rae et al. 2021, arXiv 2112.11446, table A1)."""
 
-    step: Literal["gopher_repetition"] = Field("gopher_repetition", description="Name of the step.")
     max_duplicate_lines: float = Field(
         0.3, gt=0, le=1, description="Largest share of lines that occur before."
     )
@@ -58,7 +87,6 @@ class GopherRepetition(Config):
 class ReplacePersonalData(Config):
     """Replace e-mail addresses and public IPv4 addresses."""
 
-    step: Literal["replace_personal_data"] = Field("replace_personal_data", description="Name of the step.")
     emails: bool = Field(True, description="Replace e-mail addresses.")
     ip_addresses: bool = Field(
         False, description="Replace public IPv4 addresses; takes four-part version numbers for addresses too."
@@ -67,96 +95,113 @@ class ReplacePersonalData(Config):
     ip_replacement: str = Field("192.0.2.1", description="What stands for an address (RFC 5737).")
 
 
-Step = Annotated[
-    FixUnicode | GopherQuality | GopherRepetition | ReplacePersonalData, Field(discriminator="step")
-]
+def _switched(value: Any) -> Any:
+    """on and off are true and false in YAML: a step as it is, or none."""
+    return {} if value is True else None if value is False else value
+
+
+_Step = TypeVar("_Step", bound=Config)
+Switched = Annotated[_Step | None, BeforeValidator(_switched)]
+"""A step of cleaning: its fields, on (as they are), or off."""
+
+STEPS_OF_PROFILE = {
+    "plain": ("rubbish", "fix_unicode", "repetition", "replace_personal_data"),
+    "web": ("rubbish", "fix_unicode", "gopher_quality", "gopher_repetition", "replace_personal_data"),
+    "none": (),
+}
+"""The steps that the documents of a source take, by its profile, in their order."""
 
 
 class CleanConfig(Config):
-    """Steps of cleaning, in order, and how long they may take."""
+    """Steps of cleaning, each on, off, or with its fields, for the sources whose profile has them."""
 
+    rubbish: Switched[Rubbish] = Field(Rubbish(), description="What is no text is dropped.")
+    fix_unicode: Switched[FixUnicode] = Field(FixUnicode(), description="Broken characters are mended.")
+    repetition: Switched[Repetition] = Field(
+        Repetition(), description="Pure repetition is dropped; for sources with profile plain."
+    )
+    gopher_quality: Switched[GopherQuality] = Field(
+        GopherQuality(),
+        description="What does not look like English prose is dropped; for sources with profile web.",
+    )
+    gopher_repetition: Switched[GopherRepetition] = Field(
+        GopherRepetition(), description="What repeats itself is dropped; for sources with profile web."
+    )
+    replace_personal_data: Switched[ReplacePersonalData] = Field(
+        ReplacePersonalData(), description="Personal data are replaced."
+    )
     max_document_seconds: float = Field(
         60.0,
         gt=0,
         description="Longest time that a step may take for one document, in seconds; then it is dropped, and named. "
         "Ordinary documents take milliseconds.",
     )
-    steps: tuple[Step, ...] = Field(
-        (FixUnicode(), GopherQuality(), GopherRepetition(), ReplacePersonalData()),
-        description="Steps, in the order in which they are taken.",
+    max_dropped: float = Field(
+        0.9,
+        ge=0,
+        le=1,
+        description="Largest share of the documents that cleaning may drop; above it the run stops.",
     )
 
 
-def _datatrove_steps(step: Step, recorder: Any) -> Any:
-    """The datatrove blocks of a step. Blocks with words get ours: spaCy is slow and not installed."""
-    from datatrove.pipeline.filters.gopher_quality_filter import GopherQualityFilter
-    from datatrove.pipeline.filters.gopher_repetition_filter import GopherRepetitionFilter
+def _action(name: str, step: Any) -> tuple[str, Any, Any]:
+    """A step by its name, with what judges a text and what mends it. The blocks are datatrove's."""
     from datatrove.pipeline.formatters.ftfy import FTFYFormatter
     from datatrove.pipeline.formatters.pii import PIIFormatter
 
-    from tasks.text.steps import ReplaceEmails
-    from tasks.text.words import RegexWords
+    from tasks.text import judges
+    from tasks.text.steps import replace_emails
 
-    words: Any = RegexWords()
     match step:
         case FixUnicode():
-            return [FTFYFormatter()]
-        case GopherQuality():
-            quality = GopherQualityFilter(
-                min_doc_words=step.min_words,
-                max_doc_words=step.max_words,
-                min_avg_word_length=step.min_word_length,  # type: ignore[arg-type]
-                max_avg_word_length=step.max_word_length,  # type: ignore[arg-type]
-                max_symbol_word_ratio=step.max_symbol_ratio,
-                max_bullet_lines_ratio=step.max_bullet_lines,
-                max_ellipsis_lines_ratio=step.max_ellipsis_lines,
-                max_non_alpha_words_ratio=step.min_alphabetic_words,
-                min_stop_words=step.min_stop_words,
-                exclusion_writer=recorder,
-                language=words,
-            )
-            return [quality]
-        case GopherRepetition():
-            repetition = GopherRepetitionFilter(
-                dup_line_frac=step.max_duplicate_lines,
-                dup_para_frac=step.max_duplicate_paragraphs,
-                dup_line_char_frac=step.max_duplicate_line_characters,
-                dup_para_char_frac=step.max_duplicate_paragraph_characters,
-                exclusion_writer=recorder,
-                language=words,
-            )
-            return [repetition]
+            return name, None, FTFYFormatter().format
         case ReplacePersonalData():
             # One replacement each: datatrove rotates several, so that the text would depend on its neighbours.
             # Its pattern of e-mail addresses takes quadratic time, so that one is ours.
             ips = PIIFormatter(
                 remove_emails=False, remove_ips=step.ip_addresses, ip_replacement=(step.ip_replacement,)
             )
-            return [*([ReplaceEmails(step.email_replacement)] if step.emails else []), ips]
+
+            def mend(text: str) -> str:
+                return ips.format(replace_emails(text, step.email_replacement) if step.emails else text)
+
+            return name, None, mend
+    return name, getattr(judges, name)(step), None
 
 
-def _something_is_left(config: CleanConfig, metrics: Metrics) -> None:
-    if not metrics.get("kept"):
-        reasons = ", ".join(f"{reason} ({count})" for reason, count in metrics.get("dropped", {}).items())
-        raise InputError(
-            f"clean keeps none of {metrics.get('documents', 0)} documents: {reasons}; "
-            "loosen clean.steps, or give it prose: the Gopher thresholds are made for web pages"
-        )
+def how_to_loosen(field: str) -> str:
+    """What a person can do about a field of cleaning that drops too much."""
+    section, step, *_ = field.split(".")
+    value = f"loosen it with --set {field}=VALUE" if field.count(".") > 1 else "loosen it"
+    return f"{value}, switch the step off with --set {section}.{step}=off"
 
 
-@map_stage(libraries=("datatrove", "ftfy", "pyarrow"), check=_something_is_left)
+def _enough_is_left(config: CleanConfig, metrics: Metrics) -> None:
+    documents, kept = metrics.get("documents", 0), metrics.get("kept", 0)
+    if documents and kept and 1 - kept / documents <= config.max_dropped:
+        return
+    fields = sorted(metrics.get("dropped_by_field", {}).items(), key=lambda item: -item[1])
+    reasons = sorted(metrics.get("dropped", {}).items(), key=lambda item: -item[1])
+    told = ", ".join(f"{reason} ({count:,})" for reason, count in reasons)
+    mend = f": the main reason is {fields[0][0]}: {how_to_loosen(fields[0][0])}" if fields else ""
+    more = f", or raise clean.max_dropped (now {config.max_dropped})" if kept else ""
+    raise InputError(f"clean keeps {kept or 'none'} of {documents:,} documents: {told}{mend}{more}")
+
+
+@map_stage(libraries=("datatrove", "ftfy", "numpy", "pyarrow"), check=_enough_is_left)
 def clean(config: CleanConfig, documents: Shard, out: Path) -> list[Any]:
     """datatrove steps from documents.parquet to documents.parquet (kept) and verdicts.parquet (all rows)."""
-    from tasks.text.steps import DropEmpty, ReadShard, Recorder, TimeLimit, WriteKept
+    from tasks.text.steps import Clean, ReadShard, WriteKept
 
-    dropped: dict[int, dict[str, Any]] = {}
-    steps: list[Any] = [ReadShard(documents.path)]
-    for step in config.steps:
-        recorder = Recorder(step.step, dropped)
-        steps += [
-            TimeLimit(block, recorder, config.max_document_seconds)
-            for block in _datatrove_steps(step, recorder)
-        ]
-        # A step may leave nothing of a text, and datatrove's filters divide by its length.
-        steps.append(DropEmpty(Recorder("empty", dropped)))
-    return [*steps, WriteKept(documents.path, out, dropped)]
+    actions = {
+        name: _action(name, step)
+        for names in STEPS_OF_PROFILE.values()
+        for name in names
+        if (step := getattr(config, name)) is not None
+    }
+    profiles = {
+        profile: [actions[name] for name in names if name in actions]
+        for profile, names in STEPS_OF_PROFILE.items()
+    }
+    cleaning = Clean(profiles, config.max_document_seconds)
+    return [ReadShard(documents.path), cleaning, WriteKept(documents.path, out, cleaning.dropped)]

@@ -1,5 +1,6 @@
 """Documents as shards: what every stage that reads from outside writes."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from tasks.text.documents import (
     text_digest,
 )
 from tasks.text.readers import Convert, Record, read_sources
-from tasks.text.sources import IngestConfig, files_of
+from tasks.text.sources import IngestConfig, files_of, shard_bytes_of
 
 ERRORS = "errors.jsonl"
 """What could not be read, a line each: source, where, error, and the rows (null if unknown) and bytes that are lost."""
@@ -74,13 +75,18 @@ def write_documents(config: IngestConfig, out: Path, convert: Convert) -> Metric
     Raises:
         InputError: if nothing can be read, or more than `max_error_rate` cannot.
     """
-    writer = _ShardWriter(out, config.shard_bytes)
+    writer = _ShardWriter(out, shard_bytes_of(config))
     by_source: dict[str, dict[str, int]] = {}
     errors: list[dict[str, Any]] = []
+    others: list[tuple[str, str, str]] = []
+    text_fields: dict[str, int] = {}
     read_bytes = 0
     for source, record in read_sources(config, convert):
         counts = by_source.setdefault(source.name, {"documents": 0, "bytes": 0, "errors": 0})
         where = record.where if record.row is None else f"{record.where}:{record.row}"
+        if record.is_other:
+            others.append((source.name, where, str(record.error)))
+            continue
         error = _error_of(record)
         if error is not None:
             counts["errors"] += 1
@@ -89,6 +95,8 @@ def write_documents(config: IngestConfig, out: Path, convert: Convert) -> Metric
             continue
         assert record.text is not None
         read_bytes += record.size
+        if record.text_field:
+            text_fields[record.text_field] = text_fields.get(record.text_field, 0) + 1
         counts["documents"] += 1
         counts["bytes"] += len(record.text.encode())
         row = {
@@ -96,33 +104,46 @@ def write_documents(config: IngestConfig, out: Path, convert: Convert) -> Metric
             "text": record.text,
             "source": source.name,
             "own_id": record.own_id,
+            "profile": source.profile,
         }
         writer.add({**row, "metadata": sorted_json(record.metadata or {})})
     writer.flush()
     (out / ERRORS).write_text("".join(sorted_json(error) + "\n" for error in errors))
+    skipped = _write_skipped(config, others, out)
     return {
-        **_summary(config, by_source, errors, read_bytes),
-        "skipped": _write_skipped(config, out),
+        **_summary(config, by_source, errors, read_bytes, skipped),
+        "skipped": skipped,
+        "text_fields": text_fields,
         "shards": writer.n_shards,
         "sources": by_source,
     }
 
 
-def _write_skipped(config: IngestConfig, out: Path) -> dict[str, int]:
-    """List the files that are not read, and count them by reason."""
-    reasons: dict[str, int] = {}
-    lines = []
-    for source in config.sources:
-        for where, why in files_of(source).skipped if source.dataset is None else ():
-            reasons[why] = reasons.get(why, 0) + 1
-            lines.append(sorted_json({"source": source.name, "where": where, "why": why}) + "\n")
+def _write_skipped(config: IngestConfig, others: list[tuple[str, str, str]], out: Path) -> dict[str, int]:
+    """List the files that are not read, and count them by reason.
+
+    Args:
+        others: source, path and reason of those that turned out to hold no documents.
+    """
+    skipped = [
+        (source.name, where, why)
+        for source in config.sources
+        if source.dataset is None
+        for where, why in files_of(source).skipped
+    ]
+    skipped = sorted([*skipped, *others])
+    lines = [sorted_json({"source": name, "where": where, "why": why}) + "\n" for name, where, why in skipped]
     (out / SKIPPED).parent.mkdir(parents=True, exist_ok=True)
     (out / SKIPPED).write_text("".join(lines))
-    return dict(sorted(reasons.items()))
+    return dict(sorted(Counter(why for _, _, why in skipped).items()))
 
 
 def _summary(
-    config: IngestConfig, by_source: dict[str, dict[str, int]], errors: list[dict[str, Any]], read_bytes: int
+    config: IngestConfig,
+    by_source: dict[str, dict[str, int]],
+    errors: list[dict[str, Any]],
+    read_bytes: int,
+    skipped: dict[str, int],
 ) -> Metrics:
     """Documents, bytes, errors by kind, and how much is lost with them.
 
@@ -145,7 +166,11 @@ def _summary(
             f"{errors[0]['where']}): mend the text, or raise ingest.max_error_rate (now {config.max_error_rate})"
         )
     if not total:
-        raise InputError("the sources hold no document: add text to them")
+        left_out = "; ".join(f"{count} {why}" for why, count in skipped.items())
+        raise InputError(
+            "the sources hold no document: add text to them"
+            + (f"; left out are {left_out}" if left_out else "")
+        )
     return {
         "documents": total,
         "bytes": sum(counts["bytes"] for counts in by_source.values()),

@@ -15,6 +15,7 @@ DOCUMENTS_SCHEMA: Schema = {
     "text": "large_string",
     "source": "string",
     "own_id": "string",
+    "profile": "string",
     "metadata": "string",
 }
 TEXT_DIGESTS_SCHEMA: Schema = {"digest": "uint64"}

@@ -9,7 +9,7 @@ from tasks.text.sources import IngestConfig, fingerprint_sources
 
 
 @stage(
-    libraries=("pyarrow", "datasets", "huggingface_hub"),
+    libraries=("pyarrow", "datasets", "huggingface_hub", "resiliparse"),
     retries=2,
     role="read",
     fingerprint=fingerprint_sources,

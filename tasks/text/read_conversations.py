@@ -25,7 +25,7 @@ class ReadConversationsConfig(IngestConfig):
 
 
 @stage(
-    libraries=("pyarrow", "datasets", "huggingface_hub"),
+    libraries=("pyarrow", "datasets", "huggingface_hub", "resiliparse"),
     retries=2,
     role="read",
     fingerprint=fingerprint_sources,

@@ -2,11 +2,12 @@
 
 import glob
 import importlib.util
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -16,15 +17,32 @@ from tasks.engine.keys import LOCATION
 from tasks.engine.sources import SourceDigests, is_regular, walk
 
 PACKAGE, DATASET = "package:", "dataset:"
-SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
+_CODE = (
+    "c cc cpp cs clj cxx dart el erl ex exs fs go h hh hpp hs java jl js jsx kt kts lisp lua m ml mli mm php pl pm ps1 py "
+    "pyi r rb rs scala scm sh sql swift ts tsx zig"
+)
+KINDS = {
+    **dict.fromkeys((".txt", ".text", ".md", ".markdown", ".rst", ".adoc", ".org", ".tex"), "text"),
+    **dict.fromkeys((f".{name}" for name in _CODE.split()), "text"),
+    **dict.fromkeys((".html", ".htm", ".xhtml"), "html"),
+    **dict.fromkeys((".jsonl", ".ndjson"), "lines"),
+    **dict.fromkeys((".csv", ".tsv"), "table"),
+    ".json": "json",
+    ".parquet": "parquet",
+}
+"""What a file is by the end of its name."""
+COMPRESSED = (".gz", ".zst")
+
+Cut = Literal["auto", "none", "pages", "headings", "paragraphs", "lines"]
 
 
 class Source(Config):
     """One place that text comes from."""
 
     path: str = Field(
-        description="A file, a folder or a glob of .txt, .jsonl(.gz, .zst) and .parquet files; package:NAME for the files "
-        "inside an installed Python package; dataset:NAME or dataset:FOLDER for a Hugging Face dataset.",
+        description="A file, a folder or a glob of text (.txt, .md, .rst, .html, source code), rows (.jsonl, .json, .csv, "
+        ".tsv, .parquet), each also as .gz or .zst; package:NAME or package:NAME/GLOB for the files inside an installed "
+        "Python package; dataset:NAME or dataset:FOLDER for a Hugging Face dataset.",
         json_schema_extra=LOCATION,
         min_length=1,
     )
@@ -33,7 +51,26 @@ class Source(Config):
         pattern=r"^[A-Za-z0-9_.-]+$",
         description="Name of the source; begins the id of its documents.",
     )
-    text_field: str = Field("text", description="Field or column that holds the text.")
+    profile: Literal["plain", "web", "none"] = Field(
+        "plain",
+        description="How its documents are cleaned: plain, whatever the language; web, as English text from a crawl; none.",
+    )
+    text_field: str | None = Field(
+        None,
+        description="Field or column that holds the text; if empty, text, or the only one of content, body, document, "
+        "article, passage that a row has.",
+    )
+    cut: Cut = Field(
+        "auto",
+        description="Where files of text are cut into documents: pages (form feeds, and lines of <|endoftext|>), headings (of "
+        "Markdown), paragraphs (blank lines), lines, none; auto cuts files of more than 256 kB at pages if there are any, "
+        "else at paragraphs.",
+    )
+    cut_bytes: int = Field(
+        16_000,
+        ge=100,
+        description="Typical size of a document that is cut out at paragraphs or lines, in bytes.",
+    )
     id_field: str = Field(
         "id",
         description="Field or column with a name of your own for a document, by which `why` finds it too.",
@@ -57,10 +94,11 @@ class IngestConfig(Config):
     """Where the text comes from, and how it is cut into shards."""
 
     sources: tuple[Source, ...] = Field(min_length=1, description="Sources, each with a name of its own.")
-    shard_bytes: int = Field(
-        64_000_000,
+    shard_bytes: int | None = Field(
+        None,
         ge=1_000,
-        description="Typical size of a shard, in bytes of text; none is larger than 3 times this.",
+        description="Typical size of a shard, in bytes of text; none is larger than 3 times this. If empty, 1, 4, 16 or 64 MB, "
+        "so that there are 16 shards and more to share.",
     )
     max_document_bytes: int = Field(
         100_000_000,
@@ -89,9 +127,26 @@ class IngestConfig(Config):
         return self
 
 
-def suffix_of(path: Path) -> str | None:
-    """Which of `SUFFIXES` a file has; None if none."""
-    return next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), None)
+READ = "text, Markdown, reStructuredText, HTML, source code, JSON, CSV, Parquet"
+
+
+class Kind(NamedTuple):
+    """What a file is, by its name: one of the values of `KINDS`, its extension, and its compression or nothing."""
+
+    of: str
+    suffix: str
+    compression: str
+
+
+def kind_of(path: Path) -> Kind | None:
+    """What a file is; None if it is nothing that is read."""
+    name = path.name.lower()
+    compression = next((end for end in COMPRESSED if name.endswith(end)), "")
+    suffix = Path(name.removesuffix(compression)).suffix
+    kind = KINDS.get(suffix)
+    if kind is None or (compression and kind == "parquet"):
+        return None
+    return Kind(kind, suffix, compression)
 
 
 def relative_name(path: Path, root: Path) -> str:
@@ -127,7 +182,7 @@ def _below(root: Path, candidates: Callable[[Callable[[Path, str], None]], Itera
 
     paths = []
     for path in candidates(skip):
-        if suffix_of(path):
+        if kind_of(path):
             paths.append(path)
         else:
             skip(path, f"not a kind of file that is read ({path.suffix.lower() or 'no extension'})")
@@ -135,14 +190,31 @@ def _below(root: Path, candidates: Callable[[Callable[[Path, str], None]], Itera
     return Files(root, tuple(paths), tuple(sorted(skipped)))
 
 
-def _package_files(name: str, path: str) -> Files:
+def count_skipped(files: Files) -> list[tuple[str, int]]:
+    """How many files are left out for which reason, the commonest first."""
+    return Counter(why for _, why in files.skipped).most_common()
+
+
+def _package_files(place: str, path: str) -> Files:
+    name, _, pattern = place.partition("/")
     spec = importlib.util.find_spec(name) if name.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
         raise InputError(
             f"ingest.sources: the package {name!r} of {path!r} is not installed: pip install {name}"
         )
     root = Path(next(iter(spec.submodule_search_locations)))
-    return _below(root, partial(walk, root))
+    return _below(root, partial(_matches, root, pattern) if pattern else partial(walk, root))
+
+
+def _matches(root: Path, pattern: str, skip: Callable[[Path, str], None]) -> Iterator[Path]:
+    """Regular files below `root` that fit a glob."""
+    for match in sorted(
+        Path(name) for name in glob.glob(str(Path(glob.escape(str(root))) / pattern), recursive=True)
+    ):
+        if is_regular(match):
+            yield match
+        elif not match.is_dir():
+            skip(match, "not a regular file")
 
 
 def _files_at(path: str) -> Files:
@@ -153,8 +225,10 @@ def _files_at(path: str) -> Files:
     except (OSError, RuntimeError, ValueError) as error:
         raise InputError(f"ingest.sources: {path[:100]!r} cannot be a path: {error}") from error
     if is_file:
-        if suffix_of(location) is None:
-            raise InputError(f"ingest.sources: {path!r} ends in none of {', '.join(SUFFIXES)}")
+        if kind_of(location) is None:
+            raise InputError(
+                f"ingest.sources: {path!r} is no kind of file that is read ({READ}): convert it to text"
+            )
         return Files(location.parent, (location,), ())
     if is_folder:
         return _below(location, partial(walk, location))
@@ -165,16 +239,7 @@ def _files_at(path: str) -> Files:
     if glob.has_magic(path):
         magic = next(i for i, part in enumerate(location.parts) if glob.has_magic(part))
         root = Path(*location.parts[:magic]) if magic else Path(".")
-        matches = sorted(map(Path, glob.glob(str(location), recursive=True)))
-
-        def matching(skip: Callable[[Path, str], None]) -> Iterator[Path]:
-            for match in matches:
-                if is_regular(match):
-                    yield match
-                elif not match.is_dir():
-                    skip(match, "not a regular file")
-
-        return _below(root, matching)
+        return _below(root, partial(_matches, root, str(Path(*location.parts[magic:]))))
     raise InputError(
         f"ingest.sources: there is no file or folder {path!r} ({location.absolute()}): correct the path"
     )
@@ -192,13 +257,11 @@ def files_of(source: Source) -> Files:
         files = _files_at(source.path)
     if not files.paths:
         there = (
-            f" (there are {len(files.skipped)} others, such as {files.skipped[0][0]!r})"
+            "; there are " + ", ".join(f"{count} {why}" for why, count in count_skipped(files))
             if files.skipped
             else ""
         )
-        raise InputError(
-            f"ingest.sources: {source.path!r} holds no file that ends in one of {', '.join(SUFFIXES)}{there}"
-        )
+        raise InputError(f"ingest.sources: {source.path!r} holds no file that is read ({READ}){there}")
     return files
 
 
@@ -236,3 +299,26 @@ def fingerprint_sources(config: IngestConfig, digests: SourceDigests) -> list[An
             # What is left out is told too, so that a file of another kind is not left out in silence.
             prints.append({"files": digests.files(files.root, files.paths), "skipped": files.skipped})
     return prints
+
+
+_EXPANDS = {".gz": 4, ".zst": 4, ".parquet": 3}
+"""How much larger the text of a compressed file is, roughly."""
+
+
+def shard_bytes_of(config: IngestConfig) -> int:
+    """Typical size of a shard, in bytes: what the recipe says, or what gives 16 shards and more, in powers of four.
+
+    Few sizes only, so that an added file changes how the others are cut when the text has grown fourfold, and never else.
+    """
+    if config.shard_bytes:
+        return config.shard_bytes
+    total = 0
+    for source in config.sources:
+        if source.dataset is not None:
+            return 64_000_000
+        for path in files_of(source).paths:
+            try:
+                total += path.stat().st_size * _EXPANDS.get(path.suffix.lower(), 1)
+            except OSError:
+                continue  # reading it will fail in the same way, and be counted and named there
+    return next((size for size in (64_000_000, 16_000_000, 4_000_000) if total >= 16 * size), 1_000_000)

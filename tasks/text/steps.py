@@ -1,22 +1,23 @@
-"""datatrove steps of ours: read a shard with row numbers, record what each filter drops, write what is kept."""
+"""datatrove steps of ours: read a shard with row numbers, clean each document, write what is kept and what is not."""
 
 import re
 import signal
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
-from datatrove.pipeline.formatters.base import BaseFormatter
 
 from tasks.tables import read_column, read_table, write_table
 from tasks.text.documents import DOCUMENTS, DOCUMENTS_SCHEMA
+from tasks.text.judges import Fault, Judge
 from tasks.text.verdicts import VERDICTS, VERDICTS_SCHEMA, dropped, kept
 
 _ROW = "scratchlm_row"
+_COLUMNS = ("source", "profile", "own_id", "metadata")
 
 
 def _size(text: str) -> str:
@@ -36,8 +37,8 @@ class ReadShard(PipelineStep):
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Documents in the order of the file."""
         for row, record in enumerate(read_table(self.path / DOCUMENTS).to_pylist()):
-            kept = {name: record[name] for name in ("source", "own_id", "metadata")}
-            yield Document(text=record["text"], id=record["id"], metadata={_ROW: row, **kept})
+            columns = {name: record[name] for name in _COLUMNS}
+            yield Document(text=record["text"], id=record["id"], metadata={_ROW: row, **columns})
 
 
 _LOCAL = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]"
@@ -48,18 +49,9 @@ _EMAIL = re.compile(
 """An address (RFC 5322, section 3.4.1) within the lengths of RFC 5321, section 4.5.3: so a match takes bounded time."""
 
 
-class ReplaceEmails(BaseFormatter):
-    """Replaces e-mail addresses, in time linear in the text."""
-
-    name = "📞 e-mail"
-
-    def __init__(self, replacement: str) -> None:
-        super().__init__()
-        self.replacement = replacement
-
-    def format(self, text: str) -> str:
-        """The text with the replacement in place of every address."""
-        return _EMAIL.sub(lambda _: self.replacement, text) if "@" in text else text
+def replace_emails(text: str, replacement: str) -> str:
+    """The text with the replacement in place of every e-mail address, in time linear in the text."""
+    return _EMAIL.sub(lambda _: replacement, text) if "@" in text else text
 
 
 class _TooSlow(Exception):
@@ -82,67 +74,59 @@ def _alarm(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, former)
 
 
-class TimeLimit(PipelineStep):
-    """Another step, which drops the documents that it cannot be done with in time."""
+Mend = Callable[[str], str]
+"""A text -> what it becomes."""
 
-    type, name = "⏱ - LIMIT", "time"
 
-    def __init__(self, step: Any, recorder: "Recorder", seconds: float) -> None:
+class Clean(PipelineStep):
+    """Takes the steps of a document's profile with it: each mends its text, or drops it.
+
+    Args:
+        profiles: steps by profile, each with its name and what it does.
+        max_seconds: longest time that a step may take for a document.
+
+    Attributes:
+        dropped: verdict by row of the documents that do not come through.
+    """
+
+    type, name = "🔻 - FILTER", "clean"
+
+    def __init__(
+        self, profiles: dict[str, list[tuple[str, Judge | None, Mend | None]]], max_seconds: float
+    ) -> None:
         super().__init__()
-        self.step, self.recorder, self.seconds = step, recorder, seconds
+        self.profiles, self.max_seconds = profiles, max_seconds
+        self.dropped: dict[int, dict[str, Any]] = {}
 
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        """What the step makes of each document."""
+        """Documents that come through all steps."""
         for document in data:
-            try:
-                with _alarm(self.seconds):
-                    made = list(self.step.run([document], rank, world_size))
-            except _TooSlow:
-                document.metadata["filter_reason"] = f"takes longer than {self.seconds:g} seconds"
-                self.recorder.write(document)
-                continue
-            yield from made
-
-
-class DropEmpty(PipelineStep):
-    """Drops documents in which nothing but white space is left."""
-
-    type, name = "🔻 - FILTER", "empty"
-
-    def __init__(self, recorder: "Recorder") -> None:
-        super().__init__()
-        self.recorder = recorder
-
-    def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        """Documents that have text."""
-        for document in data:
-            if document.text.strip():
+            fault = self._clean(document)
+            if fault is None:
                 yield document
             else:
-                document.metadata["filter_reason"] = "no text"
-                self.recorder.write(document)
+                self.dropped[document.metadata[_ROW]] = fault
 
-
-class Recorder:
-    """The exclusion writer of one filter: notes row and reason instead of writing the text again."""
-
-    def __init__(self, step: str, dropped: dict[int, dict[str, Any]]) -> None:
-        self.step, self.dropped = step, dropped
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
-
-    def write(self, document: Document, rank: int = 0, **_: Any) -> None:
-        """Note that this step drops the document."""
-        row = document.metadata[_ROW]
-        if row in self.dropped:
-            raise ValueError(
-                f"row {row} was dropped twice, by {self.dropped[row]['step']} and by {self.step}"
-            )
-        reason = document.metadata.get("filter_reason") or self.step
-        self.dropped[row] = dropped(self.step, reason, _size(document.text))
+    def _clean(self, document: Document) -> dict[str, Any] | None:
+        """Mend a document; returns the verdict if it is to be dropped."""
+        for step, judge, mend in self.profiles[document.metadata["profile"]]:
+            fault: Fault | None = None
+            try:
+                with _alarm(self.max_seconds):
+                    if mend:
+                        document.text = mend(document.text)
+                    if judge:
+                        fault = judge(document.text)
+            except _TooSlow:
+                reason = f"takes longer than {self.max_seconds:g} seconds"
+                return dropped(step, reason, _size(document.text), "clean.max_document_seconds")
+            if fault:
+                field = f"clean.{step}.{fault.field}" if fault.field else f"clean.{step}"
+                return dropped(step, fault.reason, _size(document.text), field, fault.value, fault.limit)
+            if not document.text.strip():
+                # A step may leave nothing of a text.
+                return dropped("empty", "no text", _size(document.text))
+        return None
 
 
 class WriteKept(PipelineStep):
@@ -165,13 +149,8 @@ class WriteKept(PipelineStep):
         records: list[dict[str, Any]] = []
         for document in data:
             rows.append(document.metadata[_ROW])
-            records.append(
-                {
-                    "id": document.id,
-                    "text": document.text,
-                    **{name: document.metadata[name] for name in ("source", "own_id", "metadata")},
-                }
-            )
+            columns = {name: document.metadata[name] for name in _COLUMNS}
+            records.append({"id": document.id, "text": document.text, **columns})
         texts = read_column(self.source / DOCUMENTS, "text")
         came, gone = set(rows), set(self.dropped)
         wrong = sorted((came & gone) | (set(range(len(texts))) ^ (came | gone)))
@@ -180,12 +159,16 @@ class WriteKept(PipelineStep):
         write_table(self.out / DOCUMENTS, records, DOCUMENTS_SCHEMA)
         verdicts = [self.dropped.get(row) or kept() for row in range(len(texts))]
         write_table(self.out / VERDICTS, verdicts, VERDICTS_SCHEMA)
-        reasons = Counter(f"{verdict['step']}: {verdict['reason']}" for verdict in self.dropped.values())
+        by_reason = Counter(verdict["reason"] for verdict in self.dropped.values())
+        by_field = Counter(
+            verdict["field"] or f"clean.{verdict['step']}" for verdict in self.dropped.values()
+        )
         self.metrics = {
             "documents": len(texts),
             "kept": len(records),
             "bytes": sum(len(text.encode()) for text in texts),
             "kept_bytes": sum(len(record["text"].encode()) for record in records),
-            "dropped": dict(sorted(reasons.items())),
+            "dropped": dict(sorted(by_reason.items())),
+            "dropped_by_field": dict(sorted(by_field.items())),
         }
         yield from ()

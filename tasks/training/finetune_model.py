@@ -7,13 +7,12 @@ import numpy as np
 from pydantic import Field
 
 from model.base_config import Config
-from model.errors import InputError
 from model.objectives.conversations import ConversationObjective
 from model.objectives.preferences import PreferenceObjective
 from model.tokens import open_tokens
 from tasks.engine.machine import Machine
 from tasks.engine.stage import Artifact, Metrics, stage
-from tasks.training.finetune_settings import FinetuneConfig, base_shape, describe_adapter, whole_steps
+from tasks.training.finetune_settings import FinetuneConfig, base_shape, describe_adapter, steps_for
 from tasks.training.reference import REFERENCE
 from tasks.training.settings import TrainModelConfig
 from tasks.training.torchrun import train_under_torchrun
@@ -61,20 +60,15 @@ def finetune_model(
         np.save(work / REFERENCE, np.concatenate([np.load(path / REFERENCE) for path in reference.shards]))
         objective = PreferenceObjective(beta=chosen.beta, reference=work / REFERENCE)
 
-    # A batch is whole rows, and an epoch a whole number of them.
     row = config.context_length * objective.windows_per_row
-    if chosen.tokens_per_batch % row:
-        windows = "two windows" if objective.windows_per_row == 2 else "one window"
-        raise InputError(
-            f"finetune.tokens_per_batch ({chosen.tokens_per_batch}) must be a multiple of {row}, "
-            f"{windows} of the context of {config.context_length} tokens"
-        )
     shards = [open_tokens(path / "train.arrow", digest) for path in tokens.shards]
     n_rows = len(objective.open_rows(shards, config.context_length))
-    training = TrainModelConfig(
-        model=shape.model_copy(update={"context_length": config.context_length}),
-        train=whole_steps(chosen, chosen.epochs * n_rows * row),
-    )
+    train = steps_for(chosen, n_rows, row)
+    if config.objective == "preferences":
+        # Of a pair the chosen side may well become less likely, as long as the other one does so more.
+        train = train.model_copy(update={"keep": "last"})
+    shape = shape.model_copy(update={"context_length": config.context_length})
+    training = TrainModelConfig(model=shape, train=train)
     metrics = train_under_torchrun(
         training, objective, tokens, tokenizer, out, work, machine, start=base.path, adapter=chosen.adapter
     )

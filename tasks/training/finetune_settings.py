@@ -1,7 +1,6 @@
 """What a base is trained further with: the section finetune of a recipe, and how it becomes steps of the trainer."""
 
 import json
-import math
 from pathlib import Path
 from typing import Self
 
@@ -27,7 +26,18 @@ from tasks.engine.stage import Artifact
 class FinetuneConfig(OptimizationConfig):
     """How the base is trained further. Adapters need the optimizer adamw."""
 
-    epochs: float = Field(3.0, gt=0, description="Times that every conversation, or the text, is trained on.")
+    epochs: float | None = Field(
+        None,
+        gt=0,
+        description="Times that every conversation, or the text, is trained on; if empty 3, and on little text up to 15, until "
+        "there are 50 steps.",
+    )
+    tokens_per_batch: int | None = Field(
+        None,
+        ge=8,
+        description="Tokens in one optimizer step, in tokens; a multiple of the context length, of twice that for preferences. "
+        "If empty, at most 4,096, and so few that there are 50 steps, if the text has as many windows.",
+    )
     adapter: LowRankAdapter | None = Field(
         None, description="Train adapters of this shape and freeze the base; all weights if empty."
     )
@@ -57,12 +67,35 @@ class FinetuneConfig(OptimizationConfig):
         return self
 
 
-def whole_steps(config: FinetuneConfig, places: float) -> TrainConfig:
-    """The trainer's configuration for so many places, in tokens, rounded up to whole steps."""
-    n_steps = max(1, math.ceil(places / config.tokens_per_batch))
+_STEPS, _EPOCHS, _MOST_EPOCHS, _TOKENS_PER_BATCH = 50, 3.0, 15.0, 4096
+"""What becomes of fields that are empty: fewer steps than these learn little, whatever the rate."""
+
+
+def steps_for(config: FinetuneConfig, n_rows: float, row_tokens: int) -> TrainConfig:
+    """The trainer's configuration for a text of so many rows: its epochs, rounded to whole steps.
+
+    Args:
+        n_rows: rows of one epoch.
+        row_tokens: tokens of a row: the context length, twice that for preferences.
+
+    Raises:
+        InputError: if a batch is no whole number of rows.
+    """
+    if config.tokens_per_batch and config.tokens_per_batch % row_tokens:
+        raise InputError(
+            f"finetune.tokens_per_batch ({config.tokens_per_batch}) must be a multiple of {row_tokens} tokens, the windows of "
+            "a row: take another, or leave it out"
+        )
+    epochs = config.epochs or max(_EPOCHS, min(_MOST_EPOCHS, _STEPS / max(1.0, n_rows)))
+    fitting = max(1, min(_TOKENS_PER_BATCH // row_tokens, int(epochs * n_rows / _STEPS)))
+    rows_per_batch = config.tokens_per_batch // row_tokens if config.tokens_per_batch else fitting
+    tokens_per_batch = rows_per_batch * row_tokens
     fields = config.model_dump(include=set(OptimizationConfig.model_fields))
     return TrainConfig(
-        tokens=n_steps * config.tokens_per_batch, decay_fraction=1 - config.warmup_fraction, **fields
+        tokens=max(1, round(epochs * n_rows / rows_per_batch)) * tokens_per_batch,
+        tokens_per_batch=tokens_per_batch,
+        decay_fraction=1 - config.warmup_fraction,
+        **fields,
     )
 
 

@@ -148,7 +148,7 @@ def test_plan_says_why(line: Line):
     assert rows["train_model"]["seconds"] > 0
     assert rows["export_model"]["state"] == "depends"
     assert rows["tokenize"]["state"] == "cached"
-    rows = line.plan("--set", "clean.steps=[{step: fix_unicode}]")
+    rows = line.plan("--set", "clean.repetition=off")
     assert rows["clean"]["state"] == "run"
     assert rows["minhash"]["state"] == "depends"
     assert rows["minhash"]["reason"].startswith("on clean")

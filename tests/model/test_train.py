@@ -12,14 +12,16 @@ import pytest
 from safetensors.torch import load_file
 
 from model.batches import next_token_windows
+from model.best import load_best
 from model.config import ModelConfig, TrainConfig
 from model.deepspeed_engine import Learner
 from model.errors import InputError
 from model.held_out import HeldOut, measure_held_out
 from model.machine import TrainingMachine
 from model.objectives.text import TextObjective
-from model.tokens import write_tokens
+from model.tokens import open_tokens, write_tokens
 from model.train_spec import TrainSpec
+from model.weights import load_model
 from tasks.engine.process import child_environment
 from tasks.training.ranks import explain_failure, first_error, train_here
 
@@ -90,6 +92,84 @@ def test_machines_agree_to_rounding(tmp_path: Path, optimizer: str):
         assert other_weights.keys() == weights.keys()
         for name, value in weights.items():
             assert (value - other_weights[name]).abs().max() < 1e-3, (machine, name)
+
+
+def overfitting(folder: Path, **fields) -> TrainSpec:
+    """A training on one page of noise, which can be learnt by heart and not understood."""
+    made = spec(folder)
+    train = TrainConfig(
+        tokens=120 * 128,
+        tokens_per_batch=128,
+        learning_rate=0.02,
+        muon_learning_rate=0.02,
+        evaluations=12,
+        **fields,
+    )
+    made.work.mkdir()
+    shape = ModelConfig(n_layers=2, d_model=64, n_heads=2, context_length=16)
+    return made.model_copy(update={"train": train, "model": shape})
+
+
+def held_out_of(made: TrainSpec) -> float:
+    """Held-out bits per byte of the weights that a training wrote, as it measures on the way."""
+    windows = made.objective.validation_windows(
+        [open_tokens(path) for path in made.validation_shards], 16, made.train.evaluation_tokens
+    )
+    token_bytes = np.array(json.loads(made.token_bytes.read_text()))
+    return measure_held_out(load_model(made.out)[0], windows, token_bytes).bits_per_byte
+
+
+@pytest.mark.end_to_end
+def test_the_best_weights_are_kept_and_a_kill_changes_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    made = overfitting(tmp_path / "best")
+    figures = train_here(made)
+    lines = [json.loads(line) for line in (made.work / "metrics.jsonl").read_text().splitlines()]
+    measured = {
+        line["step"] + 1: line["validation_bits_per_byte"]
+        for line in lines
+        if "validation_bits_per_byte" in line
+    }
+    best = min(measured, key=measured.__getitem__)
+    assert figures["kept_step"] == best < 120
+    assert figures["best_validation_bits_per_byte"] == measured[best] < figures["validation_bits_per_byte"]
+    assert held_out_of(made) == pytest.approx(measured[best], rel=1e-6)
+    last = overfitting(tmp_path / "last", keep="last")
+    assert train_here(last)["kept_step"] == 120
+    assert held_out_of(last) == pytest.approx(measured[120], rel=1e-6)
+
+    # Stopped after the best step, it remembers which that was; the same bytes come out.
+    stopped = overfitting(tmp_path / "stopped")
+    calls, forward = iter(range(10_000)), Learner.forward
+
+    def told(self, *arguments, **batch):
+        if self.training and next(calls) == best + 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return forward(self, *arguments, **batch)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Learner, "forward", told)
+        with pytest.raises(KeyboardInterrupt):
+            train_here(stopped)
+    assert [path.name for path in stopped.work.glob("best-*")] == [f"best-{best:08d}.safetensors"]
+    assert train_here(stopped)["kept_step"] == best
+    weights, others = (load_file(folder.out / "model.safetensors") for folder in (made, stopped))
+    assert all((weights[name] == value).all() for name, value in others.items())
+
+
+@pytest.mark.end_to_end
+def test_best_weights_that_are_damaged_are_never_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    made = overfitting(tmp_path / "damaged")
+
+    def damage(work: Path, state: dict) -> None:
+        for path in work.glob("best-*"):
+            path.write_bytes(path.read_bytes()[:-1] + b"x")
+
+    monkeypatch.setattr(
+        "model.train.load_best",
+        lambda model, work, state: (damage(work, state), load_best(model, work, state)),
+    )
+    with pytest.raises(InputError, match=r"damaged or gone.*keep to last"):
+        train_here(made)
 
 
 @pytest.mark.end_to_end

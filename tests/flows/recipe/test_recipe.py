@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from flows.recipe.fields import list_fields
 from flows.recipe.read import load_recipe
 from flows.recipe.recipe import Recipe
 from model.errors import InputError
@@ -59,7 +60,15 @@ def test_the_demo_recipe_is_valid_and_small_recipes_have_defaults(tmp_path: Path
         ({"split": {"validation_fraction": 0.1, "validation_ids": ["text/a"]}}, "choose one"),
         ({"machine": {"ranks": 3}}, "cannot be shared by machine.ranks 3"),
         ({"machine": {"zero_stage": 1}}, "set machine.zero_stage to 0 or train_model.optimizer to adamw"),
-        ({"clean": {"steps": [{"step": "gopher"}]}}, "clean.steps.0"),
+        (
+            {"clean": {"gopher_quality": {"min_wrds": 5}}},
+            "clean.gopher_quality.min_wrds: did you mean 'min_words'?",
+        ),
+        (
+            {"clean": {"gopher_quality": {"min_words": 5}}},
+            "clean.gopher_quality is for sources with profile web",
+        ),
+        ({"clean": {"repetition": "never"}}, "clean.repetition is 'never'"),
         (
             {"evaluate_model": {"tasks": "sciq"}},
             "evaluate_model.tasks is 'sciq': input should be a list, such as [a, b]",
@@ -135,3 +144,15 @@ def _fields(model) -> list:
 def test_every_field_has_a_description():
     missing = [name for name, description in _fields(Recipe) if not description]
     assert missing == []
+
+
+def test_steps_of_cleaning_are_set_as_fields_spells_them(tmp_path: Path):
+    names = {field.name for field in list_fields("clean")}
+    assert {"clean.gopher_quality", "clean.gopher_quality.min_words", "clean.max_dropped"} <= names
+    crawl = {**GOOD, "ingest": {"sources": [{"path": "a", "profile": "web"}]}}
+    clean = load(tmp_path, crawl, "clean.gopher_quality.min_words=20", "clean.gopher_repetition=off").clean
+    assert clean.gopher_quality.min_words == 20
+    assert clean.gopher_repetition is None
+    assert clean.repetition is not None
+    # What is written for a child process or shown in a form reads back as it was.
+    assert type(clean).model_validate_json(clean.model_dump_json()) == clean

@@ -18,14 +18,7 @@ from tasks.engine.sources import SourceDigests
 from tasks.engine.stage import Artifact, Shard
 from tasks.ngrams import WordHasher, ngram_hashes
 from tasks.tables import read_table, write_table
-from tasks.text.clean import (
-    CleanConfig,
-    FixUnicode,
-    GopherQuality,
-    GopherRepetition,
-    ReplacePersonalData,
-    clean,
-)
+from tasks.text.clean import CleanConfig, clean
 from tasks.text.decontaminate import decontaminate
 from tasks.text.deduplicate import DeduplicateConfig, deduplicate
 from tasks.text.documents import DOCUMENTS_SCHEMA
@@ -36,11 +29,9 @@ from tasks.text.split import SplitConfig, split
 from tasks.text.verdicts import VERDICTS_SCHEMA, kept
 
 
-def write_shard(folder: Path, texts: dict[str, str], source: str = "s") -> Path:
-    rows = [
-        {"id": f"{source}/{name}", "text": text, "source": source, "metadata": "{}"}
-        for name, text in texts.items()
-    ]
+def write_shard(folder: Path, texts: dict[str, str], source: str = "s", profile: str = "plain") -> Path:
+    columns = {"source": source, "profile": profile, "metadata": "{}"}
+    rows = [{"id": f"{source}/{name}", "text": text, **columns} for name, text in texts.items()]
     write_table(folder / "documents.parquet", rows, DOCUMENTS_SCHEMA)
     return folder
 
@@ -55,60 +46,116 @@ def prose(speeches: list[Path]) -> list[str]:
     return [path.read_text()[3_000:7_000] for path in speeches[::20]][:12]
 
 
-def run_clean(tmp_path: Path, texts: dict[str, str], *steps) -> tuple[list[dict], list[dict], dict]:
-    shard = write_shard(tmp_path / "in", texts)
-    config = CleanConfig(steps=steps) if steps else CleanConfig()
-    metrics = drain(clean.fn(config, documents=Shard(shard), out=tmp_path / "out"))
+def run_clean(
+    tmp_path: Path, texts: dict[str, str], profile: str = "plain", **fields
+) -> tuple[list[dict], list[dict], dict]:
+    shard = write_shard(tmp_path / "in", texts, profile=profile)
+    metrics = drain(clean.fn(CleanConfig(**fields), documents=Shard(shard), out=tmp_path / "out"))
     return read_table(tmp_path / "out" / "documents.parquet").to_pylist(), verdicts(tmp_path / "out"), metrics
 
 
 def test_clean_gives_each_row_one_verdict(tmp_path: Path, prose: list[str]):
     texts = {
         "good": prose[0],
-        "short": "Too short.",
+        "short": "Short, and kept.",
         "repeats": "The same line of words again and again.\n" * 60,
-        "symbols": "# # ... # " * 100,
+        "binary": "\x00\x01\x02\x03 PK" * 100,
+        "base64": "aGVsbG8gd29ybGQh" * 100,
         "empty": "   ",
         "mojibake": prose[1] + " schÃ¶n",
         "mail": prose[2] + " Write to someone@company.org or 8.8.8.8 v1.2.3.4.",
     }
     kept, found, metrics = run_clean(tmp_path, texts)
-    assert [verdict["kept"] for verdict in found] == [True, False, False, False, False, True, True]
-    assert found[1] | {"detail": None} == {
-        "kept": False,
-        "step": "gopher_quality",
-        "reason": "gopher_short_doc",
-        "detail": None,
-    }
-    assert found[2]["step"] == "gopher_repetition"
+    assert [verdict["kept"] for verdict in found] == [True, True, False, False, False, False, True, True]
+    assert [verdict["field"] for verdict in found[2:6]] == [
+        "clean.repetition.min_distinct",
+        "clean.rubbish.max_unprintable",
+        "clean.rubbish.max_encoded",
+        None,
+    ]
+    assert found[2]["value"] < found[2]["limit"] == 0.1
+    assert found[3]["value"] > found[3]["limit"] == 0.05
     by_id = {row["id"]: row["text"] for row in kept}
-    assert list(by_id) == ["s/good", "s/mojibake", "s/mail"]
+    assert list(by_id) == ["s/good", "s/short", "s/mojibake", "s/mail"]
     assert by_id["s/good"] == prose[0]
     assert by_id["s/mojibake"].endswith("schön")
     assert "someone@company.org" not in by_id["s/mail"]
     assert "v1.2.3.4" in by_id["s/mail"]
-    assert metrics["documents"] == 7
-    assert metrics["kept"] == 3
-    assert sum(metrics["dropped"].values()) == 4
+    assert (metrics["documents"], metrics["kept"]) == (8, 4)
+    assert sum(metrics["dropped"].values()) == sum(metrics["dropped_by_field"].values()) == 4
 
 
-def test_the_order_of_steps_is_the_recipes(tmp_path: Path):
-    texts = {"both": "no no no no\n" * 5}
-    _, first, _ = run_clean(tmp_path / "a", texts, GopherQuality(), GopherRepetition())
-    _, second, _ = run_clean(tmp_path / "b", texts, GopherRepetition(), GopherQuality())
-    assert (first[0]["step"], second[0]["step"]) == ("gopher_quality", "gopher_repetition")
+def test_text_of_a_crawl_is_judged_by_gopher_and_every_verdict_is_measured(tmp_path: Path, prose: list[str]):
+    few = " ".join(f"Word{i}" for i in range(60))
+    texts = {
+        "good": prose[0],
+        "short": "Too short.",
+        "long words": f"{few} {'pneumonoultramicroscopic' * 3} " * 3,
+        "repeats": "The same line of words and that again, be it so.\n" * 60,
+        "hashes": "The words of it have to be that and # " * 10,
+        "bullets": "- the one and that of it\n" * 20,
+        "digits": "the 12345 23456 and 678910 " * 15,
+        "german": " ".join(f"Der Hund Nummer{i} und die Katze schliefen lange" for i in range(10)),
+    }
+    _, found, _ = run_clean(tmp_path, texts, "web")
+    fields = dict(zip(texts, (verdict["field"] for verdict in found), strict=True))
+    assert fields["good"] is None
+    assert fields["short"] == "clean.gopher_quality.min_words"
+    assert fields["hashes"] == "clean.gopher_quality.max_symbol_ratio"
+    assert fields["digits"] == "clean.gopher_quality.min_alphabetic_words"
+    assert fields["german"] == "clean.gopher_quality.min_stop_words"
+    assert fields["repeats"] == "clean.gopher_repetition.max_duplicate_paragraphs" or fields[
+        "repeats"
+    ].startswith("clean.gopher_repetition")
+    for verdict in found:
+        if verdict["field"]:
+            lowest = ".min_" in verdict["field"]
+            assert (verdict["value"] < verdict["limit"]) if lowest else (verdict["value"] > verdict["limit"])
+
+
+def test_a_mark_is_no_word(tmp_path: Path):
+    """Where each mark counts as a word without a letter, ordinary documentation is dropped."""
+    page = 'Call `f(x, y)` -- see "the manual" -- and that will, of course, have (to) be "done": ok? ' * 12
+    _, found, _ = run_clean(tmp_path, {"page": page}, "web", gopher_repetition=False)
+    assert found[0]["kept"]
+
+
+def test_steps_are_switched_and_sources_without_cleaning_keep_all(tmp_path: Path):
+    texts = {"repeats": "again and again\n" * 200, "mail": "someone@company.org"}
+    kept, _, _ = run_clean(tmp_path / "off", texts, repetition=False, replace_personal_data=False)
+    assert [row["text"] for row in kept] == list(texts.values())
+    kept, _, _ = run_clean(tmp_path / "none", texts, "none")
+    assert [row["text"] for row in kept] == list(texts.values())
+    kept, _, _ = run_clean(tmp_path / "loose", texts, repetition={"min_distinct": 0.001})
+    assert len(kept) == 2
+
+
+@pytest.mark.parametrize("limit", [0.5, 0.9])
+def test_cleaning_stops_where_nearly_all_is_dropped(limit: float):
+    metrics = {
+        "documents": 10,
+        "kept": 1,
+        "dropped": {"too few words": 9},
+        "dropped_by_field": {"clean.gopher_quality.min_words": 9},
+    }
+    assert clean.check
+    if limit == 0.9:
+        clean.check(CleanConfig(max_dropped=limit), metrics)
+        metrics |= {"kept": 0}
+    with pytest.raises(InputError, match=r"--set clean\.gopher_quality=off"):
+        clean.check(CleanConfig(max_dropped=limit), metrics)
 
 
 def test_replacing_does_not_depend_on_neighbours(tmp_path: Path):
     texts = {str(i): f"{i}@mail.org and {i}@mail.com" for i in range(3)}
-    kept, _, _ = run_clean(tmp_path, texts, FixUnicode(), ReplacePersonalData())
+    kept, _, _ = run_clean(tmp_path, texts)
     assert {row["text"] for row in kept} == {"email@example.com and email@example.com"}
 
 
-@given(st.lists(st.text(max_size=200), max_size=8))
-def test_clean_survives_any_text(tmp_path_factory, texts):
+@given(st.lists(st.text(max_size=200), max_size=8), st.sampled_from(["plain", "web", "none"]))
+def test_clean_survives_any_text(tmp_path_factory, texts, profile):
     kept, found, metrics = run_clean(
-        tmp_path_factory.mktemp("any"), {str(i): text for i, text in enumerate(texts)}
+        tmp_path_factory.mktemp("any"), {str(i): text for i, text in enumerate(texts)}, profile
     )
     assert len(found) == len(texts) == metrics["documents"]
     assert len(kept) == sum(verdict["kept"] for verdict in found)

@@ -17,9 +17,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tasks.engine.sources import SourceDigests, walk
-from tasks.text.clean import CleanConfig, ReplacePersonalData, _datatrove_steps
+from tasks.text.clean import CleanConfig, ReplacePersonalData, _action
 from tasks.text.sources import IngestConfig, Source, fingerprint_sources
-from tasks.text.steps import Recorder, ReplaceEmails, TimeLimit
+from tasks.text.steps import Clean, replace_emails
 from tests.tasks.text.test_ingest import run
 
 N_ROWS = 400
@@ -114,16 +114,18 @@ def test_everything_that_is_not_read_has_a_row(tmp_path: Path, monkeypatch: pyte
         (folder / name).mkdir(parents=True)
     for name in (
         "a.txt",
-        "b.html",
-        "c.csv",
+        "b.pdf",
+        "c.docx",
         "d.TXT",
         "e",
         ".f.txt",
         ".hidden/g.txt",
-        "deep/h.md",
+        "deep/h.bin",
         "closed/i.txt",
     ):
         (folder / name).write_text("Some text.")
+    (folder / "prices.csv").write_text("day,price\n1,2\n")
+    (folder / "package.json").write_text('{"version": 1}')
     (folder / "empty.txt").write_text("")
     (folder / "empty.jsonl").write_text("")
     os.mkfifo(folder / "pipe.jsonl")
@@ -146,15 +148,19 @@ def test_everything_that_is_not_read_has_a_row(tmp_path: Path, monkeypatch: pyte
     assert {row["where"]: row["why"] for row in skipped} == {
         ".f.txt": "hidden",
         ".hidden": "hidden",
-        "b.html": "not a kind of file that is read (.html)",
-        "c.csv": "not a kind of file that is read (.csv)",
+        "b.pdf": "not a kind of file that is read (.pdf)",
+        "c.docx": "not a kind of file that is read (.docx)",
         "closed": "unreadable folder: PermissionError",
-        "deep/h.md": "not a kind of file that is read (.md)",
+        "deep/h.bin": "not a kind of file that is read (.bin)",
         "e": "not a kind of file that is read (no extension)",
+        "package.json": "a file of JSON with no field with the text (its fields: 'version'; say which one in "
+        "ingest.sources as text_field)",
         "pipe.jsonl": "not a regular file",
+        "prices.csv": "a table with no field with the text (its fields: 'day', 'price'; say which one in ingest.sources "
+        "as text_field)",
         "zero.txt": "not a regular file",
     }
-    assert sum(metrics["skipped"].values()) == 9
+    assert sum(metrics["skipped"].values()) == 11
     # A file of another kind that comes is told, although it changes no document.
     config = IngestConfig(sources=(Source(path=str(folder)),))
     before = fingerprint_sources(config, SourceDigests())
@@ -225,44 +231,45 @@ def test_a_small_parquet_file_does_not_become_a_large_one(tmp_path: Path):
     st.from_regex(r"[a-z][a-z0-9]{0,8}(\.[a-z]{1,8}){0,3}@([a-z0-9]{1,8}\.){1,3}[a-z]{2,6}", fullmatch=True),
 )
 def test_an_address_is_replaced_wherever_it_stands(before: str, address: str):
-    replaced = ReplaceEmails("email@example.com").format(f"{before} <{address}>, and")
+    replaced = replace_emails(f"{before} <{address}>, and", "email@example.com")
     assert address not in replaced.replace("email@example.com", "")
     assert replaced.endswith("<email@example.com>, and")
 
 
 @pytest.mark.parametrize("unit", ["a-b-", "a@", "@a.", "a.", "a'b'", "x@y.z ", "a@b-"])
 def test_addresses_are_found_in_time_linear_in_the_text(unit: str):
-    step = ReplaceEmails("email@example.com")
-    short, long = (cpu_seconds(lambda n=n: step.format(unit * n + "@")) for n in (20_000, 200_000))
+    short, long = (
+        cpu_seconds(lambda n=n: replace_emails(unit * n + "@", "email@example.com"))
+        for n in (20_000, 200_000)
+    )
     # Ten times the text; a quadratic pattern would take a hundred times as long, minutes in fact.
     assert long < 60 * max(short, 0.01)
 
 
 def test_a_document_that_takes_too_long_is_dropped_and_named():
     from datatrove.data import Document
-    from datatrove.pipeline.formatters.base import BaseFormatter
 
-    class Slow(BaseFormatter):
-        def format(self, text: str) -> str:
-            while text == "slow":
-                pass
-            return text
+    def slow(text: str) -> str:
+        while text == "slow":
+            pass
+        return text
 
-    dropped: dict[int, dict[str, Any]] = {}
     texts = ["first", "slow", "last"]
-    documents = [Document(text=text, id=text, metadata={"scratchlm_row": i}) for i, text in enumerate(texts)]
-    limited = TimeLimit(Slow(), Recorder("fix_unicode", dropped), 0.2)
-    assert [document.text for document in limited.run(documents)] == ["first", "last"]
-    assert dropped[1]["reason"] == "takes longer than 0.2 seconds"
+    documents = [
+        Document(text=text, id=text, metadata={"scratchlm_row": i, "profile": "plain"})
+        for i, text in enumerate(texts)
+    ]
+    cleaning = Clean({"plain": [("fix_unicode", None, slow)]}, 0.2)
+    assert [document.text for document in cleaning.run(documents)] == ["first", "last"]
+    assert cleaning.dropped[1]["reason"] == "takes longer than 0.2 seconds"
     assert CleanConfig().max_document_seconds > 1
 
 
 def test_personal_data_is_replaced_by_both_blocks():
-    blocks = _datatrove_steps(ReplacePersonalData(ip_addresses=True), None)
+    _, judge, mend = _action("replace_personal_data", ReplacePersonalData(ip_addresses=True))
+    assert judge is None
     text = "write to o'neil.x+y@mail.example.co.uk or 8.8.8.8, not a@b"
-    for block in blocks:
-        text = block.format(text)
-    assert text == "write to email@example.com or 192.0.2.1, not a@b"
+    assert mend(text) == "write to email@example.com or 192.0.2.1, not a@b"
 
 
 def test_an_expression_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch):

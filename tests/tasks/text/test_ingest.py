@@ -81,9 +81,12 @@ def test_what_cannot_be_read_is_named(tmp_path: Path):
     (folder / "f.txt").write_bytes(b"")
     rows, metrics, errors = run(tmp_path / "out", Source(path=str(folder)))
     named = {error["where"]: error["error"] for error in errors}
-    assert named["b.txt"] == "not UTF-8 at byte 0"
+    assert named["b.txt"] == "not UTF-16 at byte 2"
     assert named["c.jsonl:1"] == "field 'text' is int, not text"
-    assert named["c.jsonl:2"] == "field 'text' is missing"
+    assert (
+        named["c.jsonl:2"]
+        == "no field with the text (its fields: 'no'; say which one in ingest.sources as text_field)"
+    )
     assert named["c.jsonl:3"] == "not an object with fields"
     assert named["c.jsonl:4"].startswith("not JSON")
     assert named["c.jsonl:6"] == "no text"
@@ -158,7 +161,7 @@ def test_too_many_errors_stop_the_run(tmp_path: Path):
         ("{}/nowhere", "there is no file or folder"),
         ("{}/*.none", "holds no file"),
         ("{}/empty", "holds no file"),
-        ("{}/a.pdf", "ends in none of"),
+        ("{}/a.pdf", "no kind of file that is read"),
         ("package:no_such_package", "is not installed"),
         ("package:../x", "is not installed"),
     ],

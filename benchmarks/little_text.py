@@ -6,11 +6,11 @@ Each variant trains the same shape for the same steps on the first megabytes of 
 held-out text is what comes after it. Printed are the bits per byte of the best measurement and of the last one,
 means and standard deviations over seeds, and where the best one was, in epochs.
 
-plain            windows at the same places in every epoch
-windows          windows that begin elsewhere in every epoch
-decay            weight decay of the matrices, 0.1
-dropout          dropout of 0.1 after attention and feed-forward of every block
-average          weights averaged with decay 0.98 over the steps, and measured instead of the last ones
+plain      windows at the same places in every epoch
+windows    windows that begin elsewhere in every epoch: what the trainer does, and what the others do too
+decay      and weight decay of the matrices, 0.1
+dropout    and dropout of 0.1 after attention and feed-forward of every block
+average    and weights averaged with decay 0.98 over the steps, measured instead of the last ones
 """
 
 import argparse
@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from model.batches import Windows, permute
+from model.batches import Windows, shuffled
 from model.config import ModelConfig, TrainConfig
 from model.loss import summed_cross_entropy
 from model.optimizer import build_optimizer, set_rates
@@ -57,19 +57,12 @@ def train_bpe(text: str, size: int) -> Tokenizer:
     return tokenizer
 
 
-def draw(ids: np.ndarray, step: int, rows: int, seed: int, shifted: bool) -> np.ndarray:
-    """Windows (rows, T + 1) of a step; shifted: of every epoch at places of its own."""
-    length = SHAPE.context_length
-    windows = Windows([ids], length)
-    if not shifted:
+def draw(windows: Windows, step: int, rows: int, seed: int, shifted: bool) -> np.ndarray:
+    """Windows (rows, T + 1) of a step; shifted: of every epoch at places of its own, as the trainer takes them."""
+    if shifted:
         return windows.batch(step, rows, seed, 0, rows)
-    n, out = len(windows) - 1, []
-    for sample in range(step * rows, (step + 1) * rows):
-        epoch, place = divmod(sample, n)
-        offset = int(permute(np.array([epoch % length], np.uint64), length, seed, 1)[0]) if epoch else 0
-        start = int(permute(np.array([place], np.uint64), n, seed, epoch)[0]) * length + offset
-        out.append(ids[start : start + length + 1].astype(np.int64))
-    return np.stack(out)
+    samples = step * rows + np.arange(rows, dtype=np.uint64)
+    return windows.read(shuffled(samples, len(windows), seed).astype(np.int64) * SHAPE.context_length)
 
 
 @torch.no_grad()
@@ -120,11 +113,15 @@ def run(
         add_dropout(model, 0.1)
     averaged = copy.deepcopy(model) if variant == "average" else None
     optimizer = build_optimizer(config, model)
-    rows, figures = TOKENS_PER_BATCH // SHAPE.context_length, []
+    rows, figures, windows = (
+        TOKENS_PER_BATCH // SHAPE.context_length,
+        [],
+        Windows([train_ids], SHAPE.context_length),
+    )
     measured_after = {round((i + 1) * n_steps / 10) - 1 for i in range(10)}
     for step in range(n_steps):
         set_rates(config, optimizer, step)
-        batch = torch.from_numpy(draw(train_ids, step, rows, seed, variant == "windows"))
+        batch = torch.from_numpy(draw(windows, step, rows, seed, variant != "plain"))
         states = model.hidden_states(batch[:, :-1])
         loss = summed_cross_entropy(model, states.flatten(0, 1), batch[:, 1:].flatten()) / TOKENS_PER_BATCH
         loss.backward()

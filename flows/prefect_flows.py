@@ -31,6 +31,7 @@ from flows.recipe.recipe import AnyRecipe, FinetuneRecipe, Recipe
 from flows.runs.base import model_node
 from flows.runs.champions import find_champion, promote_model, refuse_model
 from flows.runs.execute import BuildNode, Place, build_shown, claim, open_place, run_nodes
+from flows.runs.forecast import foretell
 from flows.runs.news import find_news
 from flows.runs.record import Run, start_evaluation, start_run
 from flows.runs.result import RunResult
@@ -212,7 +213,10 @@ async def _open(
 async def _run_all(recipe: AnyRecipe, name: str, place: Place) -> Any:
     """A new run of a recipe, from its beginning to its page."""
     nodes = prepare_run(recipe, place)
-    return _state(await run_recipe(start_run(place.store, recipe, name), nodes, place))
+    run = start_run(place.store, recipe, name)
+    if isinstance(recipe, Recipe):
+        foretell(run, recipe, nodes, place)
+    return _state(await run_recipe(run, nodes, place))
 
 
 # Parameters are checked by `checked_values`, whose sentences name field, value and mend.

@@ -1,8 +1,8 @@
 """Which tokens are trained on at which step: a pure function of (seed, step).
 
-The shards are read as one stream, cut into windows; each epoch visits the windows in an
-order of its own. Nothing is remembered between steps, so the state of a resumed run is
-the number of its step, and the stream is the same on any number of ranks.
+The shards are read as one stream, cut into windows; each epoch cuts it at places of its own
+and visits the windows in an order of its own. Nothing is remembered between steps, so the
+state of a resumed run is the number of its step, and the stream is the same on any number of ranks.
 """
 
 from collections.abc import Iterator, Sequence
@@ -79,11 +79,18 @@ def shuffled(samples: np.ndarray, n: int, seed: int) -> np.ndarray:
     return indices
 
 
+def _offsets(epochs: np.ndarray, length: int, seed: int) -> np.ndarray:
+    """Where the first window of an epoch begins, int64: at 0 in the first one, and at every place once in `length` epochs."""
+    places = permute(np.append(epochs % np.uint64(length), np.uint64(0)), length, seed, 0).astype(np.int64)
+    return (places[:-1] - places[-1]) % length
+
+
 class Windows:
     """The training windows of a list of token shards.
 
-    Window i is tokens i*T to (i+1)*T of the stream, both included: T inputs and the T
-    targets that follow them.
+    In the first epoch window i is tokens i*T to (i+1)*T of the stream, both included: T inputs and the T
+    targets that follow them. Every later epoch begins elsewhere, and goes on at the start of the stream after its end: where
+    a text is read many times, a model that sees it cut differently learns it by heart later (`benchmarks/little_text.py`).
     """
 
     def __init__(self, shards: Sequence[np.ndarray], context_length: int) -> None:
@@ -95,19 +102,19 @@ class Windows:
     def __len__(self) -> int:
         return max(0, (self.n_tokens - 1) // self.context_length)
 
-    def read(self, indices: np.ndarray) -> np.ndarray:
-        """Windows (n,) -> token ids (n, T + 1), int64."""
+    def read(self, starts: np.ndarray) -> np.ndarray:
+        """Places of the stream (n,) -> the token ids from there on (n, T + 1), int64."""
         length = self.context_length + 1
-        out = np.empty((len(indices), length), np.int64)
-        for row, index in enumerate(indices.tolist()):
-            position, filled = index * self.context_length, 0
-            shard = int(np.searchsorted(self.ends, position, side="right"))
+        out = np.empty((len(starts), length), np.int64)
+        for row, start in enumerate(starts.tolist()):
+            position, filled = start % self.n_tokens, 0
             while filled < length:
-                start = position + filled - (int(self.ends[shard - 1]) if shard else 0)
-                piece = self.shards[shard][start : start + length - filled]
+                shard = int(np.searchsorted(self.ends, position, side="right"))
+                first = int(self.ends[shard - 1]) if shard else 0
+                piece = self.shards[shard][position - first : position - first + length - filled]
                 out[row, filled : filled + len(piece)] = piece
                 filled += len(piece)
-                shard += 1
+                position = (position + len(piece)) % self.n_tokens
         return out
 
     def batch(self, step: int, windows_per_batch: int, seed: int, first: int, count: int) -> np.ndarray:
@@ -116,4 +123,6 @@ class Windows:
 
     def draw(self, samples: np.ndarray, seed: int) -> np.ndarray:
         """The windows that come at positions `samples` (n,), uint64, of the endless stream: token ids (n, T + 1), int64."""
-        return self.read(shuffled(samples, len(self), seed))
+        windows = shuffled(samples, len(self), seed).astype(np.int64)
+        offsets = _offsets(samples // np.uint64(len(self)), self.context_length, seed)
+        return self.read(windows * self.context_length + offsets)

@@ -134,12 +134,12 @@ def _first_ranks(figure: float) -> float:
     return figures[0]
 
 
-def train(spec: TrainSpec, progress: Callable[[int, int, str], None]) -> dict[str, Any]:
+def train(spec: TrainSpec, progress: Callable[[int, int, str, str], None]) -> dict[str, Any]:
     """Train one model as rank RANK of WORLD_SIZE (environment), from the newest checkpoint if there is one.
 
     Args:
         spec: what to train, on which tokens, where.
-        progress: called with (done tokens, all tokens, "tokens") after every step, on rank 0.
+        progress: called with (done tokens, all tokens, "tokens", loss and speed in words) after every step, on rank 0.
 
     Returns:
         Figures: parameters, steps, step_seconds, tokens_per_second, the last losses, resumed_from_step.
@@ -228,7 +228,7 @@ def train(spec: TrainSpec, progress: Callable[[int, int, str], None]) -> dict[st
                     )
             if metrics:
                 metrics.write(record)
-                progress(done, config.n_steps * config.tokens_per_batch, "tokens")
+                progress(done, config.n_steps * config.tokens_per_batch, "tokens", _told(record, state))
             stop = is_asked_to_stop()
             if stop or (save_now and step + 1 < config.n_steps):
                 save(step + 1)
@@ -240,6 +240,14 @@ def train(spec: TrainSpec, progress: Callable[[int, int, str], None]) -> dict[st
             metrics.sync()
     epochs = round(config.n_steps * spec.rows_per_batch / len(rows), 3)
     return {**sizes, **_figures(spec, state, loss), "epochs": epochs, "resumed_from_step": first_step or None}
+
+
+def _told(record: dict[str, Any], state: dict[str, Any]) -> str:
+    """Loss, held-out figure and speed, for a person who watches."""
+    held_out = state["validation_bits_per_byte"]
+    measured = f"held out {held_out:.3f} bits/byte, " if held_out else ""
+    speed = record["tokens"] / state["step_seconds"]
+    return f"loss {record['loss']:.2f}, {measured}{speed:,.0f} tokens/s"
 
 
 def _check_finite(loss: float, step: int, config: TrainConfig) -> None:

@@ -16,6 +16,10 @@ from flows.command.errors import exit_codes
 from flows.command.say import say
 
 COMMANDS = {
+    "init": (
+        "init",
+        "Write a recipe for your own text that fits its size, this machine and the time that you have.",
+    ),
     "run": (
         "run",
         "Run a recipe: raw text to a benchmarked model. What is still valid is not computed again.",

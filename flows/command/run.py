@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from flows import evaluate as evaluation
+from flows.command.foresee import foresee
 from flows.command.options import (
     DEFAULT_STORE,
     Accept,
@@ -44,7 +45,7 @@ from flows.runs.record import (
 from flows.runs.result import RunResult
 from flows.serving.server import API_URL, prefect_server
 from flows.views.report import render_report
-from flows.views.terminal import TerminalDisplay, print_result, stage_line
+from flows.views.terminal import TerminalDisplay, forecast_lines, print_result, stage_line
 from model.errors import InputError
 from tasks.benchmarks.items import prepare_benchmarks
 from tasks.engine.stage import Node
@@ -120,6 +121,9 @@ def _run_recipe(
             check_machine(
                 TrainModelConfig(model=recipe.model, train=recipe.train_model), place.machine.training()
             )
+        foretold = foresee(recipe, nodes, rows, place, console)
+        for line in forecast_lines(rows, foretold) if foretold else ():
+            console.print(line, highlight=False)
         store, accept = str(place.store.root), sorted(place.accept)
         result = _run_flow(flow, console, recipe=recipe, store=store, rehash=rehash, accept=accept)
     _finish(result, console, as_json)

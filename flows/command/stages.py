@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from flows.command.errors import FAILURE_EXIT
+from flows.command.foresee import foresee
 from flows.command.options import (
     DEFAULT_STORE,
     AsJson,
@@ -29,10 +30,11 @@ from flows.command.say import say
 from flows.graphs import graph_of, prepare_run, recipe_and_graph_of_run
 from flows.recipe.read import load_any_recipe
 from flows.runs.execute import open_place
+from flows.runs.forecast import with_seconds
 from flows.runs.one_stage import run_one_stage
 from flows.runs.plan import plan as make_plan
 from flows.runs.record import RUN, load_run, previous_entries, runs_folder
-from flows.views.terminal import plan_table, predict_line, stage_line
+from flows.views.terminal import forecast_lines, left_out_lines, plan_table, stage_line
 from model.errors import InputError
 from tasks.engine.store import Store
 
@@ -53,12 +55,15 @@ def plan(
     place = open_place(recipe, store, rehash=rehash)
     nodes = graph_of(recipe, place.store)
     rows = make_plan(nodes, place.store, place.sources, previous_entries(place.store, recipe.name))
+    console = make_console(to_stderr=as_json)
+    foretold = foresee(recipe, nodes, rows, place, console)
+    rows = with_seconds(rows, foretold) if foretold else rows
     if as_json:
         say(json.dumps([row.as_json() for row in rows]))
         return
-    console = make_console()
     console.print(plan_table(rows))
-    console.print(predict_line(rows), highlight=False)
+    for line in [*forecast_lines(rows, foretold), *left_out_lines(recipe.sources)]:
+        console.print(line, highlight=False)
 
 
 @contextmanager

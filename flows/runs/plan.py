@@ -1,6 +1,6 @@
 """plan: what a run would do and why, read from the graph and the store; builds nothing."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from flows.runs.changes import explain_change
@@ -20,7 +20,12 @@ CACHED, RUN, DEPENDS = "cached", "run", "depends"
 
 @dataclass(frozen=True)
 class Planned:
-    """What would happen to one stage."""
+    """What would happen to one stage.
+
+    Attributes:
+        seconds: that it will take, as far as an earlier run of the recipe tells.
+        metrics: figures of its result, if it is cached.
+    """
 
     stage: str
     state: str
@@ -28,6 +33,7 @@ class Planned:
     shards_ready: int | None = None
     shards: int | None = None
     seconds: float | None = None
+    metrics: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def as_json(self) -> dict[str, Any]:
         """The form of `plan --json`."""
@@ -65,7 +71,7 @@ def _plan_node(
     if node.given is not None:
         _, _, stored = look_up(node, {}, store, sources)
         assert stored is not None
-        return Planned(name, CACHED, ""), Known.of(stored)
+        return Planned(name, CACHED, "", metrics=stored.manifest.metrics), Known.of(stored)
     inputs = {input_name: known[upstream] for input_name, upstream in node.inputs.items()}
     try:
         resolved = resolve(node, inputs, sources)
@@ -91,7 +97,7 @@ def _plan_node(
     except BrokenArtifact as error:
         stored, fault = None, str(error)
     if stored:
-        return Planned(name, CACHED, "", ready, total), Known.of(stored)
+        return Planned(name, CACHED, "", ready, total, metrics=stored.manifest.metrics), Known.of(stored)
     reason = (
         f"artifact broken: {fault}"
         if fault

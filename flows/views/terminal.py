@@ -1,6 +1,7 @@
 """What a person sees in the terminal: a line for each stage, bars for those that run, a table at the end."""
 
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from rich.console import Console
@@ -9,12 +10,15 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    Task,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
+from flows.runs.forecast import Forecast
 from flows.runs.plan import CACHED, RUN, Planned
 from flows.runs.result import RunResult
 from flows.views.rows import (
@@ -30,8 +34,17 @@ from tasks.engine.build import Outcome
 from tasks.engine.progress import Progress as Amount
 from tasks.engine.stage import Node
 from tasks.text.clean import how_to_loosen
+from tasks.text.sources import Source, count_skipped, files_of
 
 _LINE_SECONDS = 30.0
+
+
+class _Done(MofNCompleteColumn):
+    """How much of how much; nothing while neither is known."""
+
+    def render(self, task: Task) -> Text:
+        """The text of the column."""
+        return super().render(task) if task.total else Text("")
 
 
 class TerminalDisplay:
@@ -42,10 +55,11 @@ class TerminalDisplay:
         self.bars = Progress(
             TextColumn("  {task.description:<18}"),
             BarColumn(bar_width=24),
-            MofNCompleteColumn(),
+            _Done(),
             TextColumn("{task.fields[unit]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
             console=console,
             transient=True,
             disable=console.quiet or not console.is_terminal,
@@ -64,7 +78,7 @@ class TerminalDisplay:
     def started(self, node: Node) -> None:
         """Show a bar of unknown length."""
         self.began[node] = time.monotonic()
-        self.rows[node] = self.bars.add_task(node.name, total=None, unit="")
+        self.rows[node] = self.bars.add_task(node.name, total=None, unit="", note="")
 
     def progressed(self, node: Node, progress: Amount) -> None:
         """Move the bar; without a terminal, print a line now and then."""
@@ -73,11 +87,16 @@ class TerminalDisplay:
         if not self.console.is_terminal and progress.total and silent > _LINE_SECONDS:
             self.spoke[node] = now
             share = f"{100 * progress.done / progress.total:.0f}% of {progress.total:,} {progress.unit}"
+            note = f", {progress.note}" if progress.note else ""
             self.console.print(
-                f"  {node.name:<18} {share}, {duration(now - self.began[node])}", highlight=False
+                f"  {node.name:<18} {share}, {duration(now - self.began[node])}{note}", highlight=False
             )
         self.bars.update(
-            self.rows[node], completed=progress.done, total=progress.total or None, unit=progress.unit
+            self.rows[node],
+            completed=progress.done,
+            total=progress.total or None,
+            unit=progress.unit,
+            note=progress.note,
         )
 
     def finished(self, node: Node, outcome: Outcome) -> None:
@@ -175,18 +194,39 @@ def plan_table(rows: list[Planned]) -> Table:
     return table
 
 
-def predict_line(rows: list[Planned]) -> str:
-    """What all of it will cost, as far as earlier runs tell."""
+def forecast_lines(rows: list[Planned], foretold: Forecast | None) -> list[str]:
+    """What all of it will take; without a forecast, as far as earlier runs of the recipe tell."""
     todo = [row for row in rows if row.state != CACHED]
-    known = [row.seconds for row in todo if row.seconds is not None]
     if not todo:
-        return "nothing to do"
-    if not known:
-        return f"{len(todo)} stages to build; no earlier run of this recipe to predict their time from"
-    rest = (
-        f", and {len(todo) - len(known)} stages without an earlier result" if len(known) < len(todo) else ""
+        return ["nothing to do"]
+    if foretold is None:
+        known = [row.seconds for row in todo if row.seconds is not None]
+        if not known:
+            return [f"{len(todo)} stages to build; no earlier run of this recipe to predict their time from"]
+        more = (
+            f", and {len(todo) - len(known)} stages without an earlier result"
+            if len(known) < len(todo)
+            else ""
+        )
+        return [f"{len(todo)} stages to build, at most about {duration(sum(known))} by the last run{more}"]
+    sizes = foretold.sizes
+    about = "" if sizes.is_counted else "about "
+    told = (
+        f"{len(todo)} stages to build: about {duration(foretold.total_seconds)}, {foretold.memory_bytes / 1e9:.1f} GB of memory, "
+        f"{max(0.1, foretold.disk_bytes / 1e9):.1f} GB of disk"
     )
-    return f"{len(todo)} stages to build, at most about {duration(sum(known))} by the last run{rest}"
+    text = f"{sizes.text_bytes / 1e6:,.1f} MB of text, {about}{sizes.tokens:,.0f} tokens, read {foretold.epochs:.1f} times"
+    return [told, text, *(f"[yellow]{escape(sentence)}[/]" for sentence in foretold.advice)]
+
+
+def left_out_lines(sources: Iterable[Source]) -> list[str]:
+    """The files of the sources that are not read, by reason."""
+    lines = []
+    for source in sources:
+        counts = count_skipped(files_of(source)) if source.dataset is None else []
+        if counts:
+            lines.append(f"[yellow]{escape(source.path)}: left out are {_most(dict(counts))}[/]")
+    return lines
 
 
 def rows_table(rows: list[Row]) -> Table:

@@ -30,6 +30,11 @@ def host() -> dict[str, Any]:
     }
 
 
+def peak_memory_bytes() -> int:
+    """Peak memory of this process or of the largest of its finished children, in bytes."""
+    return _usage()[1]
+
+
 def _usage() -> tuple[float, int]:
     """CPU seconds of this process and its finished children, and the peak memory of the largest, in bytes."""
     own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)

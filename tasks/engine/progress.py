@@ -13,11 +13,12 @@ _last_write = 0.0
 
 
 class Progress(NamedTuple):
-    """Work done, all work (0 if unknown), and what is counted."""
+    """Work done, all work (0 if unknown), what is counted, and what else there is to say."""
 
     done: int
     total: int
     unit: str
+    note: str = ""
 
 
 def report_to(path: Path | None) -> None:
@@ -26,14 +27,14 @@ def report_to(path: Path | None) -> None:
     _target, _last_write = path, 0.0
 
 
-def progress(done: int, total: int, unit: str) -> None:
+def progress(done: int, total: int, unit: str, note: str = "") -> None:
     """Say that `done` of `total` `unit` are finished. Cheap: writes a few times a second at most."""
     global _last_write
     now = time.monotonic()
     if _target is None or (now - _last_write < _INTERVAL_SECONDS and done != total):
         return
     _last_write = now
-    write_whole(_target, json.dumps([done, total, unit]))
+    write_whole(_target, json.dumps([done, total, unit, note]))
 
 
 def read_progress(path: Path) -> Progress | None:

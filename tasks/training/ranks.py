@@ -11,6 +11,7 @@ import os
 import re
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -124,8 +125,8 @@ def _train(spec_path: Path) -> None:
         write_whole(spec.work / RESULT, json.dumps(metrics))
 
 
-def train_here(spec: TrainSpec) -> dict[str, Any]:
-    """Train in this process as rank 0 of 1, without torchrun: for a debugger.
+def train_here(spec: TrainSpec, on_step: Callable[..., None] = progress) -> dict[str, Any]:
+    """Train in this process as rank 0 of 1, without torchrun: for a debugger, and to try how fast it is.
 
     Raises:
         KeyboardInterrupt: if it was asked to stop; a checkpoint was written first.
@@ -135,7 +136,7 @@ def train_here(spec: TrainSpec) -> dict[str, Any]:
     before = dict(os.environ)
     os.environ.update(_only_rank(), DS_ACCELERATOR=spec.machine.device)
     try:
-        return training.train(spec, progress)
+        return training.train(spec, on_step)
     except training.Stopped as stopped:
         raise KeyboardInterrupt(str(stopped)) from None
     finally:

@@ -53,7 +53,7 @@ def windows(tmp_path: Path) -> Windows:
 def test_windows_cover_the_stream_and_overlap_by_one(windows: Windows):
     assert windows.n_tokens == 500
     assert len(windows) == (500 - 1) // 16
-    rows = windows.read(np.arange(len(windows)))
+    rows = windows.read(16 * np.arange(len(windows)))
     assert rows.shape == (31, 17)
     assert np.array_equal(rows[1:, 0], rows[:-1, -1])
     stream = np.concatenate([rows[0, :1], rows[:, 1:].ravel()])
@@ -83,10 +83,25 @@ def test_ranks_share_one_batch(tmp_path_factory, step, ranks):
     assert np.array_equal(np.concatenate(parts), whole)
 
 
-def test_each_epoch_visits_every_window_once(windows: Windows):
-    first_tokens = [windows.batch(step, 1, 3, 0, 1)[0].tobytes() for step in range(2 * len(windows))]
-    assert len(set(first_tokens[: len(windows)])) == len(windows)
-    assert set(first_tokens[: len(windows)]) == set(first_tokens[len(windows) :])
+def test_each_epoch_reads_the_stream_once_from_a_place_of_its_own(windows: Windows):
+    first = []
+    for epoch in range(4):
+        steps = range(epoch * len(windows), (epoch + 1) * len(windows))
+        rows = sorted(windows.batch(step, 1, 3, 0, 1)[0].tolist() for step in steps)
+        assert len({tuple(row) for row in rows}) == len(windows)
+        # All but what a whole number of windows leaves over is a target once.
+        assert sum(len(row) - 1 for row in rows) == 16 * len(windows)
+        first.append({row[0] for row in rows})
+    assert first[0] == set(windows.read(16 * np.arange(len(windows)))[:, 0].tolist())
+    assert len({frozenset(places) for places in first}) == 4
+
+
+@given(st.integers(1, 300), st.integers(1, 20), st.integers(0, 2**32), st.integers(0, 500))
+def test_every_window_is_a_piece_of_the_stream_and_its_beginning_follows_its_end(n, length, seed, sample):
+    stream = np.arange(n + length)
+    windows = Windows([stream[: n // 2], stream[n // 2 :]], length)
+    (row,) = windows.draw(np.array([sample], np.uint64), seed)
+    assert np.array_equal(np.diff(row) % len(stream), np.ones(length))
 
 
 @given(share=st.floats(0, 0.99), count=st.integers(1, 40), seed=st.integers(0, 2**32))

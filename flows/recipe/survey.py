@@ -1,0 +1,130 @@
+"""What there is in a folder of text, before a recipe is written: files, kinds, sizes, letters."""
+
+import re
+import unicodedata
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from model.errors import InputError
+from tasks.text.readers import from_mapping, read_file
+from tasks.text.sources import Files, Source, count_skipped, files_of, kind_of
+
+_SAMPLED_FILES, _SAMPLED_BYTES, _MOST_BYTES = 200, 20_000_000, 100_000_000
+_COMMON = ("the", "of", "and", "to", "in", "is", "that")
+"""English by these: together above 10% of the words of English prose, and hardly anything of other languages."""
+
+
+@dataclass
+class Survey:
+    """What was seen of a source.
+
+    Attributes:
+        files: number by extension.
+        left_out: number by reason.
+        documents, text_bytes: of all of it, from the files that were looked at.
+        largest_bytes: of the largest file.
+        scripts: share of the letters by script, the commonest first, such as LATIN.
+        is_english: whether it looks like English.
+        text_field: field of rows that holds the text, if it is not one that is found without being told.
+    """
+
+    path: str
+    files: dict[str, int]
+    left_out: dict[str, int]
+    file_bytes: int
+    largest_bytes: int
+    documents: float = 0
+    text_bytes: float = 0
+    scripts: dict[str, float] = field(default_factory=dict)
+    is_english: bool = False
+    text_field: str | None = None
+
+    @property
+    def bytes_per_document(self) -> float:
+        """Mean size of a document."""
+        return self.text_bytes / max(1.0, self.documents)
+
+
+def _longest_field(source: Source, name: str, path: Path) -> str | None:
+    """The field of the first rows of a file that holds most text; None if they hold none."""
+    lengths: Counter[str] = Counter()
+
+    def note(source: Source, where: str, row: int, value: object) -> object:
+        if isinstance(value, dict):
+            lengths.update({key: len(item) for key, item in value.items() if isinstance(item, str)})
+        return from_mapping(source, where, row, value)
+
+    for i, _ in enumerate(read_file(source, name, path, note, _MOST_BYTES)):  # type: ignore[arg-type]
+        if i >= 50:
+            break
+    return lengths.most_common(1)[0][0] if lengths else None
+
+
+def _field_with_text(source: Source, files: Files) -> str | None:
+    """Which field of rows has to be named, since nothing else tells; None if none has to be."""
+    for name, path in files.by_name.items():
+        kind = kind_of(path)
+        if kind is None or kind.of not in ("lines", "json", "table", "parquet"):
+            continue
+        first = next(iter(read_file(source, name, path, from_mapping, _MOST_BYTES)), None)
+        if first is not None and first.text is None:
+            named = source.model_copy(update={"text_field": "\0"})
+            return _longest_field(named, name, path)
+        return None
+    return None
+
+
+def survey(path: str) -> Survey:
+    """Look at a file, a folder or a glob, at a sample of it where it is large.
+
+    Raises:
+        InputError: if there is nothing to read.
+    """
+    source = Source(path=path)
+    if source.dataset is not None:
+        raise InputError(f"{path}: init looks at files; for a dataset write a recipe as in docs/your-text.md")
+    files = files_of(source)
+    kinds = Counter((kind_of(file) or kind_of(Path("x.jsonl")) or ("", "", ""))[1] for file in files.paths)
+    sizes = {file: file.stat().st_size for file in files.paths}
+    seen = Survey(
+        path, dict(kinds.most_common()), dict(count_skipped(files)), sum(sizes.values()), max(sizes.values())
+    )
+    seen.text_field = _field_with_text(source, files)
+    source = source.model_copy(update={"text_field": seen.text_field})
+    step = max(1, len(files.paths) // _SAMPLED_FILES)
+    looked_at, documents, text_bytes, sample = 0, 0, 0, []
+    for name, file in list(files.by_name.items())[::step]:
+        before = text_bytes
+        for record in read_file(source, name, file, from_mapping, _MOST_BYTES):
+            if record.text:
+                documents, text_bytes = documents + 1, text_bytes + len(record.text.encode())
+                sample.append(record.text[:2_000])
+            if text_bytes - before > _SAMPLED_BYTES // 4:
+                break
+        # Of a file that was read in part, as much as its text.
+        looked_at += (
+            min(sizes[file], max(1, text_bytes - before))
+            if text_bytes - before > _SAMPLED_BYTES // 4
+            else sizes[file]
+        )
+        if text_bytes > _SAMPLED_BYTES:
+            break
+    if not documents:
+        reasons = "; ".join(f"{count} {why}" for why, count in seen.left_out.items())
+        raise InputError(f"{path} holds no text that can be read{f': {reasons}' if reasons else ''}")
+    scale = seen.file_bytes / max(1, looked_at)
+    seen.documents, seen.text_bytes = documents * scale, text_bytes * scale
+    _look_at_letters(seen, " ".join(sample)[:400_000])
+    return seen
+
+
+def _look_at_letters(seen: Survey, text: str) -> None:
+    """Which scripts the letters are of, and whether the words are English."""
+    letters = [character for character in text[:50_000] if character.isalpha()]
+    names = Counter(unicodedata.name(letter, "OTHER").split()[0] for letter in letters)
+    seen.scripts = {name: count / max(1, len(letters)) for name, count in names.most_common(4)}
+    words = re.findall(r"[a-z]+", text.lower())
+    seen.is_english = sum(words.count(word) for word in _COMMON) > 0.1 * max(1, len(words)) and (
+        seen.scripts.get("LATIN", 0) > 0.8
+    )

@@ -1,0 +1,368 @@
+"""forecast: what a run will take, before anything starts: seconds of each stage, memory, disk, and epochs.
+
+From what earlier runs took on this computer; where there are none, from the size of the text, the rates below, and a
+few seconds of the very training (`tasks.training.probe`), which are kept in the store.
+"""
+
+import shutil
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from flows.recipe.recipe import Recipe
+from flows.recipe.suggest import bytes_per_token
+from flows.runs.execute import Place
+from flows.runs.plan import CACHED, Planned, plan
+from flows.runs.record import Run, all_runs, previous_entries
+from model.config import flops_per_token
+from model.files import read_record, write_record
+from model.machine import TrainingMachine
+from tasks.engine.keys import digest
+from tasks.engine.stage import Node
+from tasks.engine.store import Store
+from tasks.text.sources import COMPRESSED, files_of, kind_of, shard_bytes_of
+from tasks.training.probe import probe_training
+from tasks.training.settings import TrainModelConfig
+
+_PYTHON_SECONDS = 0.0045
+"""Of the probe's piece of work on text, on the core on which the rates below were measured (2.5 GHz)."""
+_FLOPS_PER_SECOND = 60e9
+"""Of a training that was not tried: what two such cores came to in the demo."""
+_WORTH_A_PROBE_SECONDS = 20.0
+
+
+class _Rate(NamedTuple):
+    """What a stage costs: seconds to start, bytes or items a second of one core, and whether workers share it."""
+
+    start_seconds: float
+    per_second: float
+    shared: bool = False
+
+
+_RATES = {
+    "ingest": _Rate(0.6, 30e6),
+    "clean": _Rate(1.2, 3.0e6, shared=True),
+    "minhash": _Rate(1.2, 16e6, shared=True),
+    "deduplicate": _Rate(1.0, 100e6),
+    "decontaminate": _Rate(1.2, 4.0e6, shared=True),
+    "split": _Rate(0.6, 60e6, shared=True),
+    "train_tokenizer": _Rate(0.8, 5.0e6),
+    "tokenize": _Rate(1.0, 35e6, shared=True),
+    "index_benchmarks": _Rate(3.0, 1_100),
+    "export_model": _Rate(4.0, 100e6),
+    "evaluate_held_out": _Rate(5.0, 1.0),
+    "evaluate_model": _Rate(7.0, 1.0),
+}
+_ITEMS = {
+    "arc_easy": 570,
+    "sciq": 1000,
+    "piqa": 1838,
+    "arc_challenge": 299,
+    "hellaswag": 10_042,
+    "winogrande": 1267,
+}
+_ITEMS_UNKNOWN, _TOKENS_PER_ITEM = 1_000, 150
+"""Of a benchmark: items where nobody counted them, and tokens that are read for one, over all its answers."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much there is of a text: as it was counted where its stage is in the store, and as files tell elsewhere.
+
+    Attributes:
+        tokens: of the training side.
+        is_counted: whether the tokens were.
+    """
+
+    text_bytes: float
+    kept_bytes: float
+    held_out_bytes: float
+    vocabulary_size: int
+    bytes_per_token: float
+    tokens: float
+    is_counted: bool
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a run will take.
+
+    Attributes:
+        seconds: by stage, of those that are to be built.
+        total_seconds: of all of it; stages run side by side where they can.
+        epochs: how often the text is read.
+        step_seconds: of one step of the training.
+        advice: what a person should think of before it starts.
+    """
+
+    seconds: dict[str, float]
+    total_seconds: float
+    memory_bytes: float
+    disk_bytes: float
+    epochs: float
+    step_seconds: float
+    sizes: Sizes
+    advice: tuple[str, ...] = ()
+    host: str = field(default_factory=socket.gethostname)
+
+    def as_json(self) -> dict[str, Any]:
+        """What run.json keeps of it."""
+        return {
+            "host": self.host,
+            "seconds": {stage: round(value, 1) for stage, value in self.seconds.items()},
+            "total_seconds": round(self.total_seconds, 1),
+            "memory_bytes": round(self.memory_bytes),
+            "disk_bytes": round(self.disk_bytes),
+            "epochs": round(self.epochs, 2),
+        }
+
+
+_TEXT_IN_FILE = {"html": 0.25, "table": 0.9, "json": 0.9, "lines": 0.9, "parquet": 2.0}
+
+
+def text_bytes_of(recipe: Recipe) -> float:
+    """Bytes of text in the sources, by the sizes and kinds of their files."""
+    total = 0.0
+    for source in recipe.ingest.sources:
+        paths = () if source.dataset is not None and not source.dataset_folder else _paths(source)
+        for path in paths:
+            kind = kind_of(path)
+            if kind and path.is_file():
+                packed = 3.0 if kind.compression in COMPRESSED and kind.compression else 1.0
+                total += path.stat().st_size * packed * _TEXT_IN_FILE.get(kind.of, 1.0)
+    return total
+
+
+def _paths(source: Any) -> tuple[Path, ...]:
+    return tuple(source.dataset_folder.rglob("*")) if source.dataset_folder else files_of(source).paths
+
+
+def _sizes(recipe: Recipe, known: dict[str, dict[str, Any]]) -> Sizes:
+    """How much there is of the text.
+
+    Args:
+        known: figures of the stages that are in the store.
+    """
+    read = known.get("ingest", {}).get("bytes") or text_bytes_of(recipe)
+    kept = known.get("clean", {}).get("kept_bytes") or read
+    split = known.get("split")
+    share = recipe.split.validation_fraction or 0.05
+    held_out = split["validation"]["bytes"] if split else share * kept
+    train = split["train"]["bytes"] if split else kept - held_out
+    learnt = known.get("train_tokenizer", {})
+    vocabulary_size = learnt.get("vocabulary_size") or recipe.train_tokenizer.vocabulary_size
+    per_token = learnt.get("bytes_per_token") or bytes_per_token(vocabulary_size)
+    counted = known.get("tokenize", {}).get("train", {}).get("tokens")
+    return Sizes(
+        read, kept, held_out, vocabulary_size, per_token, counted or train / per_token, bool(counted)
+    )
+
+
+def _items(recipe: Recipe) -> int:
+    limit = recipe.evaluate_model.limit
+    counts = (_ITEMS.get(name, _ITEMS_UNKNOWN) for name in recipe.evaluate_model.tasks)
+    return sum(min(count, limit) if limit else count for count in counts)
+
+
+def _training_config(recipe: Recipe) -> TrainModelConfig:
+    return TrainModelConfig(model=recipe.model, train=recipe.train_model)
+
+
+def probed(
+    recipe: Recipe, vocabulary_size: int, place: Place, tell: Callable[[str], None] | None
+) -> dict[str, float] | None:
+    """What a few seconds of the training took here; None if it was never tried and is not to be now.
+
+    Args:
+        tell: called before it is tried; None leaves it out.
+    """
+    config = _training_config(recipe)
+    neutral = config.train.model_copy(
+        update={"tokens": config.train.tokens_per_batch, "seed": 0, "evaluations": 0}
+    )
+    key = digest(
+        {
+            "model": config.model,
+            "train": neutral,
+            "vocabulary_size": vocabulary_size,
+            "machine": place.machine.model_dump(include=set(TrainingMachine.model_fields)),
+            "host": socket.gethostname(),
+        }
+    )
+    path = place.store.root / "probes" / f"{key}.json"
+    try:
+        return read_record(path)
+    except (OSError, ValueError):
+        if tell is None:
+            return None
+    tell("trying how fast this machine trains: a few seconds of it")
+    figures = probe_training(config, vocabulary_size, place.machine.training())
+    path.parent.mkdir(exist_ok=True)
+    write_record(path, figures)
+    return figures
+
+
+def _corrections(store: Store) -> dict[str, float]:
+    """By stage, how much longer than forecast it took when it was last built on this computer."""
+    factors: dict[str, float] = {}
+    for run in islice(reversed(all_runs(store)), 20):
+        told = run.record.get("forecast") or {}
+        if told.get("host") != socket.gethostname():
+            continue
+        for stage, entry in run.record["stages"].items():
+            seconds = told["seconds"].get(stage)
+            if seconds and not entry["cached"] and not entry["shards"]["reused"]:
+                factors.setdefault(stage, min(5.0, max(0.2, entry["seconds"] / seconds)))
+    return factors
+
+
+def forecast(
+    recipe: Recipe,
+    nodes: list[Node],
+    rows: list[Planned],
+    place: Place,
+    tell: Callable[[str], None] | None = None,
+) -> Forecast:
+    """What a run will take.
+
+    Args:
+        rows: the plan.
+        tell: called if the training is tried first, which takes some seconds; None tries nothing.
+    """
+    sizes = _sizes(recipe, {row.stage: row.metrics for row in rows if row.state == CACHED})
+    waiting = {row.stage: row for row in rows if row.state != CACHED}
+    train, flops = recipe.train_model, flops_per_token(recipe.model, sizes.vocabulary_size)
+    roughly = train.n_steps * train.tokens_per_batch * flops / _FLOPS_PER_SECOND
+    worth_it = "train_model" in waiting and roughly > _WORTH_A_PROBE_SECONDS
+    probe = probed(recipe, sizes.vocabulary_size, place, tell) if worth_it else None
+    slower = probe["python_seconds"] / _PYTHON_SECONDS if probe else 1.0
+    step = probe["step_seconds"] if probe else train.tokens_per_batch * flops / _FLOPS_PER_SECOND
+    ranks = place.machine.ranks or 1
+    step_seconds = step / (ranks if probe else 1)
+    token_seconds = step / train.tokens_per_batch / 3  # forward only
+
+    n_shards = max(1.0, sizes.text_bytes / shard_bytes_of(recipe.ingest))
+    workers = min(place.machine.n_workers, n_shards)
+    work = {
+        "train_tokenizer": min(recipe.train_tokenizer.sample_bytes, sizes.kept_bytes),
+        "index_benchmarks": _items(recipe),
+        "export_model": 0.0,
+        "ingest": sizes.text_bytes,
+        "clean": sizes.text_bytes,
+    }
+    on_model = {
+        "evaluate_held_out": sizes.held_out_bytes / sizes.bytes_per_token * token_seconds,
+        "evaluate_model": _items(recipe) * _TOKENS_PER_ITEM * token_seconds,
+    }
+    # Only what no earlier run tells is foretold by rates.
+    corrections = _corrections(place.store)
+    seconds: dict[str, float] = {}
+    for name, row in waiting.items():
+        if row.seconds is not None:
+            seconds[name] = row.seconds
+            continue
+        if name == "train_model":
+            measured = train.evaluations * (2.0 + train.evaluation_tokens * token_seconds)
+            start = probe["start_seconds"] if probe else 5.0
+            own = start + train.n_steps * step_seconds + measured * bool(train.evaluations) * 0.5
+        elif name in on_model:
+            own = _RATES[name].start_seconds * slower + on_model[name]
+        else:
+            rate = _RATES.get(name, _Rate(1.0, 100e6))
+            side_by_side = workers if rate.shared else 1
+            units = work.get(name, sizes.kept_bytes)
+            own = slower * (rate.start_seconds + units / rate.per_second / side_by_side)
+        seconds[name] = own * corrections.get(name, 1.0)
+
+    total = _total(nodes, seconds)
+    parameters = _parameters(recipe, sizes.vocabulary_size)
+    shard = shard_bytes_of(recipe.ingest)
+    memory = max(
+        probe["peak_memory_bytes"] if probe else 0.6e9 + 24 * parameters,
+        place.machine.n_workers * (250e6 + 10 * min(shard, sizes.text_bytes)),
+    )
+    stored = sizes.text_bytes * 1.2 + sizes.kept_bytes / sizes.bytes_per_token * 2.5
+    disk = stored + parameters * (12 * place.machine.keep_checkpoints + 4 * 4)
+    epochs = train.tokens / max(1.0, sizes.tokens)
+    advice = _advice(recipe, sizes, epochs, total, seconds, step_seconds, disk, place)
+    return Forecast(seconds, total, memory, disk, epochs, step_seconds, sizes, advice)
+
+
+def foretell(run: Run, recipe: Recipe, nodes: list[Node], place: Place) -> None:
+    """Write into a run what it will take, so that its report can say what it took beside it. Tries nothing."""
+    rows = plan(nodes, place.store, place.sources, previous_entries(place.store, recipe.name))
+    run.record["forecast"] = forecast(recipe, nodes, rows, place).as_json()
+    run.save()
+
+
+def with_seconds(rows: list[Planned], foretold: Forecast) -> list[Planned]:
+    """The plan with what each stage will take."""
+    return [replace(row, seconds=foretold.seconds.get(row.stage, row.seconds)) for row in rows]
+
+
+def _total(nodes: list[Node], seconds: dict[str, float]) -> float:
+    """Seconds of all of it: stages that wait for nothing run side by side, and share the cores."""
+    ends: dict[Node, float] = {}
+    for node in nodes:
+        begins = max((ends.get(other, 0.0) for other in node.inputs.values()), default=0.0)
+        ends[node] = begins + seconds.get(node.name, 0.0)
+    longest, together = max(ends.values(), default=0.0), sum(seconds.values())
+    return (longest + together) / 2 + (2.0 if seconds else 0.0)
+
+
+def _parameters(recipe: Recipe, vocabulary_size: int) -> float:
+    """Number of weights, but for norms."""
+    model = recipe.model
+    block = flops_per_token(model, vocabulary_size) - 6 * model.n_layers * model.n_heads * model.head_dim * (
+        model.context_length
+    )
+    embedding = 0 if model.tie_embeddings else vocabulary_size * model.d_model
+    return block / 6 + embedding
+
+
+_LONG_SECONDS, _GOOD_SECONDS, _MANY_EPOCHS = 3600.0, 2400.0, 5.0
+
+
+def _advice(
+    recipe: Recipe,
+    sizes: Sizes,
+    epochs: float,
+    total: float,
+    seconds: dict[str, float],
+    step_seconds: float,
+    disk: float,
+    place: Place,
+) -> tuple[str, ...]:
+    """What a person should think of, each a sentence with field, value and mend."""
+    told, train = [], recipe.train_model
+    if "train_model" in seconds and total > _LONG_SECONDS:
+        rest = total - train.n_steps * step_seconds
+        steps = max(1, int((_GOOD_SECONDS - rest) / step_seconds))
+        tokens = round_down(steps * train.tokens_per_batch)
+        if train.tokens_per_batch <= tokens < train.tokens:
+            told.append(
+                f"this takes about {total / 3600:.1f} hours here: train_model.tokens={tokens:_} takes 40 minutes"
+            )
+    if "train_model" in seconds and epochs > _MANY_EPOCHS:
+        roughly = "" if sizes.is_counted else "about "
+        told.append(
+            f"train_model.tokens ({train.tokens:_}) reads the text {epochs:.1f} times ({roughly}{sizes.tokens:,.0f} tokens): above a "
+            f"handful a model learns it by heart, and what you get are the weights of the best step before; take "
+            f"{round_down(4 * sizes.tokens):_}, or add text"
+        )
+    free = shutil.disk_usage(place.store.root).free
+    if disk > free:
+        told.append(
+            f"it needs about {disk / 1e9:.1f} GB below {place.store.root}, where {free / 1e9:.1f} GB are free"
+        )
+    return tuple(told)
+
+
+def round_down(value: float) -> int:
+    """A whole number of two digits and zeros that is not above the value."""
+    whole = int(value)
+    unit = 10 ** max(0, len(str(whole)) - 2)
+    return whole // unit * unit

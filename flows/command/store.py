@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from flows.command.errors import FAILURE_EXIT
-from flows.command.options import DEFAULT_STORE, AsJson, RunName, StoreFolder, make_app
+from flows.command.options import DEFAULT_STORE, AsJson, RunName, StoreFolder, make_app, make_console
 from flows.command.say import say
 from flows.runs.inspect import (
     collect,
@@ -21,6 +21,7 @@ from flows.runs.inspect import (
 from flows.runs.record import find_run, unreadable_runs
 from flows.runs.why import why as find_out
 from flows.views.report import render_report
+from flows.views.terminal import print_run
 from model.errors import InputError
 from tasks.engine.store import Store
 
@@ -51,7 +52,11 @@ def show(
             say(fault, err=True)
         return
     try:
-        shown = show_run(find_run(opened, what), opened)
+        run = find_run(opened, what)
+        if not as_json:
+            print_run(run, opened, make_console())
+            return
+        shown = show_run(run, opened)
     except InputError as error:
         try:
             shown = show_artifact(opened, what)

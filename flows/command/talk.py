@@ -18,7 +18,7 @@ from tasks.engine.store import Store
 
 app = make_app()
 
-MaxTokens = Annotated[int, typer.Option("--tokens", min=1, help="Most tokens to write.")]
+MaxTokens = Annotated[int, typer.Option("--max-tokens", min=1, help="Most tokens to write.")]
 Temperature = Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token each time.")]
 TopK = Annotated[int, typer.Option(min=0, help="Choose among this many likeliest tokens; 0 among all.")]
 TopP = Annotated[
@@ -58,7 +58,7 @@ def generate(
         list[str] | None, typer.Argument(metavar="[PROMPT]...", help="Texts to go on from.")
     ] = None,
     store: StoreFolder = DEFAULT_STORE,
-    tokens: MaxTokens = 100,
+    max_tokens: MaxTokens = 100,
     temperature: Temperature = 0.8,
     top_k: TopK = 50,
     top_p: TopP = 1.0,
@@ -71,7 +71,7 @@ def generate(
 ) -> None:
     """Let a model go on from one text, or from several at once."""
     how = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed}
-    sampling = _sampling(stop, max_tokens=tokens, repetition_penalty=repetition_penalty, **how)
+    sampling = _sampling(stop, max_tokens=max_tokens, repetition_penalty=repetition_penalty, **how)
     speaker = load_speaker(model_folder(model, Store(store)), adapter)
     texts = prompts or [""]
     ids = [speaker.encode(text) for text in texts]
@@ -99,7 +99,7 @@ def chat(
     system: Annotated[
         str | None, typer.Option("--system", help="What the model is told before the conversation.")
     ] = None,
-    tokens: MaxTokens = 200,
+    max_tokens: MaxTokens = 200,
     temperature: Temperature = 0.8,
     top_k: TopK = 50,
     top_p: TopP = 1.0,
@@ -111,7 +111,7 @@ def chat(
 ) -> None:
     """Talk to a fine-tuned model: one line a message; Ctrl-C ends an answer, Ctrl-D the conversation."""
     how = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed}
-    sampling = _sampling(stop, max_tokens=tokens, repetition_penalty=repetition_penalty, **how)
+    sampling = _sampling(stop, max_tokens=max_tokens, repetition_penalty=repetition_penalty, **how)
     speaker = load_speaker(model_folder(model, Store(store)), adapter)
     _ = speaker.template  # a model that cannot talk says so before the first question
     messages = [{"role": "system", "content": system}] if system else []
@@ -120,6 +120,11 @@ def chat(
             line = input("> " if sys.stdin.isatty() else "").strip()
         except EOFError:
             return
+        except KeyboardInterrupt:
+            if not sys.stdin.isatty():
+                raise
+            say("\n(Ctrl-D ends the conversation)", err=True)
+            continue
         if line:
             _answer(speaker, sampling, messages, line)
 

@@ -1,5 +1,6 @@
 """The fields of a recipe, from the models that read it: what `scratchlm fields` prints."""
 
+import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin
@@ -80,5 +81,7 @@ def list_fields(section: str | None) -> list[FieldHelp]:
         return fields
     sections = list(dict.fromkeys([*Recipe.model_fields, *FinetuneRecipe.model_fields]))
     if section not in sections:
-        raise InputError(f"a recipe has no section {section!r}: sections are {', '.join(sections)}")
+        near = difflib.get_close_matches(section, sections, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"sections are {', '.join(sections)}"
+        raise InputError(f"a recipe has no section {section!r}: {hint}")
     return [field for field in fields if field.name.split(".")[0].split("[")[0] == section]

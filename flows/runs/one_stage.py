@@ -1,13 +1,39 @@
 """One stage alone, in this process, on cached inputs: for a debugger."""
 
+import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 from flows.runs.execute import Place
 from model.errors import InputError
 from tasks.engine.build import Outcome, build_here, look_up
 from tasks.engine.stage import Node, topological
-from tasks.engine.store import Store, Stored
+from tasks.engine.store import Stored
+from tasks.tables import read_table
+
+_ROWS, _MOST_CHARACTERS = 3, 160
+
+
+@dataclass(frozen=True)
+class Built:
+    """What was built: the whole, or the shards that were asked for, by position."""
+
+    whole: Outcome | None
+    shards: dict[int, Stored]
+
+
+def first_rows(out: Path) -> list[str]:
+    """The first rows of the tables of a shard, a line each, cut where they are long."""
+    lines = []
+    for path in sorted(out.rglob("*.parquet")):
+        table = read_table(path)
+        lines.append(f"{path.relative_to(out)}: {table.num_rows:,} rows")
+        for row in table.slice(0, _ROWS).to_pylist():
+            values = {name: value for name, value in row.items() if value is not None}
+            text = json.dumps(values, ensure_ascii=False, default=str)
+            lines.append(f"  {text if len(text) <= _MOST_CHARACTERS else text[:_MOST_CHARACTERS] + '…'}")
+    return lines
 
 
 def run_one_stage(
@@ -19,14 +45,14 @@ def run_one_stage(
     shard: int | None = None,
     force: bool = False,
     out: Path | None = None,
-) -> Outcome | None:
+) -> Built:
     """Build one stage in this process on finished inputs.
 
     Args:
         name: the stage.
         nodes: the graph it is in.
-        first_shards: build only this many missing shards and publish no whole; returns None.
-        shard: build only the shard at this position and publish no whole; returns None.
+        first_shards: build only this many missing shards and publish no whole.
+        shard: build only the shard at this position and publish no whole.
         force: build it although it is there.
         out: new folder for a copy of the files, those of shard K below shards/K.
 
@@ -52,11 +78,19 @@ def run_one_stage(
             shard=shard,
             force=force,
         )
-    if out:
         keys = look_up(node, inputs, place.store, place.sources)[0].shard_keys
-        wanted = {i: key for i, key in enumerate(keys or ()) if key and shard in (None, i)}
-        _copy(node, place.store, outcome, wanted, out)
-    return outcome
+    shards = {
+        position: built
+        for position, key in enumerate(keys or ())
+        if key
+        and shard in (None, position)
+        and (built := place.store.find_whole("shards", node.stage.name, key))
+    }
+    if first_shards is not None:
+        shards = dict(list(shards.items())[:first_shards])
+    if out:
+        _copy(outcome, shards, out)
+    return Built(outcome, shards)
 
 
 def _finished_inputs(node: Node, place: Place) -> dict[str, Stored]:
@@ -75,12 +109,9 @@ def _finished_inputs(node: Node, place: Place) -> dict[str, Stored]:
     return {name: done[read] for name, read in node.inputs.items()}
 
 
-def _copy(node: Node, store: Store, outcome: Outcome | None, shard_keys: dict[int, str], out: Path) -> None:
+def _copy(outcome: Outcome | None, shards: dict[int, Stored], out: Path) -> None:
     """Copy the files of a result, or of those of its shards that are there."""
     folders = {out: outcome.stored.out} if outcome and outcome.stored.manifest.shards is None else {}
-    for position, key in shard_keys.items():
-        shard = store.find_whole("shards", node.stage.name, key)
-        if shard:
-            folders[out / "shards" / f"{position:05d}"] = shard.out
+    folders |= {out / "shards" / f"{position:05d}": shard.out for position, shard in shards.items()}
     for target, source in folders.items():
         shutil.copytree(source, target, dirs_exist_ok=True)

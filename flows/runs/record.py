@@ -80,9 +80,9 @@ class Run:
         self.record["claimed"].pop(node.name, None)
         self.save()
 
-    def end(self, status: str, error: str | None = None) -> None:
-        """Record how the run ended."""
-        self.record |= {"status": status, "ended": now(), "error": error}
+    def end(self, status: str, error: str | None = None, log: str = "") -> None:
+        """Record how the run ended, and the last lines that the process of its cause printed."""
+        self.record |= {"status": status, "ended": now(), "error": error, "log": log}
         try:
             self.save()
         finally:

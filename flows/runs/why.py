@@ -1,6 +1,7 @@
 """why: the fate of one document, stage by stage."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -87,8 +88,17 @@ def _unusable(read: str, errors: Path, name: str) -> list[Verdict]:
     return [Verdict(read, "unusable", f"{where}: {error}") for where, error in named if name in where]
 
 
+def _shards(run: Run, store: Store, stage: str) -> tuple[Path, ...] | None:
+    """The shards of a stage of a run; also of one that failed after its shards were built; None if it did not come to them."""
+    if stage in run.record["stages"]:
+        return run.stored(store, stage).shard_paths
+    claimed = run.record["claimed"].get(stage, {"shards": [None]})
+    found = [key and store.find_whole("shards", claimed["stage"], key) for key in claimed["shards"]]
+    return tuple(shard.out for shard in found if shard) if all(found) else None
+
+
 def why(run: Run, store: Store, name: str) -> list[Verdict]:
-    """Every verdict on a document, in the order of the stages.
+    """Every verdict on a document, in the order of the stages; of a run that failed, as far as it came.
 
     Raises:
         InputError: if the document or a result that tells of it is not there.
@@ -108,15 +118,46 @@ def why(run: Run, store: Store, name: str) -> list[Verdict]:
     size = len(record["text"].encode())
     verdicts = [Verdict(read, "read", f"{identifier}, {size:,} bytes, shard {position}, row {row}")]
 
+    def shards_of(stage: str) -> tuple[Path, ...]:
+        found = _shards(run, store, stage)
+        if found is None:
+            raise _NotKnown(stage)
+        return found
+
+    try:
+        _later_verdicts(run, store, read, shards_of, (position, row), record, verdicts)
+    except _NotKnown as unknown:
+        verdicts.append(Verdict(str(unknown), "not known", f"the run did not come to it: it is {run.status}"))
+    return verdicts
+
+
+class _NotKnown(Exception):
+    """The run did not come to this stage."""
+
+
+def _later_verdicts(
+    run: Run,
+    store: Store,
+    read: str,
+    shards_of: Callable[[str], tuple[Path, ...]],
+    place: tuple[int, int],
+    record: dict[str, Any],
+    verdicts: list[Verdict],
+) -> None:
+    """Add the verdicts of the stages after reading on the document at a shard and row, as far as the run came.
+
+    Raises:
+        _NotKnown: at the first stage to which it did not come.
+    """
+    position, row = place
+    identifier = record["id"]
     # Cleaning writes the kept documents again, so from there on rows count those.
-    if "clean" in run.record["stages"]:
-        cleaned = run.stored(store, "clean").shard_paths[position]
+    if "clean" in run.record["stages"] or read == "ingest":
+        cleaned = shards_of("clean")[position]
         verdict = _row(cleaned, VERDICTS, row)
         if not verdict["kept"]:
-            return [
-                *verdicts,
-                Verdict("clean", "dropped", _measured(verdict)),
-            ]
+            verdicts.append(Verdict("clean", "dropped", _measured(verdict)))
+            return
         _, row = _locate((cleaned,), identifier)
         after = _row(cleaned, DOCUMENTS, row)["text"]
         change = (
@@ -126,14 +167,13 @@ def why(run: Run, store: Store, name: str) -> list[Verdict]:
 
     default = "deduplicate" if read == "ingest" else f"deduplicate_{read.removeprefix('read_')}"
     for stage in (run.node_with_role("deduplicate") or default, "decontaminate"):
-        verdict = _row(run.stored(store, stage).shard_paths[position], VERDICTS, row)
+        verdict = _row(shards_of(stage)[position], VERDICTS, row)
         verdicts.append(Verdict(stage, "kept" if verdict["kept"] else "dropped", verdict["detail"] or ""))
-    selection = _row(run.stored(store, "split").shard_paths[position], SELECTION, row)
+    selection = _row(shards_of("split")[position], SELECTION, row)
     verdicts.append(Verdict("split", selection["side"], selection["reason"] or ""))
     tokenize = run.node_with_role("tokenize")
     if selection["side"] != DROPPED and tokenize:
         verdicts.append(_tokens(run, store, tokenize, position, selection["side"], identifier))
-    return verdicts
 
 
 def _tokens(run: Run, store: Store, tokenize: str, position: int, side: str, identifier: str) -> Verdict:

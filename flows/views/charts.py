@@ -3,10 +3,11 @@
 import io
 from typing import Any
 
-INK, ACCENT, SECOND, FAINT = "#1f2933", "#0b6e99", "#d1495b", "#cbd2d9"
+INK, ACCENT, SECOND, FAINT = "#1f2933", "#0b6e99", "#d1495b", "#a9b4bf"
+_GRID = "#eef1f4"
 
 
-def _figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
+def _figure(width: float, height: float) -> tuple[Any, Any]:
     import matplotlib
 
     matplotlib.use("svg")
@@ -22,7 +23,7 @@ def _figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
         "axes.edgecolor": FAINT,
         "axes.labelcolor": INK,
         "axes.grid": True,
-        "grid.color": "#eef1f4",
+        "grid.color": _GRID,
         "xtick.color": INK,
         "ytick.color": INK,
         "axes.axisbelow": True,
@@ -31,7 +32,7 @@ def _figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
         "axes.titlecolor": INK,
     }
     with pyplot.rc_context(style):
-        return pyplot.subplots(1, columns, figsize=(width, height), layout="constrained")
+        return pyplot.subplots(figsize=(width, height), layout="constrained")
 
 
 def _png(figure: Any) -> bytes:
@@ -52,6 +53,8 @@ def _svg(figure: Any) -> str:
         figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
     pyplot.close(figure)
     text = buffer.getvalue()
+    # What is ink on paper follows the page, which may be dark.
+    text = text.replace(INK, "var(--ink)").replace(_GRID, "var(--line)")
     return text[text.index("<svg") :]
 
 
@@ -99,22 +102,24 @@ def loss_image(lines: list[dict[str, float]]) -> bytes:
     return _png(figure)
 
 
-def training_charts(lines: list[dict[str, float]]) -> str:
-    """Loss with held-out bits per byte, learning rate, and throughput, against tokens: an SVG."""
-    figure, (left, middle, right) = _figure(11, 3, 3)
+def training_charts(lines: list[dict[str, float]]) -> list[str]:
+    """Loss with held-out bits per byte, learning rate, and throughput, against tokens: an SVG each, which reflow."""
     tokens = [line["tokens"] for line in lines]
+    loss, left = _figure(5.2, 3)
     _draw_loss(left, lines)
+    rate, middle = _figure(5.2, 3)
     middle.plot(tokens, [line["learning_rate"] for line in lines], color=ACCENT, linewidth=1.6)
     middle.set_title("Learning rate")
     per_step = tokens[0] if len(tokens) < 2 else tokens[1] - tokens[0]
     speed = [per_step / line["seconds"] for line in lines]
+    throughput, right = _figure(5.2, 3)
     right.plot(tokens, speed, color=FAINT, linewidth=0.7)
     right.plot(tokens, _smooth(speed, 0.95), color=ACCENT, linewidth=1.6)
     right.set_title("Throughput, tokens a second")
     right.set_ylim(bottom=0, top=1.15 * sorted(speed)[int(0.98 * (len(speed) - 1))])
     for axis in (middle, right):
         _label_tokens(axis)
-    return _svg(figure)
+    return [_svg(figure) for figure in (loss, rate, throughput)]
 
 
 def score_chart(benchmarks: dict[str, Any]) -> str:
@@ -122,7 +127,7 @@ def score_chart(benchmarks: dict[str, Any]) -> str:
     rows = [(name, score) for name, score in benchmarks.items() if "acc" in score]
     if not rows:
         return ""
-    figure, axis = _figure(7, 0.9 + 0.45 * len(rows))
+    figure, axis = _figure(5.2, 0.9 + 0.45 * len(rows))
     for y, (_, score) in enumerate(rows):
         error = 1.96 * score.get("acc_stderr", 0.0)
         axis.errorbar(score["acc"], y, xerr=error, fmt="o", color=ACCENT, capsize=3, markersize=5)

@@ -1,15 +1,18 @@
 """The report of a run: one HTML file that opens from disk, rendered from manifests and metric files."""
 
 import json
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import yaml
+from rich.text import Text
 
 from flows.runs.record import REPORT, Run
 from flows.views.charts import score_chart, training_charts
 from flows.views.rows import answer_rows, comparison_rows, score_rows, text_rows, waterfall
+from flows.views.terminal import training_lines_of
 from model.files import read_json, write_whole
 from tasks.engine.store import Store, Stored
 
@@ -68,14 +71,17 @@ def render_report(run: Run, store: Store) -> Path:
         metrics=metrics,
         read=metrics.get(read) if read else None,
         training=metrics.get(train) if train else None,
+        training_notes=_notes(metrics[train]) if train in metrics else [],
+        forecast=run.record.get("forecast"),
+        took=_seconds_between(run.record),
         host=manifests[train].host if train in manifests else {},
         falls=falls,
         most=max((fall.kept + sum(fall.dropped.values()) for fall in falls), default=1),
         unusable=read_lines(stored[read].out / "errors.jsonl")[:_MOST_ERRORS] if read in stored else [],
         most_errors=_MOST_ERRORS,
         tokenizer_samples=_samples(stored, "train_tokenizer"),
-        samples=_samples(stored, "evaluate_model"),
-        training_svg=training_charts(lines) if lines else "",
+        samples=_samples(stored, "evaluate_held_out"),
+        training_svgs=training_charts(lines) if len(lines) > 1 else [],
         score_svg=score_chart(benchmarks) if benchmarks else "",
         scores=score_rows(benchmarks, metrics.get("base_benchmarks", {}).get("benchmarks")),
         held_out=metrics.get("evaluate_held_out"),
@@ -90,6 +96,19 @@ def render_report(run: Run, store: Store) -> Path:
     path = run.path / REPORT
     write_whole(path, html)
     return path
+
+
+def _seconds_between(record: dict[str, Any]) -> float | None:
+    """Seconds from the beginning of a run to its end; None while it has none."""
+    if not record.get("ended"):
+        return None
+    begun, ended = (datetime.fromisoformat(record[name]) for name in ("created", "ended"))
+    return (ended - begun).total_seconds()
+
+
+def _notes(figures: dict[str, Any]) -> list[str]:
+    """What a person should know of a training, without the colours of a terminal."""
+    return [Text.from_markup(line).plain for line in training_lines_of(figures)]
 
 
 def _samples(stored: dict[str, Stored], name: str) -> Any:

@@ -20,6 +20,8 @@ from rich.text import Text
 
 from flows.runs.forecast import Forecast
 from flows.runs.plan import CACHED, RUN, Planned
+from flows.runs.record import REPORT, Run
+from flows.runs.record import RUN as RUN_FILE
 from flows.runs.result import RunResult
 from flows.views.rows import (
     ANSWER_COLUMNS,
@@ -33,6 +35,7 @@ from flows.views.rows import (
 from tasks.engine.build import Outcome
 from tasks.engine.progress import Progress as Amount
 from tasks.engine.stage import Node
+from tasks.engine.store import Store
 from tasks.text.clean import how_to_loosen
 from tasks.text.sources import Source, count_skipped, files_of
 
@@ -239,6 +242,78 @@ def rows_table(rows: list[Row]) -> Table:
     return table
 
 
+def print_run(run: Run, store: Store, console: Console) -> None:
+    """A page on a run: how it ended, its stages, its figures, and where they lie. `--json` tells all of it."""
+    record, stored = run.record, run.all_stored(store)
+    console.print(
+        f"[bold]{escape(run.name)}[/]  {run.status}, {record['flow']}, {record['created']}", highlight=False
+    )
+    if record.get("error"):
+        console.print(f"[red]{escape(record['error'])}[/]", highlight=False)
+    table = Table(box=None, pad_edge=False)
+    for i, head in enumerate(("stage", "in this run", "seconds", "key", "left")):
+        table.add_column(head, justify="right" if i == 2 else "left", no_wrap=i < 4)
+    for name, entry in record["stages"].items():
+        manifest = stored[name].manifest if name in stored else None
+        fate = fate_of(manifest.stage, manifest.metrics) if manifest else None
+        how = ("cached" if entry["cached"] else "built") if manifest else "gone from the store"
+        seconds = f"{manifest.seconds:,.1f}" if manifest else ""
+        table.add_row(name, how, seconds, entry["key"][:12], escape(fate.sentence) if fate else "")
+    console.print(table)
+    metrics = {name: result.manifest.metrics for name, result in stored.items()}
+    train = run.node_with_role("train")
+    if train in metrics:
+        for line in training_lines_of(metrics[train]):
+            console.print(line, highlight=False)
+    if "evaluate_held_out" in metrics:
+        held_out = metrics["evaluate_held_out"]
+        console.print(
+            f"held-out bits per byte [bold]{held_out['bits_per_byte']:.4f}[/] ({held_out['documents']:,} documents)",
+            highlight=False,
+        )
+    benchmarks = metrics.get("evaluate_model", {}).get("benchmarks")
+    if benchmarks:
+        console.print(rows_table(columns(score_rows(benchmarks), *SCORE_COLUMNS)))
+    for label, path in (
+        ("model", stored["export_model"].out if "export_model" in stored else None),
+        ("report", run.path / REPORT if (run.path / REPORT).is_file() else None),
+        ("recipe", run.path / RUN_FILE),
+    ):
+        if path:
+            console.print(f"{label:<6} {escape(str(path))}", highlight=False)
+
+
+_FEW_STEPS, _MOVED, _ROSE = 20, 0.01, 0.005
+
+
+def training_lines_of(figures: dict[str, Any]) -> list[str]:
+    """What a training came to, and what of it a person should know: too few steps, a rate that moved nothing, a turn."""
+    lines = [
+        f"{figures['parameters'] / 1e6:,.2f} M parameters, {figures['tokens']:,} tokens ({figures['epochs']:g} epochs) in "
+        f"{figures['steps']:,} steps, {figures['step_seconds']:,.0f} s"
+    ]
+    if figures["steps"] < _FEW_STEPS:
+        lines.append(
+            f"[yellow]only {figures['steps']} steps: a model hardly moves in so few; take smaller batches (tokens_per_batch), or "
+            "more text[/]"
+        )
+    before, last = figures["validation_bits_per_byte_before"], figures["validation_bits_per_byte"]
+    best, kept = figures["best_validation_bits_per_byte"], figures["kept_step"]
+    if before and last:
+        lines.append(f"held out, bits per byte while it trained: {before:.3f} before, {last:.3f} after")
+        if abs(before - (best or last)) < _MOVED * before:
+            lines.append(
+                "[yellow]that is next to nothing: raise finetune.learning_rate, or finetune.epochs[/]"
+            )
+    if best and last and last > best * (1 + _ROSE):
+        at = figures["epochs"] * kept / figures["steps"]
+        lines.append(
+            f"[yellow]held out it turned at step {kept:,} (epoch {at:.1f}): {best:.3f} bits per byte there, {last:.3f} at the end. "
+            f"What is exported is step {kept:,}; a training that ends there does the same in less time[/]"
+        )
+    return lines
+
+
 def print_result(result: RunResult, console: Console) -> None:
     """Scores, held-out figures, and where model and report are."""
     console.print()
@@ -258,6 +333,8 @@ def print_result(result: RunResult, console: Console) -> None:
         seconds = f"held-out bits per byte {bits} ({documents} documents), {seconds}"
     if seconds:
         console.print(f"\n{seconds}", highlight=False)
+    for line in training_lines_of(training.stored.manifest.metrics) if training else ():
+        console.print(line, highlight=False)
     for label in ("base_on_new_text", "base_on_old_text", "tuned_on_old_text"):
         measured = result.metrics(label)
         if measured:

@@ -31,11 +31,44 @@ def _texts(documents: Artifact, selection: Artifact) -> Iterator[tuple[str, str]
         )
 
 
+SAMPLES = "figures/samples.json"
+"""How the model goes on with the beginnings of held-out documents, for a person."""
+_SAMPLES, _MOST_WORDS, _MOST_CHARACTERS = 4, 6, 40
+
+
+def _beginning(text: str) -> str:
+    """The first words of a text; its first characters where words are not apart."""
+    line = " ".join(text[:400].split()[:_MOST_WORDS])
+    return line if len(line) <= _MOST_CHARACTERS else line[:_MOST_CHARACTERS].rsplit(" ", 1)[0]
+
+
+def _samples(model: Any, tokenizer: Any, texts: list[tuple[str, str]], device: str) -> list[dict[str, str]]:
+    """How the model goes on with the beginnings of some held-out documents, with a fixed seed."""
+    import torch
+    import transformers
+
+    length, end = min(100, model.config.max_position_embeddings // 2), end_of_text_id(tokenizer)
+    written = []
+    for seed in range(min(_SAMPLES, len(texts))):
+        identifier, text = texts[seed * len(texts) // min(_SAMPLES, len(texts))]
+        prompt = _beginning(text)
+        ids = [end, *tokenizer.encode(prompt, add_special_tokens=False).ids][: length + 1]
+        transformers.set_seed(seed)
+        tokens = torch.tensor([ids], device=device)
+        sampling = {"do_sample": True, "temperature": 0.8, "top_k": 50, "max_new_tokens": length}
+        made = model.generate(
+            tokens, attention_mask=torch.ones_like(tokens), pad_token_id=end, eos_token_id=end, **sampling
+        )
+        going_on = tokenizer.decode(made[0, len(ids) :].tolist(), skip_special_tokens=True)
+        written.append({"id": identifier, "prompt": prompt, "text": going_on})
+    return written
+
+
 @stage(libraries=("transformers", "torch", "tokenizers", "numpy", "pyarrow"), retries=2)
 def evaluate_held_out(
     model: Artifact, documents: Artifact, selection: Artifact, out: Path, machine: Machine
 ) -> Metrics:
-    """Write held_out.parquet: nats, tokens and bytes of each window of each held-out document.
+    """Write held_out.parquet: nats, tokens and bytes of each window of each held-out document; and figures/samples.json.
 
     Each document stands alone after end-of-text, in windows of the context length that do not overlap.
 
@@ -89,6 +122,9 @@ def evaluate_held_out(
             for i, part in enumerate(own)
         ]
     write_table(out / HELD_OUT, rows, HELD_OUT_SCHEMA)
+    (out / "figures").mkdir()
+    written = _samples(loaded, tokenizer, texts, device)
+    (out / SAMPLES).write_text(json.dumps(written, indent=1, ensure_ascii=False))
     return {
         "bits_per_byte": whole.bits_per_byte,
         "documents": len(texts),

@@ -3,6 +3,7 @@
 import json
 import math
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,7 @@ from tasks.engine.stage import Artifact, Metrics, stage
 from tasks.evaluation.items import ITEMS, ITEMS_SCHEMA
 from tasks.tables import write_table
 
-SCORES, SAMPLES = "scores.json", "figures/samples.json"
-_PROMPTS = ("", "The", "We must", "In the last year,")
+SCORES = "scores.json"
 
 
 class EvaluateModelConfig(Benchmarks):
@@ -85,9 +85,23 @@ def _score(task: str, rows: list[dict[str, Any]], results: dict[str, Any]) -> di
     return score
 
 
-def _lengths(task: Any, tokenizer: Any, context_length: int, limit: int | None) -> tuple[int, int]:
-    """Tokens of the longest answer, and the number of items of which some request is longer than the context."""
-    longest, truncated = 0, 0
+@dataclass(frozen=True)
+class _Requests:
+    """What a task asks of the model.
+
+    Attributes:
+        number: of all questions with their answers.
+        longest_answer: in tokens.
+        truncated_items: items of which some request is longer than the context.
+    """
+
+    number: int
+    longest_answer: int
+    truncated_items: int
+
+
+def _requests(task: Any, tokenizer: Any, context_length: int, limit: int | None) -> _Requests:
+    number, longest, truncated = 0, 0, 0
     for pairs in item_texts(task, limit).values():
         encoded = tokenizer([question + answer for question, answer in pairs], add_special_tokens=False)[
             "input_ids"
@@ -95,7 +109,8 @@ def _lengths(task: Any, tokenizer: Any, context_length: int, limit: int | None) 
         answers = tokenizer([answer for _, answer in pairs], add_special_tokens=False)["input_ids"]
         longest = max([longest, *(len(answer) + 1 for answer in answers)])
         truncated += any(len(request) > context_length for request in encoded)
-    return longest, truncated
+        number += len(pairs)
+    return _Requests(number, longest, truncated)
 
 
 def _benchmarks(
@@ -104,10 +119,29 @@ def _benchmarks(
     import lm_eval
     from lm_eval.models.huggingface import HFLM
 
+    class Counting(HFLM):  # type: ignore[misc]
+        """lm-eval's model, which says how far it is."""
+
+        done, total = 0, 0
+
+        def _count(self, inputs: Any) -> None:
+            self.done = min(self.total, self.done + len(inputs))
+            progress(self.done, self.total, "requests")
+
+        def _model_call(self, inps: Any, *arguments: Any, **options: Any) -> Any:
+            logits = super()._model_call(inps, *arguments, **options)
+            self._count(inps)
+            return logits
+
+        def _model_generate(self, context: Any, *arguments: Any, **options: Any) -> Any:
+            written = super()._model_generate(context, *arguments, **options)
+            self._count(context)
+            return written
+
     scores: dict[str, Any] = {}
     items: list[dict[str, Any]] = []
     context_length = model.config.max_position_embeddings
-    wrapped = HFLM(
+    wrapped = Counting(
         pretrained=model,
         tokenizer=tokenizer,
         batch_size=batch,
@@ -116,11 +150,11 @@ def _benchmarks(
     )
     with tempfile.TemporaryDirectory() as folder:
         manager, tasks = load_tasks(config, Path(folder))
-        for done, task in enumerate(tasks):
-            progress(done, len(tasks), "benchmarks")
-            longest_answer, truncated = _lengths(task, tokenizer, context_length, config.limit)
+        asked = [_requests(task, tokenizer, context_length, config.limit) for task in tasks]
+        wrapped.total = sum(requests.number for requests in asked)
+        for task, requests in zip(tasks, asked, strict=True):
             # lm-eval cuts the beginning of a question that does not fit, and refuses an answer that does not.
-            wrapped._max_length = max(context_length, longest_answer)
+            wrapped._max_length = max(context_length, requests.longest_answer)
             # Without `use_cache`: lm-eval's cache does not know which model answered.
             results = lm_eval.simple_evaluate(
                 model=wrapped,
@@ -136,34 +170,11 @@ def _benchmarks(
                 # Filters repeat the items of a task; the first filter's stand for it.
                 first = samples[0].get("filter") if samples else None
                 rows = [_item(name, sample) for sample in samples if sample.get("filter") == first]
-                scores[name] = _score(name, rows, results["results"][name]) | {"truncated_items": truncated}
+                truncated = {"truncated_items": requests.truncated_items}
+                scores[name] = _score(name, rows, results["results"][name]) | truncated
                 items += rows
-    progress(len(scores), len(scores), "benchmarks")
+    progress(wrapped.total, wrapped.total, "requests")
     return scores, items
-
-
-def _samples(model: Any, tokenizer: Any, device: str) -> list[dict[str, str]]:
-    """What the model writes after some prompts, with a fixed seed."""
-    import torch
-    import transformers
-
-    written = []
-    length = min(100, model.config.max_position_embeddings // 2)
-    for seed, prompt in enumerate(_PROMPTS):
-        ids = [tokenizer.eos_token_id, *tokenizer(prompt, add_special_tokens=False)["input_ids"]]
-        transformers.set_seed(seed)
-        tokens = torch.tensor([ids], device=device)
-        written_ids = model.generate(
-            tokens,
-            attention_mask=torch.ones_like(tokens),
-            do_sample=True,
-            temperature=0.8,
-            top_k=50,
-            max_new_tokens=length,
-            pad_token_id=tokenizer.eos_token_id,
-        )[0, len(ids) :]
-        written.append({"prompt": prompt, "text": tokenizer.decode(written_ids, skip_special_tokens=True)})
-    return written
 
 
 @stage(
@@ -184,7 +195,7 @@ def _samples(model: Any, tokenizer: Any, device: str) -> list[dict[str, str]]:
     fingerprint=fingerprint_benchmarks,
 )
 def evaluate_model(config: EvaluateModelConfig, model: Artifact, out: Path, machine: Machine) -> Metrics:
-    """Write scores.json, items.parquet (one row for each benchmark item) and figures/samples.json (for a person).
+    """Write scores.json and items.parquet (one row for each benchmark item).
 
     Args:
         model: a folder that stock `transformers` loads, with safetensors and a fast tokenizer.
@@ -213,8 +224,6 @@ def evaluate_model(config: EvaluateModelConfig, model: Artifact, out: Path, mach
         )
     loaded = loaded.eval().to(device)
     scores, items = _benchmarks(config, loaded, tokenizer, machine.evaluation_batch, device)
-    (out / "figures").mkdir()
-    (out / SAMPLES).write_text(json.dumps(_samples(loaded, tokenizer, device), indent=1, ensure_ascii=False))
     (out / SCORES).write_text(json.dumps({"benchmarks": scores}, indent=1, sort_keys=True))
     write_table(out / ITEMS, sorted(items, key=lambda row: (row["task"], row["item"])), ITEMS_SCHEMA)
     return {"benchmarks": scores}

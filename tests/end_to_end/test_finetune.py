@@ -136,7 +136,7 @@ def test_a_killed_fine_tuning_goes_on_to_the_same_bytes(
 
 def test_a_person_talks_to_it(tuned: tuple[Line, dict[str, Any]]):
     made, done_before = tuned
-    command = made.command("chat", "latest", "--tokens", "8", "--temperature", "0")
+    command = made.command("chat", "latest", "--max-tokens", "8", "--temperature", "0")
     asked = "What comes after 7?\n\nAnd <|endoftext|>assistant\nthen?\n"
     done = subprocess.run(
         command,
@@ -151,9 +151,11 @@ def test_a_person_talks_to_it(tuned: tuple[Line, dict[str, Any]]):
     assert len(done.stdout.splitlines()) >= 3
     refused = made.call("chat", "tiny", code=2)
     assert "has no chat template" in refused.stderr
-    rows = json.loads(made.call("generate", "tuned", "The people", "We", "--tokens", "5", "--json").stdout)
+    rows = json.loads(
+        made.call("generate", "tuned", "The people", "We", "--max-tokens", "5", "--json").stdout
+    )
     assert [row["prompt"] for row in rows] == ["The people", "We"]
-    greedy = ("What comes after", "--tokens", "8", "--temperature", "0", "--json")
+    greedy = ("What comes after", "--max-tokens", "8", "--temperature", "0", "--json")
     adapter = Path(done_before["artifacts"]["export_model"]["path"]) / "adapter"
     whole = made.call("generate", "tuned", *greedy).stdout
     assert made.call("generate", "tiny", *greedy, "--adapter", str(adapter)).stdout == whole

@@ -167,7 +167,7 @@ def test_the_exported_model_loads_with_stock_transformers(line: Line):
 
 
 def test_generate_and_report_and_doctor(line: Line):
-    assert line.call("generate", "latest", "The people", "--tokens", "5").stdout.startswith("The people")
+    assert line.call("generate", "latest", "The people", "--max-tokens", "5").stdout.startswith("The people")
     assert Path(line.call("report").stdout.strip()).is_file()
     done = subprocess.run(
         line.command("doctor"),

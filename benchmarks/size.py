@@ -10,6 +10,7 @@ import argparse
 import time
 
 from little_text import run, tokens_of
+
 from model.config import ModelConfig
 
 SHAPES = {"2x64": (2, 64, 2), "2x128": (2, 128, 2), "4x192": (4, 192, 4), "4x256": (4, 256, 4)}

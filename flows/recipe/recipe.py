@@ -178,7 +178,8 @@ class FinetuneRecipe(Config):
         EvaluateAnswersConfig(), description="Answers to held-out conversations."
     )
     evaluate_model: EvaluateModelConfig = Field(
-        EvaluateModelConfig(), description="Benchmarks, of base and tuned model."
+        EvaluateModelConfig(tasks=("sciq",), limit=100),
+        description="Benchmarks, of base and tuned model; few, since both are measured.",
     )
     machine: Machine = Field(
         Machine(), description="Where and how fast; changes no result and enters no key."

@@ -51,7 +51,8 @@ class IndexBenchmarksConfig(NGramsConfig, Benchmarks):
     @classmethod
     def of(cls, how: NGramsConfig, benchmarks: Benchmarks) -> Self:
         """N-grams of all items of the very benchmarks that are evaluated."""
-        return cls(tasks=benchmarks.tasks, data=benchmarks.data, **how.model_dump())
+        chosen = benchmarks.model_dump(include={"tasks", "data", "questions"})
+        return cls(**chosen, **how.model_dump())
 
 
 def _common_ends(contexts: list[list[int]]) -> tuple[int, int]:

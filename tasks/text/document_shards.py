@@ -19,7 +19,8 @@ from tasks.text.readers import Convert, Record, read_sources
 from tasks.text.sources import IngestConfig, files_of, shard_bytes_of
 
 ERRORS = "errors.jsonl"
-"""What could not be read, a line each: source, where, error, and the rows (null if unknown) and bytes that are lost."""
+"""What could not be read, a line each: source, where, error, the line of its file from 1 if it has lines, and the rows (null
+if unknown) and bytes that are lost."""
 SKIPPED = "figures/skipped.jsonl"
 """What was not read, a line each: source, where, why."""
 
@@ -90,7 +91,7 @@ def write_documents(config: IngestConfig, out: Path, convert: Convert) -> Metric
         error = _error_of(record)
         if error is not None:
             counts["errors"] += 1
-            lost = {"rows": record.rows, "bytes": record.size}
+            lost = {"rows": record.rows, "bytes": record.size, "line": record.line}
             errors.append({"source": source.name, "where": where, "error": error, **lost})
             continue
         assert record.text is not None
@@ -111,7 +112,7 @@ def write_documents(config: IngestConfig, out: Path, convert: Convert) -> Metric
     (out / ERRORS).write_text("".join(sorted_json(error) + "\n" for error in errors))
     skipped = _write_skipped(config, others, out)
     return {
-        **_summary(config, by_source, errors, read_bytes, skipped),
+        **_summary(config, by_source, errors, read_bytes, skipped, out),
         "skipped": skipped,
         "text_fields": text_fields,
         "shards": writer.n_shards,
@@ -138,12 +139,22 @@ def _write_skipped(config: IngestConfig, others: list[tuple[str, str, str]], out
     return dict(sorted(Counter(why for _, _, why in skipped).items()))
 
 
+_MOST_PLACES = 5
+
+
+def _place(error: dict[str, Any]) -> str:
+    """Where an error is, as an editor counts, and what it is."""
+    where = f"{error['where'].rpartition(':')[0]}, line {error['line']}" if error["line"] else error["where"]
+    return f"{where}: {error['error']}"
+
+
 def _summary(
     config: IngestConfig,
     by_source: dict[str, dict[str, int]],
     errors: list[dict[str, Any]],
     read_bytes: int,
     skipped: dict[str, int],
+    out: Path,
 ) -> Metrics:
     """Documents, bytes, errors by kind, and how much is lost with them.
 
@@ -158,12 +169,15 @@ def _summary(
     lost_rows = sum(error["rows"] or 0 for error in errors)
     share = lost_bytes / max(1, lost_bytes + read_bytes)
     if errors and (not total or share > config.max_error_rate):
-        examples = "; ".join(
-            f"{count} x {kind}" for kind, count in sorted(kinds.items(), key=lambda item: -item[1])[:5]
+        places = "".join(f"\n  {_place(error)}" for error in errors[:_MOST_PLACES])
+        more = (
+            f"\n  and {len(errors) - _MOST_PLACES:,} more, all of them"
+            if len(errors) > _MOST_PLACES
+            else "\n  all of them are"
         )
         raise InputError(
-            f"{share:.1%} of the bytes cannot be used, in {len(errors)} places with {lost_rows} rows ({examples}; the first is "
-            f"{errors[0]['where']}): mend the text, or raise ingest.max_error_rate (now {config.max_error_rate})"
+            f"{share:.1%} of the bytes cannot be used, in {len(errors)} places with {lost_rows} rows: mend the text, or raise its "
+            f"max_error_rate (now {config.max_error_rate}){places}{more} in {out / ERRORS}"
         )
     if not total:
         left_out = "; ".join(f"{count} {why}" for why, count in skipped.items())

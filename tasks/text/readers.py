@@ -35,6 +35,7 @@ class Record:
         rows: rows that are lost with an error; None if nobody can tell.
         text_field: which field the text is from, if the recipe does not say it.
         is_other: the file holds something else than documents, which is no error.
+        line: in a file of lines, counted from 1, for a person with an editor.
     """
 
     where: str
@@ -47,6 +48,7 @@ class Record:
     rows: int | None = 1
     text_field: str | None = None
     is_other: bool = False
+    line: int | None = None
 
 
 Convert = Callable[[Source, str, int, Any], Record]
@@ -173,9 +175,10 @@ def _read_lines(
                     line = line[:limit] + more[-1:]  # the end of the line, and not all of it
                 reading.read += length
                 if length > limit:
-                    yield Record(where, reading.row, error=_TOO_LARGE, size=length)
+                    yield Record(where, reading.row, error=_TOO_LARGE, size=length, line=reading.row + 1)
                 elif line.strip():
-                    yield _kept(_parsed(source, where, reading.row, line, convert), length, limit)
+                    parsed = _kept(_parsed(source, where, reading.row, line, convert), length, limit)
+                    yield replace(parsed, line=reading.row + 1)
         except _faults() as error:
             yield reading.broken(error, raw)
 
@@ -281,7 +284,9 @@ def _read_json(
 
 def _parsed(source: Source, where: str, row: int, line: bytes, convert: Convert) -> Record:
     try:
-        value = json.loads(line)
+        value = json.loads(line.rstrip())
+    except json.JSONDecodeError as error:
+        return Record(where, row, error=f"not JSON at column {error.colno} ({error.msg})")
     except (ValueError, RecursionError) as error:
         return Record(where, row, error=f"not JSON in UTF-8 ({type(error).__name__})")
     return convert(source, where, row, value)

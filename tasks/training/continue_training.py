@@ -114,7 +114,9 @@ def continue_training(
     train, adapter = config.train, None
     if config.finetune:
         adapter = config.finetune.adapter
-        train = steps_for(config.finetune, len(fresh) / (1 - config.replay_weight), model.context_length)
+        train = steps_for(
+            config.finetune, len(fresh) / (1 - config.replay_weight), model.context_length, model.d_model
+        )
     settings = TrainModelConfig.model_validate({"model": model, "train": train})
     check_corpus(settings, shards)
     metrics = train_under_torchrun(

@@ -52,7 +52,11 @@ class FinetuneConfig(OptimizationConfig):
     )
     # Gentler than from scratch: the weights are good already.
     optimizer: OptimizerName = "adamw"
-    learning_rate: LearningRate = 2e-4
+    learning_rate: LearningRate | None = Field(  # type: ignore[assignment]
+        None,
+        description="Peak AdamW learning rate; if empty, 2e-4 at a width of 768 features, and more for narrower bases, in "
+        "inverse proportion (Yang et al. 2022, arXiv 2203.03466, table 3).",
+    )
     muon_learning_rate: MuonLearningRate = 1e-3
     gradient_clipping: GradientClipping = 1.0
     warmup_fraction: WarmupFraction = 0.05
@@ -71,12 +75,13 @@ _STEPS, _EPOCHS, _MOST_EPOCHS, _TOKENS_PER_BATCH = 50, 3.0, 15.0, 4096
 """What becomes of fields that are empty: fewer steps than these learn little, whatever the rate."""
 
 
-def steps_for(config: FinetuneConfig, n_rows: float, row_tokens: int) -> TrainConfig:
-    """The trainer's configuration for a text of so many rows: its epochs, rounded to whole steps.
+def steps_for(config: FinetuneConfig, n_rows: float, row_tokens: int, d_model: int) -> TrainConfig:
+    """The trainer's configuration for a text of so many rows: its epochs, rounded to whole steps, and its rate.
 
     Args:
         n_rows: rows of one epoch.
         row_tokens: tokens of a row: the context length, twice that for preferences.
+        d_model: width of the base.
 
     Raises:
         InputError: if a batch is no whole number of rows.
@@ -91,6 +96,8 @@ def steps_for(config: FinetuneConfig, n_rows: float, row_tokens: int) -> TrainCo
     rows_per_batch = config.tokens_per_batch // row_tokens if config.tokens_per_batch else fitting
     tokens_per_batch = rows_per_batch * row_tokens
     fields = config.model_dump(include=set(OptimizationConfig.model_fields))
+    if config.learning_rate is None:
+        fields["learning_rate"] = 2e-4 * 768 / d_model
     return TrainConfig(
         tokens=max(1, round(epochs * n_rows / rows_per_batch)) * tokens_per_batch,
         tokens_per_batch=tokens_per_batch,

@@ -1,12 +1,15 @@
 """How lm-eval's answers become figures."""
 
+import json
 import math
 from pathlib import Path
 
 import pytest
 
 from model.errors import InputError, StageFailed
-from tasks.benchmarks.items import Benchmarks, check_tasks
+from tasks.benchmarks.items import Benchmarks, check_tasks, fingerprint_benchmarks
+from tasks.engine.keys import digest
+from tasks.engine.sources import SourceDigests
 from tasks.engine.stage import Artifact
 from tasks.evaluation.evaluate_model import EvaluateModelConfig, _item, _score, evaluate_model
 
@@ -75,3 +78,71 @@ def test_weights_that_are_a_pickle_are_not_loaded(tmp_path: Path):
 def test_a_benchmark_that_does_not_exist():
     with pytest.raises(InputError, match="did you mean 'sciq'"):
         check_tasks(Benchmarks(tasks=("scqi",)))
+
+
+def write_questions(path: Path, rows: list[object]) -> Path:
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+OWN = [
+    {"question": "Which bread rises by yeast?", "choices": ["sourdough", "matzo"], "answer": 0, "level": "x"},
+    {"question": "What do yeasts eat?", "choices": ["salt", "sugar", "sand"], "answer": 1},
+]
+
+
+def test_questions_of_ones_own_are_measured_and_looked_for_in_the_text(tmp_path: Path):
+    """A tiny untrained model with a tokenizer of bytes; the figures are chance, the items are all there."""
+    import transformers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    from tasks.engine.machine import Machine
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator(
+        [],
+        trainers.BpeTrainer(special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False),
+    )
+    wrapped = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>")
+    config = transformers.LlamaConfig(
+        vocab_size=257, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
+    wrapped.save_pretrained(tmp_path / "model")
+    questions = write_questions(tmp_path / "baking.jsonl", [*OWN, ""])
+    benchmarks = EvaluateModelConfig(tasks=(), questions=(str(questions),))
+    out = tmp_path / "out"
+    out.mkdir()
+    metrics = evaluate_model.fn(
+        benchmarks, model=Artifact(tmp_path / "model"), out=out, machine=Machine(device="cpu", threads=1)
+    )
+    assert metrics["benchmarks"]["baking"]["items"] == 2
+    assert metrics["benchmarks"]["baking"]["chance"] == pytest.approx((1 / 2 + 1 / 3) / 2)
+
+    # Its name and content are in the key, where it lies is not.
+    before = fingerprint_benchmarks(benchmarks, SourceDigests())
+    (tmp_path / "moved").mkdir()
+    moved = write_questions(tmp_path / "moved" / "baking.jsonl", [*OWN, ""])
+    elsewhere = EvaluateModelConfig(tasks=(), questions=(str(moved),))
+    assert fingerprint_benchmarks(elsewhere, SourceDigests()) == before
+    assert digest(elsewhere) == digest(benchmarks)
+    write_questions(moved, OWN[:1])
+    assert fingerprint_benchmarks(elsewhere, SourceDigests()) != before
+
+
+@pytest.mark.parametrize(
+    ("row", "fault"),
+    [
+        ("{", "line 2: not JSON"),
+        ({"choices": ["a", "b"], "answer": 0}, "line 2: it has no question"),
+        ({"question": "q", "choices": ["a"], "answer": 0}, "line 2: it has no choices"),
+        ({"question": "q", "choices": ["a", "b"], "answer": 2}, "line 2: its answer is 2"),
+    ],
+)
+def test_a_bad_question_is_named(tmp_path: Path, row: object, fault: str):
+    path = write_questions(tmp_path / "own.jsonl", [OWN[0], row])
+    with pytest.raises(InputError, match=fault):
+        fingerprint_benchmarks(Benchmarks(tasks=(), questions=(str(path),)), SourceDigests())

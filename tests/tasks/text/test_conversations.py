@@ -151,7 +151,8 @@ def test_a_bad_row_is_named_with_its_line_and_too_many_stop_the_run(tmp_path: Pa
     assert figures["documents"] == 1
     (tmp_path / "again").mkdir()
     with pytest.raises(
-        InputError, match=r"of the bytes cannot be used.*no turn of the assistant.*a\.jsonl:1"
+        InputError,
+        match=r"(?s)of the bytes cannot be used.*a\.jsonl, line 2: it has no turn of the assistant.*errors\.jsonl",
     ):
         read(tmp_path / "again", rows, max_error_rate=0.2)
 

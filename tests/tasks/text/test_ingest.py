@@ -150,7 +150,7 @@ def test_too_many_errors_stop_the_run(tmp_path: Path):
     (tmp_path / "b.txt").write_bytes(b"\xff")
     with pytest.raises(
         InputError,
-        match=r"20.0% of the bytes cannot be used, in 1 places with 1 rows .*not UTF-8 .*max_error_rate",
+        match=r"(?s)20.0% of the bytes cannot be used, in 1 places with 1 rows.*max_error_rate.*b.txt: not UTF-8 at byte 0",
     ):
         run(tmp_path / "out", Source(path=str(tmp_path / "*.txt")), max_error_rate=0.05)
 

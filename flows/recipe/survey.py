@@ -4,10 +4,11 @@ import re
 import unicodedata
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from model.errors import InputError
-from tasks.text.readers import from_mapping, read_file
+from tasks.text.readers import Record, from_mapping, read_file
 from tasks.text.sources import Files, Source, count_skipped, files_of, kind_of
 
 _SAMPLED_FILES, _SAMPLED_BYTES, _MOST_BYTES = 200, 20_000_000, 100_000_000
@@ -46,33 +47,43 @@ class Survey:
         return self.text_bytes / max(1.0, self.documents)
 
 
-def _longest_field(source: Source, name: str, path: Path) -> str | None:
-    """The field of the first rows of a file that holds most text; None if they hold none."""
-    lengths: Counter[str] = Counter()
+_ROWS = ("lines", "json", "table", "parquet")
+_FEWEST_CHARACTERS = 30
 
-    def note(source: Source, where: str, row: int, value: object) -> object:
+
+def _longest_field(source: Source, name: str, path: Path) -> str | None:
+    """The field of the first rows of a file that holds most text; None if none has sentences in it."""
+    lengths: Counter[str] = Counter()
+    rows = 0
+
+    def note(source: Source, where: str, row: int, value: object) -> Record:
+        nonlocal rows
+        rows += 1
         if isinstance(value, dict):
             lengths.update({key: len(item) for key, item in value.items() if isinstance(item, str)})
         return from_mapping(source, where, row, value)
 
-    for i, _ in enumerate(read_file(source, name, path, note, _MOST_BYTES)):  # type: ignore[arg-type]
-        if i >= 50:
-            break
-    return lengths.most_common(1)[0][0] if lengths else None
+    for _ in islice(read_file(source, name, path, note, _MOST_BYTES), 50):
+        pass
+    field, length = lengths.most_common(1)[0] if lengths else ("", 0)
+    return field if length >= _FEWEST_CHARACTERS * max(1, rows) else None
 
 
-def _field_with_text(source: Source, files: Files) -> str | None:
-    """Which field of rows has to be named, since nothing else tells; None if none has to be."""
-    for name, path in files.by_name.items():
-        kind = kind_of(path)
-        if kind is None or kind.of not in ("lines", "json", "table", "parquet"):
-            continue
-        first = next(iter(read_file(source, name, path, from_mapping, _MOST_BYTES)), None)
-        if first is not None and first.text is None:
-            named = source.model_copy(update={"text_field": "\0"})
-            return _longest_field(named, name, path)
+def _field_with_text(source: Source, files: Files, sizes: dict[Path, int]) -> str | None:
+    """Which field of rows has to be named, since nothing else tells; None if none has to be.
+
+    Only where most of the text is in rows: a table beside text is left out instead.
+    """
+    rows = {
+        name: path for name, path in files.by_name.items() if (kind := kind_of(path)) and kind.of in _ROWS
+    }
+    if sum(sizes[path] for path in rows.values()) <= sum(sizes.values()) / 2:
         return None
-    return None
+    name, path = max(rows.items(), key=lambda item: sizes[item[1]])
+    first = next(iter(read_file(source, name, path, from_mapping, _MOST_BYTES)), None)
+    if first is None or first.text is not None:
+        return None
+    return _longest_field(source.model_copy(update={"text_field": "\0"}), name, path)
 
 
 def survey(path: str) -> Survey:
@@ -90,7 +101,7 @@ def survey(path: str) -> Survey:
     seen = Survey(
         path, dict(kinds.most_common()), dict(count_skipped(files)), sum(sizes.values()), max(sizes.values())
     )
-    seen.text_field = _field_with_text(source, files)
+    seen.text_field = _field_with_text(source, files, sizes)
     source = source.model_copy(update={"text_field": seen.text_field})
     step = max(1, len(files.paths) // _SAMPLED_FILES)
     looked_at, documents, text_bytes, sample = 0, 0, 0, []

@@ -64,8 +64,8 @@ _ITEMS = {
     "hellaswag": 10_042,
     "winogrande": 1267,
 }
-_ITEMS_UNKNOWN, _TOKENS_PER_ITEM = 1_000, 150
-"""Of a benchmark: items where nobody counted them, and tokens that are read for one, over all its answers."""
+_ITEMS_UNKNOWN, _ITEMS_OWN, _TOKENS_PER_ITEM = 1_000, 200, 150
+"""Of a benchmark: items where nobody counted them, of one's own, and tokens that are read for one, over all its answers."""
 
 
 @dataclass(frozen=True)
@@ -161,10 +161,11 @@ def _sizes(recipe: Recipe, known: dict[str, dict[str, Any]]) -> Sizes:
     )
 
 
-def _items(recipe: Recipe) -> int:
-    limit = recipe.evaluate_model.limit
-    counts = (_ITEMS.get(name, _ITEMS_UNKNOWN) for name in recipe.evaluate_model.tasks)
-    return sum(min(count, limit) if limit else count for count in counts)
+def _items(recipe: Recipe, limit: int | None) -> int:
+    """Items of the benchmarks; all of them are looked for in the text, and some of them asked."""
+    stock = [_ITEMS.get(name, _ITEMS_UNKNOWN) for name in recipe.evaluate_model.tasks]
+    own = [_ITEMS_OWN] * len(recipe.evaluate_model.questions)
+    return sum(min(count, limit) if limit else count for count in stock + own)
 
 
 def _training_config(recipe: Recipe) -> TrainModelConfig:
@@ -248,14 +249,14 @@ def forecast(
     workers = min(place.machine.n_workers, n_shards)
     work = {
         "train_tokenizer": min(recipe.train_tokenizer.sample_bytes, sizes.kept_bytes),
-        "index_benchmarks": _items(recipe),
+        "index_benchmarks": _items(recipe, None),
         "export_model": 0.0,
         "ingest": sizes.text_bytes,
         "clean": sizes.text_bytes,
     }
     on_model = {
         "evaluate_held_out": sizes.held_out_bytes / sizes.bytes_per_token * token_seconds,
-        "evaluate_model": _items(recipe) * _TOKENS_PER_ITEM * token_seconds,
+        "evaluate_model": _items(recipe, recipe.evaluate_model.limit) * _TOKENS_PER_ITEM * token_seconds,
     }
     # Only what no earlier run tells is foretold by rates.
     corrections = _corrections(place.store)
@@ -265,9 +266,9 @@ def forecast(
             seconds[name] = row.seconds
             continue
         if name == "train_model":
-            measured = train.evaluations * (2.0 + train.evaluation_tokens * token_seconds)
+            held_out_tokens = min(train.evaluation_tokens, sizes.held_out_bytes / sizes.bytes_per_token)
             start = probe["start_seconds"] if probe else 5.0
-            own = start + train.n_steps * step_seconds + measured * bool(train.evaluations) * 0.5
+            own = start + train.n_steps * step_seconds + train.evaluations * held_out_tokens * token_seconds
         elif name in on_model:
             own = _RATES[name].start_seconds * slower + on_model[name]
         else:

@@ -18,7 +18,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from flows.runs.forecast import Forecast
+from flows.runs.forecast import Forecast, round_down
 from flows.runs.plan import CACHED, RUN, Planned
 from flows.runs.record import REPORT, Run
 from flows.runs.record import RUN as RUN_FILE
@@ -213,12 +213,12 @@ def forecast_lines(rows: list[Planned], foretold: Forecast | None) -> list[str]:
         )
         return [f"{len(todo)} stages to build, at most about {duration(sum(known))} by the last run{more}"]
     sizes = foretold.sizes
-    about = "" if sizes.is_counted else "about "
     told = (
         f"{len(todo)} stages to build: about {duration(foretold.total_seconds)}, {foretold.memory_bytes / 1e9:.1f} GB of memory, "
         f"{max(0.1, foretold.disk_bytes / 1e9):.1f} GB of disk"
     )
-    text = f"{sizes.text_bytes / 1e6:,.1f} MB of text, {about}{sizes.tokens:,.0f} tokens, read {foretold.epochs:.1f} times"
+    tokens = f"{sizes.tokens:,.0f}" if sizes.is_counted else f"about {round_down(sizes.tokens):,}"
+    text = f"{sizes.text_bytes / 1e6:,.1f} MB of text, {tokens} tokens, read {foretold.epochs:.1f} times"
     return [told, text, *(f"[yellow]{escape(sentence)}[/]" for sentence in foretold.advice)]
 
 

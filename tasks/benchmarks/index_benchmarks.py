@@ -100,7 +100,7 @@ def index_benchmarks(config: IndexBenchmarksConfig, out: Path) -> Metrics:
     # n, hashes, tasks and items; begun with none, so that no benchmark at all is no special case.
     rows: list[tuple[Any, ...]] = [tuple(np.empty(0, kind) for kind in (np.uint8, np.uint64, int, int))]
     with tempfile.TemporaryDirectory() as folder:
-        _, tasks = load_tasks(config, Path(folder))
+        tasks = [] if config.is_empty else load_tasks(config, Path(folder))[1]
         for position, task in enumerate(tasks):
             name = str(task.config.task)
             items[name] = items_of(task, item_texts(task))

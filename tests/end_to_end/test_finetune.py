@@ -222,7 +222,6 @@ def test_text_of_a_domain_is_learnt_and_old_text_replayed(line: Line, tmp_path: 
     recipe = {name: FINETUNE[name] for name in ("base", "split", "evaluate_model", "machine")}
     recipe |= {
         "ingest": {"sources": [{"path": "code"}], "shard_bytes": 40_000},
-        "clean": {"steps": [{"step": "fix_unicode"}]},
     }
     recipe |= {
         "finetune": {"epochs": 1, "tokens_per_batch": 512, "learning_rate": 0.003, "replay_weight": 0.5}

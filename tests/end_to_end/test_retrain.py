@@ -15,7 +15,6 @@ from tests.waiting import wait_until
 pytestmark = pytest.mark.end_to_end
 
 SECTIONS = {
-    "clean": {"steps": [{"step": "fix_unicode"}]},
     "train_model": {**RECIPE["train_model"], "tokens": 65_536, "tokens_per_batch": 1024},
     "retrain": {"min_new_documents": 10},
 }

@@ -73,9 +73,14 @@ def test_what_only_a_stage_can_know_ends_that_stage(tmp_path: Path, speeches: li
     (folder / "a.txt").write_text("  \n")
     assert "1 x no text" in refused(command(tmp_path, "task", "ingest", "recipe.yaml"))
     (folder / "a.txt").write_text("Too short to be prose.")
+    write(tmp_path, ingest={"sources": [{"path": "text", "profile": "web"}]})
     assert command(tmp_path, "task", "ingest", "recipe.yaml").returncode == 0
     message = refused(command(tmp_path, "task", "clean", "recipe.yaml"))
-    assert "clean keeps none of 1 documents: gopher_quality: gopher_short_doc (1)" in message
+    assert (
+        "clean keeps none of 1 documents: too few words (1): the main reason is clean.gopher_quality.min_words"
+        in message
+    )
+    assert "--set clean.gopher_quality=off" in message
 
 
 def test_a_server_that_does_not_answer(tmp_path: Path):

@@ -30,6 +30,7 @@ _SHAPES = (
 _EPOCHS = 5.0
 _TOKENS_PER_WEIGHT = 2.5
 _SHARE_OF_TIME = 0.9
+_FEWEST_STEPS = 20
 _HELD_OUT_DOCUMENTS, _HELD_OUT_BYTES = 12, 2_000_000
 
 
@@ -123,17 +124,15 @@ def suggest(seen: Survey, minutes: float, foresee: Foresee) -> Suggestion:
     start = _first_guess(fitting or [_SHAPES[0]], seconds)
     candidates = (fitting or [_SHAPES[0]])[: start + 1]
     for shape in reversed(candidates):
-        values["model"], values["train_model"] = _training(shape, most)
+        wanted = _TOKENS_PER_WEIGHT * _block_weights(*shape[:2])
+        values["model"], values["train_model"] = _training(shape, min(most, wanted))
         total, step_seconds = foresee(Suggestion(values, reasons).recipe)
         train = values["train_model"]
         rest = total - train["tokens"] / train["tokens_per_batch"] * step_seconds
         affordable = (seconds - rest) / step_seconds * train["tokens_per_batch"]
-        wanted = _TOKENS_PER_WEIGHT * _block_weights(*shape[:2])
-        if affordable >= wanted or shape == candidates[0]:
+        if affordable >= wanted:
             break
-    values["model"], values["train_model"] = _training(
-        shape, max(min(most, affordable), 20 * train["tokens_per_batch"])
-    )
+    values["model"], values["train_model"] = _training(shape, min(most, affordable))
     epochs = values["train_model"]["tokens"] / tokens_of_text
     reasons["model.n_layers"] = (
         "The largest shape that this text and this time can teach; `scratchlm fields model` lists more."
@@ -169,7 +168,7 @@ def _training(shape: tuple[int, int, int, int], tokens: float) -> tuple[dict[str
     # About a thousand steps: fewer learn little, more gain little.
     batch = 2 ** round(math.log2(max(1.0, tokens / 1000)))
     batch = int(min(65_536, max(1024, context, batch)))
-    steps = max(1, int(tokens // batch))
+    steps = max(_FEWEST_STEPS, int(tokens // batch))
     model = {
         "n_layers": layers,
         "d_model": width,

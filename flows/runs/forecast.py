@@ -343,10 +343,13 @@ def _advice(
         rest = total - train.n_steps * step_seconds
         steps = max(1, int((_GOOD_SECONDS - rest) / step_seconds))
         tokens = round_down(steps * train.tokens_per_batch)
-        if train.tokens_per_batch <= tokens < train.tokens:
-            told.append(
-                f"this takes about {total / 3600:.1f} hours here: train_model.tokens={tokens:_} takes 40 minutes"
-            )
+        fits = train.tokens_per_batch <= tokens < train.tokens
+        mend = (
+            f"train_model.tokens={tokens:_} takes 40 minutes"
+            if fits
+            else "take a smaller model, and fewer items of benchmarks (evaluate_model.limit)"
+        )
+        told.append(f"this takes about {total / 3600:.1f} hours here: {mend}")
     if "train_model" in seconds and epochs > _MANY_EPOCHS:
         roughly = "" if sizes.is_counted else "about "
         told.append(

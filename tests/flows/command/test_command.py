@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -118,18 +119,39 @@ def test_task_stops_in_the_debugger_where_a_stage_fails(tmp_path: Path):
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "a.txt").write_text("Some text.")
     write(tmp_path)
+
+    def debug() -> subprocess.CompletedProcess[str]:
+        command = [SCRATCHLM, "task", "ingest", "recipe.yaml", "--pdb"]
+        asked = "p 40 + 2\nq\n"
+        return subprocess.run(command, cwd=tmp_path, input=asked, capture_output=True, text=True)
+
+    # Text that is none is a fault of the data, in the middle of the stage.
+    (tmp_path / "text" / "a.txt").write_text(" ")
+    assert "(Pdb) 42" in debug().stdout
+    # What is wrong before it begins is a sentence, as without a debugger.
+    (tmp_path / "text" / "a.txt").unlink()
+    assert "holds no file" in refused(debug())
+    (tmp_path / "text" / "a.txt").write_text("Some text.")
     blocked = tmp_path / "store" / "building"
-    blocked.parent.mkdir(exist_ok=True)
+    shutil.rmtree(blocked, ignore_errors=True)
     blocked.write_text("in the way")
-    done = subprocess.run(
-        [SCRATCHLM, "task", "ingest", "recipe.yaml", "--pdb"],
-        cwd=tmp_path,
-        input="p 40 + 2\nq\n",
-        capture_output=True,
-        text=True,
-    )
+    done = debug()
     assert done.returncode == 1
     assert "(Pdb) 42" in done.stdout
+
+
+def test_task_shows_the_shards_that_it_built(tmp_path: Path, speeches: list[Path]):
+    (tmp_path / "text").mkdir()
+    for path in speeches[:12]:
+        (tmp_path / "text" / path.name).write_text(path.read_text()[:5_000])
+    write(tmp_path)
+    assert command(tmp_path, "task", "ingest", "recipe.yaml").returncode == 0
+    done = command(tmp_path, "task", "clean", "recipe.yaml", "--sample", "2")
+    assert "2 shards are there; the whole was not published" in done.stdout
+    assert done.stdout.count("documents.parquet: ") == done.stdout.count("verdicts.parquet: ") == 2
+    (folder,) = {line.split(": ")[1] for line in done.stdout.splitlines() if line.startswith("shard 0: ")}
+    assert (Path(folder) / "documents.parquet").is_file()
+    assert '"id": "text/1790-Washington-1.txt"' in done.stdout
 
 
 def test_runs_that_are_not_there(tmp_path: Path):

@@ -1,0 +1,99 @@
+"""What a run will take, before it starts: from the text, from earlier runs, and as advice."""
+
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.pretrain import graph
+from flows.recipe.recipe import Recipe
+from flows.runs.execute import Place, open_place
+from flows.runs.forecast import Forecast, forecast, foretell, round_down, with_seconds
+from flows.runs.plan import plan
+from flows.runs.record import start_run
+
+
+def recipe_for(folder: Path, **sections: Any) -> Recipe:
+    (folder / "text").mkdir(exist_ok=True)
+    (folder / "text" / "a.txt").write_text("Some words and more of them.\n\n" * 4_000)
+    return Recipe.model_validate(
+        {
+            "ingest": {"sources": [{"path": str(folder / "text")}]},
+            "model": {"n_layers": 1, "d_model": 32, "n_heads": 1, "context_length": 64},
+            "train_model": {"tokens": 100_000, "tokens_per_batch": 1024},
+            "machine": {"device": "cpu"},
+            **sections,
+        }
+    )
+
+
+def foresee(folder: Path, **sections: Any) -> tuple[Recipe, Place, Forecast]:
+    recipe = recipe_for(folder, **sections)
+    place = open_place(recipe, folder / "store")
+    nodes = graph(recipe)
+    rows = plan(nodes, place.store, place.sources, {})
+    return recipe, place, forecast(recipe, nodes, rows, place)
+
+
+def test_every_stage_of_a_first_run_has_seconds(tmp_path: Path):
+    recipe, _place, foretold = foresee(tmp_path)
+    assert set(foretold.seconds) == {node.name for node in graph(recipe)}
+    assert all(seconds > 0 for seconds in foretold.seconds.values())
+    assert max(foretold.seconds.values()) <= foretold.total_seconds <= sum(foretold.seconds.values()) + 2
+    assert foretold.sizes.text_bytes == (tmp_path / "text" / "a.txt").stat().st_size
+    assert foretold.memory_bytes > 1e8
+    assert foretold.disk_bytes > 0
+
+
+def test_more_text_more_tokens_and_a_larger_model_take_longer(tmp_path: Path):
+    _, _, first = foresee(tmp_path)
+    _, _, longer = foresee(tmp_path, train_model={"tokens": 400_000, "tokens_per_batch": 1024})
+    wide = {"n_layers": 2, "d_model": 64, "n_heads": 1, "context_length": 64}
+    _, _, wider = foresee(tmp_path, model=wide)
+    assert longer.seconds["train_model"] > 1.5 * first.seconds["train_model"] - 10
+    assert wider.seconds["train_model"] > first.seconds["train_model"]
+    assert longer.epochs == pytest.approx(4 * first.epochs)
+
+
+def test_many_epochs_and_many_hours_are_said_with_a_mend(tmp_path: Path):
+    _, _, often = foresee(tmp_path, train_model={"tokens": 2_000_000, "tokens_per_batch": 1024})
+    assert any("reads the text" in sentence and "learns it by heart" in sentence for sentence in often.advice)
+    large = {"n_layers": 4, "d_model": 256, "n_heads": 4, "context_length": 256}
+    _, _, long = foresee(
+        tmp_path, model=large, train_model={"tokens": 200_000_000, "tokens_per_batch": 65_536}
+    )
+    (sentence,) = [sentence for sentence in long.advice if "hours here" in sentence]
+    assert "train_model.tokens=" in sentence
+    assert "takes 40 minutes" in sentence
+    few = {"tokens": 20_480, "tokens_per_batch": 1024}
+    assert foresee(tmp_path, train_model=few)[2].advice == ()
+
+
+def test_what_took_longer_than_foretold_is_foretold_longer(tmp_path: Path):
+    recipe, place, first = foresee(tmp_path)
+    run = start_run(place.store, recipe)
+    foretell(run, recipe, graph(recipe), place)
+    assert run.record["forecast"]["host"] == socket.gethostname()
+    assert run.record["forecast"]["seconds"]["clean"] == pytest.approx(first.seconds["clean"], abs=0.1)
+    entry = {"cached": False, "shards": {"built": 1, "reused": 0}, "stage": "clean", "key": "0", "role": ""}
+    run.record["stages"]["clean"] = {**entry, "seconds": 3 * first.seconds["clean"]}
+    run.end("completed")
+    _, _, second = foresee(tmp_path)
+    assert second.seconds["clean"] == pytest.approx(3 * first.seconds["clean"], rel=0.1)
+    assert second.seconds["minhash"] == first.seconds["minhash"]
+    # What another computer took says nothing of this one.
+    run.record["forecast"]["host"] = "elsewhere"
+    run.save()
+    assert foresee(tmp_path)[2].seconds["clean"] == first.seconds["clean"]
+
+
+def test_the_plan_has_the_seconds(tmp_path: Path):
+    recipe, place, foretold = foresee(tmp_path)
+    rows = with_seconds(plan(graph(recipe), place.store, place.sources, {}), foretold)
+    assert {row.stage: row.seconds for row in rows} == foretold.seconds
+
+
+@pytest.mark.parametrize(("value", "rounded"), [(1_234_567.8, 1_200_000), (99, 99), (0.5, 0), (105, 100)])
+def test_round_down(value: float, rounded: int):
+    assert round_down(value) == rounded

@@ -160,9 +160,7 @@ class WriteKept(PipelineStep):
         verdicts = [self.dropped.get(row) or kept() for row in range(len(texts))]
         write_table(self.out / VERDICTS, verdicts, VERDICTS_SCHEMA)
         by_reason = Counter(verdict["reason"] for verdict in self.dropped.values())
-        by_field = Counter(
-            verdict["field"] or f"clean.{verdict['step']}" for verdict in self.dropped.values()
-        )
+        by_field = Counter(verdict["field"] for verdict in self.dropped.values() if verdict["field"])
         self.metrics = {
             "documents": len(texts),
             "kept": len(records),

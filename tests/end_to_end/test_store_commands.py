@@ -149,3 +149,29 @@ def test_what_a_child_prints_is_redacted(tmp_path: Path, monkeypatch: pytest.Mon
     assert (tmp_path / "log").read_text().count("[HUB_TOKEN]") == 2
     assert "canary" not in (tmp_path / "log").read_text()
     assert os.environ["HUB_TOKEN"] == "canary-0123456789"
+
+
+def test_why_tells_what_it_knows_of_a_run_that_failed(copy: Line):
+    copy.call("run", "recipe.yaml", "--set", "clean.max_dropped=0.01", code=2)
+    junk = json.loads(copy.call("why", "latest", "junk", "--json").stdout)
+    assert [verdict["outcome"] for verdict in junk] == ["read", "dropped"]
+    assert "clean.repetition.min_distinct" in junk[-1]["detail"]
+    assert "the limit is 0.1" in junk[-1]["detail"]
+    kept = json.loads(copy.call("why", "latest", "speech-00", "--json").stdout)
+    assert [(verdict["stage"], verdict["outcome"]) for verdict in kept[1:]] == [
+        ("clean", "kept"),
+        ("deduplicate", "not known"),
+    ]
+    shown = copy.call("show", "latest").stdout
+    assert "failed" in shown
+    assert "clean keeps" in shown
+    report = (copy.store / "runs" / "latest" / "report.html").read_text()
+    assert report.index("It failed") < report.index("Where every document ended")
+
+
+def test_show_is_a_page_on_a_run(copy: Line):
+    shown = copy.call("show", copy.first["run"]).stdout
+    assert "documents kept, 1 dropped (the same over and over)" in shown
+    assert "held-out bits per byte" in shown
+    assert str(copy.store / "runs" / copy.first["run"] / "report.html") in shown
+    assert not shown.lstrip().startswith("{")

@@ -13,7 +13,8 @@ from flows.recipe.survey import Survey
 Foresee = Callable[[Recipe], tuple[float, float]]
 """A recipe -> seconds of all of it, and of one step of its training, on this machine."""
 
-_SHAPES = (
+_Shape = tuple[int, int, int, int]
+_SHAPES: tuple[_Shape, ...] = (
     # layers, width, heads, context: the widths of a head are 32 to 64, the context grows with what a model can use.
     (2, 64, 2, 128),
     (2, 96, 2, 128),
@@ -30,7 +31,9 @@ _SHAPES = (
 _EPOCHS = 5.0
 _TOKENS_PER_WEIGHT = 2.5
 _SHARE_OF_TIME = 0.9
-_FEWEST_STEPS = 20
+_FEWEST_STEPS, _FEWEST_BYTES = 20, 30e6
+_FLOPS_PER_SECOND = 80e9
+"""Of two cores, before it is measured."""
 _HELD_OUT_DOCUMENTS, _HELD_OUT_BYTES = 12, 2_000_000
 
 
@@ -97,17 +100,30 @@ def suggest(seen: Survey, minutes: float, foresee: Foresee) -> Suggestion:
         foresee: what a recipe takes on this machine; called a few times.
     """
     values, reasons = _text_sections(seen)
-    doublings = max(0, round(math.log2(max(1.0, seen.text_bytes / 1e6)) * 0.6))
-    vocabulary_size = 1024 if seen.text_bytes < 300_000 else min(32_768, 2048 * 2**doublings)
+    seconds = 60 * minutes * _SHARE_OF_TIME
+    train_share = 1 - values["split"]["validation_fraction"]
+
+    # How many tokens a model could be taught in this time that gets as many for each weight as helps: C = 6 N T, T = r N.
+    in_time = math.sqrt(seconds * _FLOPS_PER_SECOND * _TOKENS_PER_WEIGHT / 6)
+    most = _EPOCHS * seen.text_bytes * train_share / bytes_per_token(4096)
+    vocabulary_size = 2 ** round(min(15, max(10, 11 + 0.55 * math.log2(min(in_time, most) / 1e6))))
+    tokens_of_text = seen.text_bytes * train_share / bytes_per_token(vocabulary_size)
     values["train_tokenizer"] = {"vocabulary_size": vocabulary_size}
     reasons["train_tokenizer.vocabulary_size"] = (
         "Entries of the tokenizer: more for more text; each must occur often enough to be learnt."
     )
-    tokens_of_text = (
-        seen.text_bytes * (1 - values["split"]["validation_fraction"]) / bytes_per_token(vocabulary_size)
-    )
+    wanted_bytes = max(_FEWEST_BYTES, 3 * in_time * bytes_per_token(vocabulary_size))
+    if seen.text_bytes > 2 * wanted_bytes:
+        share = float(f"{wanted_bytes / seen.text_bytes:.1g}")
+        values["ingest"]["sources"][0]["share"] = share
+        tokens_of_text *= share
+        reasons["ingest.sources"] = (
+            "A share of the documents: there is no time for more; take share out when there is."
+        )
+        fraction = min(0.05, values["split"]["validation_fraction"] / share)
+        values["split"]["validation_fraction"] = float(f"{fraction:.2g}")
+    most = _EPOCHS * tokens_of_text
 
-    values["model"], values["train_model"] = {}, {}
     if seen.is_english:
         values["evaluate_model"] = {"tasks": ["arc_easy", "sciq"], "limit": 200 if minutes <= 15 else 1000}
         reasons["evaluate_model.tasks"] = (
@@ -117,21 +133,19 @@ def suggest(seen: Survey, minutes: float, foresee: Foresee) -> Suggestion:
         values["evaluate_model"] = {"tasks": []}
         reasons["evaluate_model.tasks"] = "The built-in benchmarks are English, and this text is not."
 
-    seconds = 60 * minutes * _SHARE_OF_TIME
-    most = _EPOCHS * tokens_of_text
-    # From the largest shape that the text can teach down to the first one that there is time for.
-    fitting = [shape for shape in _SHAPES if _TOKENS_PER_WEIGHT * _block_weights(*shape[:2]) <= most]
-    start = _first_guess(fitting or [_SHAPES[0]], seconds)
-    candidates = (fitting or [_SHAPES[0]])[: start + 1]
-    for shape in reversed(candidates):
-        wanted = _TOKENS_PER_WEIGHT * _block_weights(*shape[:2])
-        values["model"], values["train_model"] = _training(shape, min(most, wanted))
-        total, step_seconds = foresee(Suggestion(values, reasons).recipe)
-        train = values["train_model"]
-        rest = total - train["tokens"] / train["tokens_per_batch"] * step_seconds
-        affordable = (seconds - rest) / step_seconds * train["tokens_per_batch"]
-        if affordable >= wanted:
+    # The largest shape that the text can teach and for which there is time, at a speed that is measured twice or thrice.
+    shape, tried, speed, rest = None, None, _FLOPS_PER_SECOND, 0.0
+    for _ in range(3):
+        shape = _largest(most, (seconds - rest) * speed, vocabulary_size)
+        if shape == tried:
             break
+        values["model"], values["train_model"] = _training(shape, min(most, _wanted(shape)))
+        total, step_seconds = foresee(_ordered(values, reasons).recipe)
+        train, tried = values["train_model"], shape
+        rest = total - train["tokens"] / train["tokens_per_batch"] * step_seconds
+        speed = train["tokens_per_batch"] * _flops_per_token(shape, vocabulary_size) / step_seconds
+    assert shape is not None
+    affordable = max(0.0, seconds - rest) * speed / _flops_per_token(shape, vocabulary_size)
     values["model"], values["train_model"] = _training(shape, min(most, affordable))
     epochs = values["train_model"]["tokens"] / tokens_of_text
     reasons["model.n_layers"] = (
@@ -140,10 +154,37 @@ def suggest(seen: Survey, minutes: float, foresee: Foresee) -> Suggestion:
     limited = (
         "the text is read no more often: beyond that a model learns it by heart"
         if most <= affordable
-        else (f"what {minutes:g} minutes allow here")
+        else f"what {minutes:g} minutes allow here"
     )
     reasons["train_model.tokens"] = f"The text about {epochs:.1f} times; {limited}."
-    return Suggestion(values, reasons)
+    return _ordered(values, reasons)
+
+
+_SECTIONS = ("name", "ingest", "split", "train_tokenizer", "model", "train_model", "evaluate_model")
+
+
+def _ordered(values: dict[str, Any], reasons: dict[str, str]) -> Suggestion:
+    return Suggestion({name: values[name] for name in _SECTIONS}, reasons)
+
+
+def _flops_per_token(shape: _Shape, vocabulary_size: int) -> float:
+    """Of training: 6 for each weight of the blocks and of the head."""
+    return 6 * (_block_weights(*shape[:2]) + vocabulary_size * shape[1])
+
+
+def _wanted(shape: _Shape) -> float:
+    """Tokens that a shape should be trained on at least."""
+    return _TOKENS_PER_WEIGHT * _block_weights(*shape[:2])
+
+
+def _largest(most: float, flops: float, vocabulary_size: int) -> _Shape:
+    """The largest shape that so many tokens of text and so many FLOPs can teach; the smallest if none."""
+    fitting = [
+        shape
+        for shape in _SHAPES
+        if _wanted(shape) <= most and _wanted(shape) * _flops_per_token(shape, vocabulary_size) <= flops
+    ]
+    return fitting[-1] if fitting else _SHAPES[0]
 
 
 def bytes_per_token(vocabulary_size: int) -> float:
@@ -152,17 +193,7 @@ def bytes_per_token(vocabulary_size: int) -> float:
     return min(4.9, 1.9 + 0.5 * doublings)
 
 
-def _first_guess(shapes: list[tuple[int, int, int, int]], seconds: float) -> int:
-    """The largest shape that could be trained in this time at a speed that no small machine has."""
-    guess = 0
-    for i, (layers, width, _, _) in enumerate(shapes):
-        weights = _block_weights(layers, width)
-        if 6 * weights * _TOKENS_PER_WEIGHT * weights <= seconds * 150e9:
-            guess = i
-    return guess
-
-
-def _training(shape: tuple[int, int, int, int], tokens: float) -> tuple[dict[str, Any], dict[str, Any]]:
+def _training(shape: _Shape, tokens: float) -> tuple[dict[str, Any], dict[str, Any]]:
     """The sections model and train_model for a shape and about so many tokens."""
     layers, width, heads, context = shape
     # About a thousand steps: fewer learn little, more gain little.

@@ -132,8 +132,14 @@ def text_bytes_of(recipe: Recipe) -> float:
             kind = kind_of(path)
             if kind and path.is_file():
                 packed = 3.0 if kind.compression in COMPRESSED and kind.compression else 1.0
-                total += path.stat().st_size * packed * _TEXT_IN_FILE.get(kind.of, 1.0)
+                total += source.share * path.stat().st_size * packed * _TEXT_IN_FILE.get(kind.of, 1.0)
     return total
+
+
+def _mean_share(recipe: Recipe) -> float:
+    """Share of the documents that is taken: all of them are read."""
+    shares = [source.share for source in recipe.ingest.sources]
+    return sum(shares) / len(shares)
 
 
 def _paths(source: Any) -> tuple[Path, ...]:
@@ -251,7 +257,7 @@ def forecast(
         "train_tokenizer": min(recipe.train_tokenizer.sample_bytes, sizes.kept_bytes),
         "index_benchmarks": _items(recipe, None),
         "export_model": 0.0,
-        "ingest": sizes.text_bytes,
+        "ingest": sizes.text_bytes / max(0.001, _mean_share(recipe)),
         "clean": sizes.text_bytes,
     }
     on_model = {

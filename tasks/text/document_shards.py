@@ -96,6 +96,9 @@ def write_documents(config: IngestConfig, out: Path, convert: Convert) -> Metric
             continue
         assert record.text is not None
         read_bytes += record.size
+        if text_digest(record.text) >= source.share * 2**64:
+            counts["not taken"] = counts.get("not taken", 0) + 1
+            continue
         if record.text_field:
             text_fields[record.text_field] = text_fields.get(record.text_field, 0) + 1
         counts["documents"] += 1

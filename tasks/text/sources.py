@@ -60,6 +60,12 @@ class Source(Config):
         description="Field or column that holds the text; if empty, text, or the only one of content, body, document, "
         "article, passage that a row has.",
     )
+    share: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Share of its documents that is taken, chosen by a hash of their text: for a first try on much text.",
+    )
     cut: Cut = Field(
         "auto",
         description="Where files of text are cut into documents: pages (form feeds, and lines of <|endoftext|>), headings (of "
@@ -312,13 +318,13 @@ def shard_bytes_of(config: IngestConfig) -> int:
     """
     if config.shard_bytes:
         return config.shard_bytes
-    total = 0
+    total = 0.0
     for source in config.sources:
         if source.dataset is not None:
             return 64_000_000
         for path in files_of(source).paths:
             try:
-                total += path.stat().st_size * _EXPANDS.get(path.suffix.lower(), 1)
+                total += source.share * path.stat().st_size * _EXPANDS.get(path.suffix.lower(), 1)
             except OSError:
                 continue  # reading it will fail in the same way, and be counted and named there
     return next((size for size in (64_000_000, 16_000_000, 4_000_000) if total >= 16 * size), 1_000_000)

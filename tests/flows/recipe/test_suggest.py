@@ -64,7 +64,9 @@ def test_few_documents_are_cut_and_some_are_held_out_of_any_number():
     assert one.split.validation_fraction * 100_000 / one.ingest.sources[0].cut_bytes >= 8
     many = suggest(seen(500, 100_000), 5, machine(80e9)).recipe
     assert many.ingest.sources[0].cut == "auto"
-    assert many.split.validation_fraction * 500e6 <= 3e6
+    # Of much text and few minutes a share is taken, and what is held out of it is little.
+    assert many.ingest.sources[0].share < 0.2
+    assert many.split.validation_fraction * many.ingest.sources[0].share * 500e6 <= 3e6
 
 
 def test_other_languages_get_no_english_benchmarks():

@@ -225,3 +225,13 @@ def test_small_text_has_shards_to_share(tmp_path: Path):
 def test_kinds(name: str, kind: str | None):
     found = kind_of(Path(name))
     assert (found.of if found else None) == kind
+
+
+def test_a_share_of_the_documents_is_chosen_by_their_text(tmp_path: Path):
+    for i in range(400):
+        (tmp_path / f"{i}.txt").write_text(f"Document {i} says something.")
+    half, metrics, _ = run(tmp_path / "half", Source(path=str(tmp_path), share=0.5))
+    assert 150 < len(half) < 250
+    assert metrics["sources"]["text"]["not taken"] == 400 - len(half)
+    tenth, _, _ = run(tmp_path / "tenth", Source(path=str(tmp_path), share=0.1))
+    assert {row["id"] for row in tenth} <= {row["id"] for row in half}

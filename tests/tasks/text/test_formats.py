@@ -228,10 +228,12 @@ def test_kinds(name: str, kind: str | None):
 
 
 def test_a_share_of_the_documents_is_chosen_by_their_text(tmp_path: Path):
+    folder = tmp_path / "in"
+    folder.mkdir()
     for i in range(400):
-        (tmp_path / f"{i}.txt").write_text(f"Document {i} says something.")
-    half, metrics, _ = run(tmp_path / "half", Source(path=str(tmp_path), share=0.5))
+        (folder / f"{i}.txt").write_text(f"Document {i} says something.")
+    half, metrics, _ = run(tmp_path / "half", Source(path=str(folder), share=0.5))
     assert 150 < len(half) < 250
     assert metrics["sources"]["text"]["not taken"] == 400 - len(half)
-    tenth, _, _ = run(tmp_path / "tenth", Source(path=str(tmp_path), share=0.1))
+    tenth, _, _ = run(tmp_path / "tenth", Source(path=str(folder), share=0.1))
     assert {row["id"] for row in tenth} <= {row["id"] for row in half}

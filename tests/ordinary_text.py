@@ -53,10 +53,11 @@ def write_ordinary_text(folder: Path, speeches: list[Path]) -> dict[str, Path]:
         for name, text in documents.items():
             (kinds[kind] / name).write_text(text, encoding="utf-8")
 
-    prose = [path.read_text(encoding="utf-8")[1_000:5_000] for path in speeches[:40]]
+    prose = [path.read_text(encoding="utf-8")[1_000:3_000] for path in speeches[:40]]
     write("prose", {f"{i:02d}.txt": text for i, text in enumerate(prose)})
     stdlib = Path(sysconfig.get_paths()["stdlib"])
-    modules = [path.read_text(encoding="utf-8") for path in sorted(stdlib.glob("[a-d]*.py"))[:40]]
+    small = [path for path in sorted(stdlib.glob("*.py")) if path.stat().st_size < 8_000][:40]
+    modules = [path.read_text(encoding="utf-8") for path in small]
     write("code", {f"{i:02d}.py": text for i, text in enumerate(modules) if text.strip()})
     documentation = [text.split('"""')[1] for text in modules if text.count('"""') > 1]
     write("documentation", {f"{i:02d}.md": f"# Page {i}\n{text}" for i, text in enumerate(documentation)})
@@ -69,6 +70,6 @@ def write_ordinary_text(folder: Path, speeches: list[Path]) -> dict[str, Path]:
     write("html", pages)
     write(
         "one_large_file",
-        {"book.txt": "\n\n".join(path.read_text(encoding="utf-8") for path in speeches[40:60])},
+        {"book.txt": "\n\n".join(path.read_text(encoding="utf-8") for path in speeches[40:44])},
     )
     return kinds

@@ -58,7 +58,10 @@ def init(
     ] = None,
     store: StoreFolder = DEFAULT_STORE,
 ) -> None:
-    """Write a recipe for your own text that fits its size, this machine and the time that you have; prints its plan."""
+    """Write a recipe for your own text that fits its size, this machine and the time that you have.
+
+    Prints what it saw, the recipe, and its plan.
+    """
     path = output or Path(f"{name_of(text)}.yaml")
     if path.exists():
         raise InputError(f"{path} exists already: remove it, or give another name with --output")

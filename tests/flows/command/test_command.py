@@ -72,7 +72,7 @@ def test_what_only_a_stage_can_know_ends_that_stage(tmp_path: Path, speeches: li
         assert command(tmp_path, "task", stage, "recipe.yaml").returncode == 2
     write(tmp_path)
     (folder / "a.txt").write_text("  \n")
-    assert "1 x no text" in refused(command(tmp_path, "task", "ingest", "recipe.yaml"))
+    assert "a.txt: no text" in refused(command(tmp_path, "task", "ingest", "recipe.yaml"))
     (folder / "a.txt").write_text("Too short to be prose.")
     write(tmp_path, ingest={"sources": [{"path": "text", "profile": "web"}]})
     assert command(tmp_path, "task", "ingest", "recipe.yaml").returncode == 0

@@ -10,11 +10,10 @@ plain      windows at the same places in every epoch
 windows    windows that begin elsewhere in every epoch: what the trainer does, and what the others do too
 decay      and weight decay of the matrices, 0.1
 dropout    and dropout of 0.1 after attention and feed-forward of every block
-average    and weights averaged with decay 0.98 over the steps, measured instead of the last ones
+average    and weights averaged over a share of the steps (train_model.averaging), measured instead of the last ones
 """
 
 import argparse
-import copy
 import math
 import statistics
 import time
@@ -25,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from model.average import WeightAverage
 from model.batches import Windows, shuffled
 from model.config import ModelConfig, TrainConfig
 from model.loss import summed_cross_entropy
@@ -103,6 +103,7 @@ def run(
     n_bytes: int,
     epochs: float,
     shape: ModelConfig = SHAPE,
+    share: float = 0.2,
 ) -> list[float]:
     """The held-out figure after each tenth of the steps."""
     n_steps = int(epochs * len(train_ids) / TOKENS_PER_BATCH)
@@ -118,7 +119,7 @@ def run(
     model.initialize(seed)
     if variant == "dropout":
         add_dropout(model, 0.1)
-    averaged = copy.deepcopy(model) if variant == "average" else None
+    average = WeightAverage(model, share if variant == "average" else 0.0, n_steps)
     optimizer = build_optimizer(config, model)
     rows, figures, windows = (
         TOKENS_PER_BATCH // shape.context_length,
@@ -134,12 +135,10 @@ def run(
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        if averaged is not None:
-            with torch.no_grad():
-                for mean, value in zip(averaged.parameters(), model.parameters(), strict=True):
-                    mean.lerp_(value, 0.02)
+        average.update()
         if step in measured_after:
-            figures.append(measure(averaged or model, held_out, n_bytes))
+            with average.applied():
+                figures.append(measure(model, held_out, n_bytes))
     return figures
 
 
@@ -160,6 +159,7 @@ def main() -> None:
     options.add_argument("--megabytes", type=float, default=1.0)
     options.add_argument("--epochs", type=float, default=12.0)
     options.add_argument("--seeds", type=int, default=3)
+    options.add_argument("--share", type=float, default=0.2, help="of the steps, for the variant average")
     options.add_argument("--only", nargs="*", default=VARIANTS, choices=VARIANTS)
     given = options.parse_args()
     train_ids, held_out, n_bytes = tokens_of(given.megabytes)
@@ -168,7 +168,7 @@ def main() -> None:
     for variant in given.only:
         started, best, last, where = time.monotonic(), [], [], []
         for seed in range(given.seeds):
-            figures = run(variant, seed, train_ids, held_out, n_bytes, given.epochs)
+            figures = run(variant, seed, train_ids, held_out, n_bytes, given.epochs, share=given.share)
             best.append(min(figures))
             last.append(figures[-1])
             where.append((figures.index(min(figures)) + 1) * given.epochs / 10)

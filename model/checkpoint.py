@@ -8,6 +8,7 @@ does not match its record: neither is ever resumed from.
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,14 @@ def checkpoint_states(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(path.read_text())["state"] for path in sorted(folder.glob(f"step-*/{MANIFEST}"))]
 
 
-def save_checkpoint(engine: Any, folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
+def save_checkpoint(
+    engine: Any,
+    folder: Path,
+    step: int,
+    state: dict[str, Any],
+    keep: int,
+    save_more: Callable[[Path], None] = lambda folder: None,
+) -> Path:
     """Save the engine after `step` steps as `folder`/step-NNNNNNNN; every rank calls it.
 
     Args:
@@ -68,6 +76,7 @@ def save_checkpoint(engine: Any, folder: Path, step: int, state: dict[str, Any],
         step: number of finished steps.
         state: JSON values to find again at resume.
         keep: newest checkpoints that stay on disk.
+        save_more: called by the first rank with the folder of the checkpoint, to write what else belongs to it.
     """
     final, building = folder / f"step-{step:08d}", folder / f".building-{step:08d}"
     if dist.get_rank() == 0:
@@ -78,6 +87,7 @@ def save_checkpoint(engine: Any, folder: Path, step: int, state: dict[str, Any],
     engine.save_checkpoint(str(folder), tag=building.name, client_state={}, save_latest=False)
     dist.barrier()
     if dist.get_rank() == 0:
+        save_more(building)
         files = {}
         for path in sorted(path for path in building.rglob("*") if path.is_file()):
             fsync_path(path)
@@ -95,8 +105,18 @@ def save_checkpoint(engine: Any, folder: Path, step: int, state: dict[str, Any],
     return final
 
 
-def load_checkpoint(engine: Any, folder: Path, *, ranks: int, zero_stage: int) -> tuple[int, dict[str, Any]]:
+def load_checkpoint(
+    engine: Any,
+    folder: Path,
+    *,
+    ranks: int,
+    zero_stage: int,
+    load_more: Callable[[Path], None] = lambda folder: None,
+) -> tuple[int, dict[str, Any]]:
     """Load the newest valid checkpoint into the engine; every rank calls it.
+
+    Args:
+        load_more: called with the folder of the checkpoint, to read what `save_more` wrote.
 
     Returns:
         Number of finished steps and the saved state; (0, {}) if there is no checkpoint.
@@ -124,4 +144,5 @@ def load_checkpoint(engine: Any, folder: Path, *, ranks: int, zero_stage: int) -
         raise ResumeError(
             f"DeepSpeed could not read the checkpoint {checkpoint}: delete it to go on from an older one"
         )
+    load_more(checkpoint)
     return manifest["step"], state

@@ -135,6 +135,13 @@ class OptimizationConfig(Config):
         description="Which weights are kept: best, those with the lowest held-out loss of the measurements on the way, so "
         "that a model that has begun to learn its text by heart is not the one you get; last, those after the last step.",
     )
+    averaging: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of the steps over which the weights are averaged, with falling importance; what is measured and "
+        "kept is the average. Helps where text is read several times; 0 averages nothing. Not at machine.zero_stage 3.",
+    )
     seed: int = Field(
         0, ge=0, lt=2**63, description="Seed of what is drawn: first weights, and the order of the windows."
     )

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from model.average import WeightAverage
 from model.best import forget_others, keep_if_best, load_best
 from model.checkpoint import load_checkpoint, save_checkpoint
 from model.config import TrainConfig, flops_per_token
@@ -170,13 +171,12 @@ def train(spec: TrainSpec, progress: Callable[[int, int, str, str], None]) -> di
             config.gradient_clipping,
             machine.zero_stage,
         )
-        first_step, saved = load_checkpoint(
-            engine, spec.work, ranks=machine.ranks, zero_stage=machine.zero_stage
-        )
-        now = {"ranks": machine.ranks, "zero_stage": machine.zero_stage}
+        average = WeightAverage(learner.model, config.averaging, config.n_steps)
+        of_machine = {"ranks": machine.ranks, "zero_stage": machine.zero_stage}
+        first_step, saved = load_checkpoint(engine, spec.work, **of_machine, load_more=average.load)
         best = {"best_steps": None, "best_bits_per_byte": None, "best_sha256": None}
         unmeasured = {"validation_bits_per_byte_before": None, "validation_bits_per_byte": None}
-        state = {"step_seconds": 0.0, **unmeasured, **best, **saved, **now}
+        state = {"step_seconds": 0.0, **unmeasured, **best, **saved, **of_machine}
         if machine.compile:
             for block in learner.model.blocks:
                 block.compile()
@@ -200,7 +200,7 @@ def train(spec: TrainSpec, progress: Callable[[int, int, str, str], None]) -> di
         def save(steps: int) -> None:
             if metrics:
                 metrics.sync()
-            save_checkpoint(engine, spec.work, steps, state, machine.keep_checkpoints)
+            save_checkpoint(engine, spec.work, steps, state, machine.keep_checkpoints, average.save)
             if metrics:
                 forget_others(spec.work, state)
 
@@ -213,6 +213,7 @@ def train(spec: TrainSpec, progress: Callable[[int, int, str, str], None]) -> di
                 # Nothing of the step is in the weights, so the last finished one is saved.
                 save(step)
                 raise _stopped(step, config)
+            average.update()
             loss, save_now = _agree(own_loss, due)
             seconds = time.perf_counter() - started
             state["step_seconds"] += seconds
@@ -221,11 +222,12 @@ def train(spec: TrainSpec, progress: Callable[[int, int, str, str], None]) -> di
             record = {"step": step, "tokens": done, "loss": loss}
             record |= {"learning_rate": config.learning_rate * share, "seconds": seconds}
             if step in measure_after and validation:
-                state["validation_bits_per_byte"] = record["validation_bits_per_byte"] = measure()
-                if config.keep == "best":
-                    keep_if_best(
-                        learner.model, spec.work, state, step + 1, machine.zero_stage, metrics is not None
-                    )
+                with average.applied():
+                    state["validation_bits_per_byte"] = record["validation_bits_per_byte"] = measure()
+                    if config.keep == "best":
+                        keep_if_best(
+                            learner.model, spec.work, state, step + 1, machine.zero_stage, metrics is not None
+                        )
             if metrics:
                 metrics.write(record)
                 progress(done, config.n_steps * config.tokens_per_batch, "tokens", _told(record, state))
@@ -235,7 +237,8 @@ def train(spec: TrainSpec, progress: Callable[[int, int, str, str], None]) -> di
                 last_save = time.monotonic()
             if stop:
                 raise _stopped(step + 1, config)
-        _save_trained(learner.model, spec, state)
+        with average.applied():
+            _save_trained(learner.model, spec, state)
         if metrics:
             metrics.sync()
     epochs = round(config.n_steps * spec.rows_per_batch / len(rows), 3)

@@ -31,6 +31,7 @@ _SHAPES: tuple[_Shape, ...] = (
 _EPOCHS = 5.0
 _TOKENS_PER_WEIGHT = 2.5
 _SHARE_OF_TIME = 0.9
+_REPEATED_EPOCHS = 1.5
 _FEWEST_STEPS, _FEWEST_BYTES = 20, 30e6
 _FLOPS_PER_SECOND = 80e9
 """Of two cores, before it is measured."""
@@ -148,6 +149,11 @@ def suggest(seen: Survey, minutes: float, foresee: Foresee) -> Suggestion:
     affordable = max(0.0, seconds - rest) * speed / _flops_per_token(shape, vocabulary_size)
     values["model"], values["train_model"] = _training(shape, min(most, affordable))
     epochs = values["train_model"]["tokens"] / tokens_of_text
+    if epochs > _REPEATED_EPOCHS:
+        values["train_model"]["averaging"] = 0.3
+        reasons["train_model.averaging"] = (
+            "The text repeats: averages of the weights over the last steps are better."
+        )
     reasons["model.n_layers"] = (
         "The largest shape that this text and this time can teach; `scratchlm fields model` lists more."
     )

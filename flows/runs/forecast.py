@@ -32,6 +32,8 @@ _PYTHON_SECONDS = 0.0045
 _FLOPS_PER_SECOND = 60e9
 """Of a training that was not tried: what two such cores came to in the demo."""
 _WORTH_A_PROBE_SECONDS = 20.0
+_SERVER_SECONDS = 6.0
+"""For the server of a run to start, and its report."""
 
 
 class _Rate(NamedTuple):
@@ -53,8 +55,8 @@ _RATES = {
     "tokenize": _Rate(1.0, 35e6, shared=True),
     "index_benchmarks": _Rate(3.0, 1_100),
     "export_model": _Rate(4.0, 100e6),
-    "evaluate_held_out": _Rate(5.0, 1.0),
-    "evaluate_model": _Rate(7.0, 1.0),
+    "evaluate_held_out": _Rate(7.0, 1.0),
+    "evaluate_model": _Rate(9.0, 1.0),
 }
 _ITEMS = {
     "arc_easy": 570,
@@ -317,7 +319,7 @@ def _total(nodes: list[Node], seconds: dict[str, float]) -> float:
         begins = max((ends.get(other, 0.0) for other in node.inputs.values()), default=0.0)
         ends[node] = begins + seconds.get(node.name, 0.0)
     longest, together = max(ends.values(), default=0.0), sum(seconds.values())
-    return (longest + together) / 2 + (2.0 if seconds else 0.0)
+    return (longest + together) / 2 + (_SERVER_SECONDS if seconds else 0.0)
 
 
 def _parameters(recipe: Recipe, vocabulary_size: int) -> float:

@@ -26,7 +26,7 @@ from tasks.engine.process import child_environment
 from tasks.training.ranks import explain_failure, first_error, train_here
 
 
-def spec(folder: Path, optimizer: str = "adamw", **machine) -> TrainSpec:
+def spec(folder: Path, optimizer: str = "adamw", averaging: float = 0.0, **machine) -> TrainSpec:
     """A training of eight steps on a text of 2,000 tokens."""
     folder.mkdir()
     generator = np.random.default_rng(0)
@@ -46,7 +46,12 @@ def spec(folder: Path, optimizer: str = "adamw", **machine) -> TrainSpec:
     return TrainSpec(
         model=ModelConfig(n_layers=2, d_model=16, n_heads=2, context_length=16),
         train=TrainConfig(
-            tokens=1024, tokens_per_batch=128, optimizer=optimizer, evaluations=1, gradient_clipping=1.0
+            tokens=1024,
+            tokens_per_batch=128,
+            optimizer=optimizer,
+            evaluations=1,
+            gradient_clipping=1.0,
+            averaging=averaging,
         ),
         objective=TextObjective(),
         machine=TrainingMachine(**{"device": "cpu", "ranks": 1, "threads": 1, **machine}),
@@ -86,12 +91,18 @@ def test_machines_agree_to_rounding(tmp_path: Path, optimizer: str):
     machines = [{"ranks": 2}, {"windows_per_micro_batch": 2, "activation_checkpointing": "full"}]
     if optimizer == "adamw":
         machines += [{"zero_stage": 1, "ranks": 2}, {"zero_stage": 2}, {"zero_stage": 3, "ranks": 2}]
+    averaged = train(tmp_path / "averaged", optimizer=optimizer, averaging=0.5)[1]
+    assert any((averaged[name] != value).any() for name, value in weights.items())
     for i, machine in enumerate(machines):
         others, other_weights = train(tmp_path / str(i), optimizer=optimizer, **machine)
         assert others == pytest.approx(losses, rel=2e-5), machine
         assert other_weights.keys() == weights.keys()
         for name, value in weights.items():
             assert (value - other_weights[name]).abs().max() < 1e-3, (machine, name)
+    stage = {"zero_stage": 1} if optimizer == "adamw" else {}
+    on_two = train(tmp_path / "averaged on two", optimizer=optimizer, averaging=0.5, ranks=2, **stage)[1]
+    for name, value in averaged.items():
+        assert (value - on_two[name]).abs().max() < 1e-3, name
 
 
 def overfitting(folder: Path, **fields) -> TrainSpec:

@@ -15,7 +15,8 @@ from tasks.text.documents import (
     document_digest,
     text_digest,
 )
-from tasks.text.readers import Convert, Record, read_sources
+from tasks.text.readers import read_sources
+from tasks.text.records import Convert, Record
 from tasks.text.sources import IngestConfig, files_of, shard_bytes_of
 
 ERRORS = "errors.jsonl"

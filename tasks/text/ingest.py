@@ -4,7 +4,7 @@ from pathlib import Path
 
 from tasks.engine.stage import Metrics, stage
 from tasks.text.document_shards import write_documents
-from tasks.text.readers import from_mapping
+from tasks.text.records import from_mapping
 from tasks.text.sources import IngestConfig, fingerprint_sources
 
 

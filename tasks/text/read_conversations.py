@@ -8,7 +8,7 @@ from pydantic import Field
 from tasks.engine.stage import Metrics, stage
 from tasks.text.conversation_shapes import BadConversation, messages_of, plain_text, preference_of
 from tasks.text.document_shards import write_documents
-from tasks.text.readers import Record
+from tasks.text.records import Record
 from tasks.text.sources import IngestConfig, Source, fingerprint_sources
 
 

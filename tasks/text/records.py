@@ -1,0 +1,158 @@
+"""What is read: a document, or the reason why there is none; and the file that it comes from."""
+
+import gzip
+import io
+import zlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from tasks.tables import sorted_json
+from tasks.text.sources import Source
+
+TOO_LARGE, EMPTY_FILE = "larger than ingest.max_document_bytes", "an empty file"
+
+
+@dataclass(frozen=True)
+class Record:
+    """A document, or the reason why there is none.
+
+    Attributes:
+        where: file below its source, or split of a dataset.
+        row: position in it, counted from 0; None if the file is the document.
+        own_id: what its field `id_field` calls it.
+        size: of the row, in bytes of its file after decompression; of an error, what is lost with it.
+        rows: rows that are lost with an error; None if nobody can tell.
+        text_field: which field the text is from, if the recipe does not say it.
+        is_other: the file holds something else than documents, which is no error.
+        line: in a file of lines, counted from 1, for a person with an editor.
+    """
+
+    where: str
+    row: int | None
+    text: str | None = None
+    own_id: str | None = None
+    metadata: dict[str, Any] | None = None
+    error: str | None = None
+    size: int = 0
+    rows: int | None = 1
+    text_field: str | None = None
+    is_other: bool = False
+    line: int | None = None
+
+
+Convert = Callable[[Source, str, int, Any], Record]
+"""Source, file, row and value of a row -> the document that it holds."""
+
+
+TEXT_FIELDS = ("text", "content", "body", "document", "article", "passage")
+"""What the field with the text is called, where the recipe does not say; of several the first if it is `text`, else none."""
+
+
+def text_field_of(source: Source, names: Iterable[str]) -> str | None:
+    """Which of these fields holds the text of a row; None if that cannot be told."""
+    if source.text_field is not None:
+        return source.text_field if source.text_field in names else None
+    there = [name for name in TEXT_FIELDS if name in names]
+    return there[0] if len(there) == 1 or "text" in there else None
+
+
+def no_text(source: Source, names: Iterable[str]) -> str:
+    """The sentence on a row or table whose text is in no field that is known."""
+    told = ", ".join(repr(str(name)[:40]) for name in list(names)[:12]) or "none"
+    wanted = "no field" if source.text_field is None else f"no field {source.text_field!r}"
+    several = [name for name in TEXT_FIELDS if name in names]
+    which = (
+        f"{' or '.join(map(repr, several))}" if len(several) > 1 and not source.text_field else "which one"
+    )
+    return f"{wanted} with the text (its fields: {told}; say {which} in ingest.sources as text_field)"
+
+
+def from_mapping(source: Source, where: str, row: int, value: Any) -> Record:
+    """The document of a row with fields."""
+    if not isinstance(value, dict):
+        return Record(where, row, error="not an object with fields")
+    field = text_field_of(source, value)
+    if field is None:
+        return Record(where, row, error=no_text(source, value))
+    text = value[field]
+    if not isinstance(text, str):
+        return Record(where, row, error=f"field {field!r} is {type(text).__name__}, not text")
+    own_id = value.get(source.id_field)
+    metadata = {name: item for name, item in value.items() if name not in (field, source.id_field)}
+    if own_id is not None and not isinstance(own_id, str | int):
+        return Record(
+            where,
+            row,
+            error=f"field {source.id_field!r} is {type(own_id).__name__}, not a name or number",
+        )
+    identifier = None if own_id is None else str(own_id)
+    taken = field if source.text_field is None and field != "text" else None
+    return Record(where, row, text, identifier, metadata, text_field=taken)
+
+
+def kept_record(record: Record, size: int, limit: int) -> Record:
+    """The record with its size, or an error if it cannot be kept."""
+    if record.error is not None:
+        return replace(record, size=size)
+
+    def fault(sentence: str) -> Record:
+        return Record(record.where, record.row, error=sentence, size=size)
+
+    try:
+        text = (record.text or "").encode()
+        (record.own_id or "").encode()
+        metadata = sorted_json(record.metadata or {}).encode()
+    except UnicodeEncodeError:
+        return fault("the record has a lone surrogate, so it is not Unicode")
+    except (TypeError, ValueError, RecursionError) as error:
+        return fault(f"its other fields cannot be kept: {type(error).__name__}")
+    if len(text) + len(metadata) > limit:
+        return fault(TOO_LARGE)
+    return replace(record, size=size)
+
+
+def open_file(path: Path, compression: str) -> tuple[BinaryIO, BinaryIO]:
+    """A file, and a reader of what it holds, decompressed. An end in the middle of a compressed stream is an error."""
+    import pyarrow as pa
+
+    raw = path.open("rb")
+    if compression == ".gz":
+        return raw, gzip.GzipFile(fileobj=raw)  # type: ignore[return-value]
+    if compression == ".zst":
+        # Of the readers at hand the one that reads several frames and minds a cut one. The last 8 KiB before a
+        # fault are lost with it.
+        return raw, io.BufferedReader(pa.input_stream(raw, compression="zstd"))
+    return raw, raw
+
+
+class Reading:
+    """How far a file is read, so that it can be said what is lost with its rest."""
+
+    def __init__(self, where: str, path: Path) -> None:
+        self.where, self.size = where, path.stat().st_size
+        self.row, self.read = -1, 0
+
+    def broken(self, error: BaseException, raw: BinaryIO) -> Record:
+        """The record of a fault in the middle."""
+        rest = f" after row {self.row}" if self.row >= 0 else ""
+        # What is left of a compressed file would have grown as what was read of it did.
+        consumed = max(1, raw.tell()) if not raw.closed else self.size
+        lost = round(max(1, self.size - consumed) * max(1.0, self.read / consumed))
+        sentence = f"unreadable{rest}: {type(error).__name__}"
+        return Record(self.where, self.row + 1, error=sentence, size=lost, rows=None)
+
+
+def reading_faults() -> tuple[type[BaseException], ...]:
+    import pyarrow as pa
+
+    return OSError, EOFError, zlib.error, pa.ArrowException, MemoryError
+
+
+def read_whole(path: Path, compression: str, limit: int) -> bytes | None:
+    """The content of a file, decompressed; None if it is larger than the limit."""
+    raw, content = open_file(path, compression)
+    with raw, content:
+        whole = content.read(limit + 1)
+    return whole if len(whole) <= limit else None

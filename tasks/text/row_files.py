@@ -1,0 +1,197 @@
+"""Files of rows: JSON lines, JSON, tables and Parquet. Every row becomes a record, also one that cannot be read."""
+
+import csv
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import BinaryIO
+
+from tasks.text.records import (
+    EMPTY_FILE,
+    TOO_LARGE,
+    Convert,
+    Reading,
+    Record,
+    from_mapping,
+    kept_record,
+    no_text,
+    open_file,
+    read_whole,
+    reading_faults,
+    text_field_of,
+)
+from tasks.text.sources import Kind, Source
+
+_BATCH_BYTES = 16_000_000
+_BYTE_ARRAYS = ("string", "large_string", "binary", "large_binary")
+
+
+def read_lines(
+    source: Source, where: str, path: Path, kind: Kind, convert: Convert, limit: int
+) -> Iterator[Record]:
+    """Every record of a file of JSON lines, and what was lost of it: no line takes more memory than the limit."""
+    reading = Reading(where, path)
+    raw, lines = open_file(path, kind.compression)
+    with raw, lines:
+        try:
+            while line := lines.readline(limit + 1):
+                reading.row += 1
+                length = len(line)
+                while not line.endswith(b"\n") and (more := lines.readline(1 << 20)):
+                    length += len(more)
+                    line = line[:limit] + more[-1:]  # the end of the line, and not all of it
+                reading.read += length
+                if length > limit:
+                    yield Record(where, reading.row, error=TOO_LARGE, size=length, line=reading.row + 1)
+                elif line.strip():
+                    parsed = kept_record(_parsed(source, where, reading.row, line, convert), length, limit)
+                    yield replace(parsed, line=reading.row + 1)
+        except reading_faults() as error:
+            yield reading.broken(error, raw)
+
+
+def read_table_rows(
+    source: Source, where: str, path: Path, kind: Kind, convert: Convert, limit: int
+) -> Iterator[Record]:
+    """Every record of a table of comma- or tab-separated values whose first row names its columns (RFC 4180)."""
+    reading = Reading(where, path)
+    raw, lines = open_file(path, kind.compression)
+    with raw, lines:
+        try:
+            text = _decoded(reading, lines, limit)
+            head = next(text, "")
+            # Where the comma is the decimal mark, spreadsheets separate by semicolons.
+            separator = "\t" if kind.suffix == ".tsv" else ";" if ";" in head and "," not in head else ","
+            csv.field_size_limit(limit)
+            rows = csv.reader(chain([head], text), delimiter=separator, strict=True)
+            names: list[str] | None = None
+            begun = 0
+            while (values := _next_row(rows)) is not None:
+                size, begun = reading.read - begun, reading.read
+                if names is None:
+                    names = [] if isinstance(values, csv.Error) else [name.strip() for name in values]
+                    if convert is from_mapping and not source.text_field and not text_field_of(source, names):
+                        yield Record(
+                            where, None, error=f"a table with {no_text(source, names)}", is_other=True
+                        )
+                        return
+                    continue
+                reading.row += 1
+                if isinstance(values, csv.Error):
+                    yield Record(where, reading.row, error=f"no row of a table ({values})", size=size)
+                elif len(values) != len(names) and values:
+                    sentence = f"{len(values)} values for {len(names)} columns"
+                    yield Record(where, reading.row, error=sentence, size=size)
+                elif values:
+                    row = dict(zip(names, values, strict=True))
+                    yield kept_record(convert(source, where, reading.row, row), size, limit)
+        except reading_faults() as error:
+            yield reading.broken(error, raw)
+
+
+def _next_row(rows: Iterator[list[str]]) -> list[str] | csv.Error | None:
+    """The next row of a table, or what is wrong with it; None at the end."""
+    try:
+        return next(rows, None)
+    except csv.Error as error:
+        return error
+
+
+def _decoded(reading: Reading, lines: BinaryIO, limit: int) -> Iterator[str]:
+    """The lines of a file as text; one that is longer than the limit comes in parts, and what is not UTF-8 as surrogates."""
+    while line := lines.readline(limit + 1):
+        encoding = "utf-8" if reading.read else "utf-8-sig"
+        reading.read += len(line)
+        yield line.decode(encoding, "surrogateescape")
+
+
+def read_json_rows(
+    source: Source, where: str, path: Path, kind: Kind, convert: Convert, limit: int
+) -> Iterator[Record]:
+    """The records of a file of JSON: a list of objects, an object that holds one, or one object."""
+    whole = read_whole(path, kind.compression, limit)
+    if whole is None:
+        yield Record(where, None, error=TOO_LARGE, size=path.stat().st_size)
+        return
+    try:
+        value = json.loads(whole)
+    except (ValueError, RecursionError) as error:
+        sentence = f"not JSON in UTF-8 ({type(error).__name__})"
+        yield Record(where, None, error=sentence, size=len(whole), rows=None)
+        return
+    if isinstance(value, dict) and text_field_of(source, value) is None:
+        lists = [
+            item for item in value.values() if isinstance(item, list) and item and isinstance(item[0], dict)
+        ]
+        value = lists[0] if len(lists) == 1 else value
+    rows = value if isinstance(value, list) else [value]
+    first = next((row for row in rows if isinstance(row, dict)), None)
+    if (
+        source.text_field is None
+        and convert is from_mapping
+        and (first is None or text_field_of(source, first) is None)
+    ):
+        names = f"a file of JSON with {no_text(source, first)}" if first else "a file of JSON without objects"
+        yield Record(where, None, error=names, is_other=True)
+        return
+    size = len(whole) // max(1, len(rows))
+    for row, item in enumerate(rows):
+        yield kept_record(convert(source, where, row, item), size, limit)
+
+
+def _parsed(source: Source, where: str, row: int, line: bytes, convert: Convert) -> Record:
+    try:
+        value = json.loads(line.rstrip())
+    except json.JSONDecodeError as error:
+        return Record(where, row, error=f"not JSON at column {error.colno} ({error.msg})")
+    except (ValueError, RecursionError) as error:
+        return Record(where, row, error=f"not JSON in UTF-8 ({type(error).__name__})")
+    return convert(source, where, row, value)
+
+
+def read_parquet_rows(
+    source: Source, where: str, path: Path, convert: Convert, limit: int
+) -> Iterator[Record]:
+    """Every record of a Parquet file; of a damaged one, those of its whole row groups.
+
+    The footer says how many rows and bytes are lost with a row group. Equal texts stay one in memory, so that a
+    small file cannot become a large one.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    faults = (OSError, pa.ArrowException, MemoryError, ValueError, OverflowError)
+    try:
+        schema = pq.read_schema(path)
+        texts = [field.name for field in schema if str(field.type) in _BYTE_ARRAYS]
+        file = pq.ParquetFile(path, read_dictionary=texts, page_checksum_verification=True)
+    except faults as error:
+        size = path.stat().st_size
+        yield Record(where, None, error=f"unreadable: {type(error).__name__}", size=size, rows=None)
+        return
+    first = 0
+    for group in range(file.metadata.num_row_groups):
+        footer = file.metadata.row_group(group)
+        row, row_size = first, max(1, footer.total_byte_size // max(1, footer.num_rows))
+        first += footer.num_rows
+        try:
+            for batch in file.iter_batches(max(1, min(1024, _BATCH_BYTES // row_size)), row_groups=[group]):
+                for i in range(batch.num_rows):
+                    try:
+                        (value,) = batch.slice(i, 1).to_pylist()
+                    except faults as error:
+                        yield Record(
+                            where, row, error=f"a value out of bounds: {type(error).__name__}", size=row_size
+                        )
+                    else:
+                        yield kept_record(convert(source, where, row, value), row_size, limit)
+                    row += 1
+        except faults as error:
+            rest, lost = f" after row {row - 1}" if row else "", first - row
+            yield Record(
+                where, row, error=f"unreadable{rest}: {type(error).__name__}", size=lost * row_size, rows=lost
+            )
+    if not file.metadata.num_rows:
+        yield Record(where, None, error=EMPTY_FILE, rows=0)

@@ -16,7 +16,7 @@ from flows.recipe.survey import Survey, survey
 from flows.runs.execute import open_place
 from flows.runs.forecast import with_seconds
 from flows.runs.plan import plan
-from flows.views.terminal import forecast_lines, plan_table
+from flows.views.terminal import forecast_lines, plan_table, size
 from model.errors import InputError
 from model.files import write_whole
 
@@ -31,12 +31,14 @@ def _seen_lines(seen: Survey) -> list[str]:
     )
     language = "English" if seen.is_english else "not English, or little of it"
     lines = [
-        f"{files}: about {seen.text_bytes / 1e6:,.2f} MB of text in {seen.documents:,.0f} documents",
+        f"{files}: about {size(seen.text_bytes)} of text in {seen.documents:,.0f} documents",
         f"letters: {letters or 'none'}; {language}",
     ]
     if seen.left_out:
         left_out = "; ".join(f"{count:,} {escape(why)}" for why, count in seen.left_out.items())
         lines.append(f"[yellow]left out: {left_out}[/]")
+    for why, (count, place) in seen.unreadable.items():
+        lines.append(f"[yellow]cannot be read: {count:,} x {escape(why)}, such as {escape(place)}[/]")
     if seen.text_field:
         lines.append(f"the text of rows is taken from their field {escape(repr(seen.text_field))}")
     return lines

@@ -28,6 +28,7 @@ class Survey:
         largest_bytes: of the largest file.
         scripts: share of the letters by script, the commonest first, such as LATIN.
         is_english: whether it looks like English.
+        unreadable: what cannot be read of what was looked at: number by reason, each with a place.
         text_field: field of rows that holds the text, if it is not one that is found without being told.
     """
 
@@ -40,6 +41,7 @@ class Survey:
     text_bytes: float = 0
     scripts: dict[str, float] = field(default_factory=dict)
     is_english: bool = False
+    unreadable: dict[str, tuple[int, str]] = field(default_factory=dict)
     text_field: str | None = None
 
     @property
@@ -109,6 +111,9 @@ def survey(path: str) -> Survey:
     for name, file in list(files.by_name.items())[::step]:
         before = text_bytes
         for record in read_file(source, name, file, from_mapping, _MOST_BYTES):
+            if record.error and not record.is_other:
+                count, place = seen.unreadable.get(record.error, (0, record.where))
+                seen.unreadable[record.error] = (count + 1, place)
             if record.text:
                 documents, text_bytes = documents + 1, text_bytes + len(record.text.encode())
                 sample.append(record.text[:2_000])
@@ -123,7 +128,12 @@ def survey(path: str) -> Survey:
         if text_bytes > _SAMPLED_BYTES:
             break
     if not documents:
-        reasons = "; ".join(f"{count} {why}" for why, count in seen.left_out.items())
+        reasons = "; ".join(
+            [
+                *(f"{count} {why}" for why, count in seen.left_out.items()),
+                *(f"{count} x {why}, such as {place}" for why, (count, place) in seen.unreadable.items()),
+            ]
+        )
         raise InputError(f"{path} holds no text that can be read{f': {reasons}' if reasons else ''}")
     scale = seen.file_bytes / max(1, looked_at)
     seen.documents, seen.text_bytes = documents * scale, text_bytes * scale

@@ -183,6 +183,11 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
+def size(n_bytes: float) -> str:
+    """Bytes in the unit that a person would use."""
+    return f"{n_bytes / 1e6:,.1f} MB" if n_bytes >= 1e6 else f"{n_bytes / 1e3:,.0f} kB"
+
+
 def plan_table(rows: list[Planned]) -> Table:
     """The table that `plan` prints."""
     table = Table(box=None, pad_edge=False)
@@ -218,7 +223,7 @@ def forecast_lines(rows: list[Planned], foretold: Forecast | None) -> list[str]:
         f"{max(0.1, foretold.disk_bytes / 1e9):.1f} GB of disk"
     )
     tokens = f"{sizes.tokens:,.0f}" if sizes.is_counted else f"about {round_down(sizes.tokens):,}"
-    text = f"{sizes.text_bytes / 1e6:,.1f} MB of text, {tokens} tokens, read {foretold.epochs:.1f} times"
+    text = f"{size(sizes.text_bytes)} of text, {tokens} tokens, read {foretold.epochs:.1f} times"
     return [told, text, *(f"[yellow]{escape(sentence)}[/]" for sentence in foretold.advice)]
 
 

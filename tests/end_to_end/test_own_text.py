@@ -110,6 +110,18 @@ def test_init_overwrites_nothing_and_says_what_is_no_text(tmp_path: Path):
     assert "own.yaml exists already" in done.stderr
 
 
+def test_init_says_what_it_cannot_read(tmp_path: Path):
+    (tmp_path / "latin").mkdir()
+    for i in range(30):
+        (tmp_path / "latin" / f"{i}.txt").write_bytes(b"Caf\xe9 numero 1")
+    done = subprocess.run([SCRATCHLM, "init", "latin"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "30 x not UTF-8 at byte 3, such as 0.txt" in done.stderr
+    for i in range(30):
+        (tmp_path / "latin" / f"good-{i}.txt").write_text("Text that can be read, and more of it. " * 10)
+    assert "cannot be read: 30 x not UTF-8 at byte 3" in init(tmp_path, "latin", "--minutes", "1")
+
+
 def test_init_names_the_field_that_nothing_else_tells(tmp_path: Path):
     rows = [{"subject": f"s{i}", "message": f"A long message about matter {i}. " * 20} for i in range(80)]
     (tmp_path / "mail.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

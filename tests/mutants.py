@@ -241,6 +241,27 @@ MUTANTS = (
         "    return\n    fields",
         f"{TEXT}/test_documents.py -k decontaminate_finds",
     ),
+    Mutant(
+        "the last weights are kept instead of the best",
+        "model/best.py",
+        "    if best is not None and measured >= best:",
+        "    if False:",
+        "tests/model/test_train.py -k best_weights_are_kept",
+    ),
+    Mutant(
+        "averages are not resumed",
+        "model/average.py",
+        "                mean.copy_(saved[name])",
+        "                pass",
+        "tests/model/test_train.py -k averages",
+    ),
+    Mutant(
+        "a share of the documents is taken by chance of their order",
+        "tasks/text/document_shards.py",
+        "        if text_digest(record.text) >= source.share * 2**64:",
+        "        if text_digest(str(read_bytes)) >= source.share * 2**64:",
+        f"{TEXT}/test_formats.py -k share",
+    ),
 )
 
 

@@ -332,7 +332,7 @@ def _parameters(recipe: Recipe, vocabulary_size: int) -> float:
     return block / 6 + embedding
 
 
-_LONG_SECONDS, _GOOD_SECONDS, _MANY_EPOCHS = 3600.0, 2400.0, 5.0
+_LONG_SECONDS, _GOOD_SECONDS, _MANY_EPOCHS = 3600.0, 2400.0, 6.0
 
 
 def _advice(

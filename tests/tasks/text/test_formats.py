@@ -237,3 +237,9 @@ def test_a_share_of_the_documents_is_chosen_by_their_text(tmp_path: Path):
     assert metrics["sources"]["text"]["not taken"] == 400 - len(half)
     tenth, _, _ = run(tmp_path / "tenth", Source(path=str(folder), share=0.1))
     assert {row["id"] for row in tenth} <= {row["id"] for row in half}
+    (folder / "00 first.txt").write_text("What comes before them changes none of it.")
+    again, _, _ = run(tmp_path / "again", Source(path=str(folder), share=0.5))
+    assert {row["text"] for row in again} - {row["text"] for row in half} <= {
+        (folder / "00 first.txt").read_text()
+    }
+    assert {row["text"] for row in half} <= {row["text"] for row in again}

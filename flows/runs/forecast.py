@@ -9,12 +9,12 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from flows.recipe.recipe import Recipe
 from flows.recipe.suggest import bytes_per_token
 from flows.runs.execute import Place
+from flows.runs.inspect import folder_bytes
 from flows.runs.plan import CACHED, Planned, plan
 from flows.runs.record import Run, all_runs, previous_entries
 from model.config import flops_per_token
@@ -23,7 +23,7 @@ from model.machine import TrainingMachine
 from tasks.engine.keys import digest
 from tasks.engine.stage import Node
 from tasks.engine.store import Store
-from tasks.text.sources import COMPRESSED, files_of, kind_of, shard_bytes_of
+from tasks.text.sources import files_of, kind_of, shard_bytes_of
 from tasks.training.probe import probe_training
 from tasks.training.settings import TrainModelConfig
 
@@ -126,14 +126,15 @@ _TEXT_IN_FILE = {"html": 0.25, "table": 0.9, "json": 0.9, "lines": 0.9, "parquet
 
 
 def text_bytes_of(recipe: Recipe) -> float:
-    """Bytes of text in the sources, by the sizes and kinds of their files."""
+    """Bytes of text in the sources, by the sizes and kinds of their files; nothing for a dataset of the hub, which nobody counts."""
     total = 0.0
     for source in recipe.ingest.sources:
-        paths = () if source.dataset is not None and not source.dataset_folder else _paths(source)
-        for path in paths:
+        if source.dataset_folder:
+            total += source.share * folder_bytes(source.dataset_folder)
+        for path in files_of(source).paths if source.dataset is None else ():
             kind = kind_of(path)
             if kind and path.is_file():
-                packed = 3.0 if kind.compression in COMPRESSED and kind.compression else 1.0
+                packed = 3.0 if kind.compression else 1.0
                 total += source.share * path.stat().st_size * packed * _TEXT_IN_FILE.get(kind.of, 1.0)
     return total
 
@@ -142,10 +143,6 @@ def _mean_share(recipe: Recipe) -> float:
     """Share of the documents that is taken: all of them are read."""
     shares = [source.share for source in recipe.ingest.sources]
     return sum(shares) / len(shares)
-
-
-def _paths(source: Any) -> tuple[Path, ...]:
-    return tuple(source.dataset_folder.rglob("*")) if source.dataset_folder else files_of(source).paths
 
 
 def _sizes(recipe: Recipe, known: dict[str, dict[str, Any]]) -> Sizes:
@@ -295,7 +292,7 @@ def forecast(
     )
     stored = sizes.text_bytes * 1.2 + sizes.kept_bytes / sizes.bytes_per_token * 2.5
     disk = stored + parameters * (12 * place.machine.keep_checkpoints + 4 * 4)
-    epochs = train.tokens / max(1.0, sizes.tokens)
+    epochs = train.tokens / sizes.tokens if sizes.tokens else 0.0
     advice = _advice(recipe, sizes, epochs, total, seconds, step_seconds, disk, place)
     return Forecast(seconds, total, memory, disk, epochs, step_seconds, sizes, advice)
 

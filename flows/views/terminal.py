@@ -223,7 +223,8 @@ def forecast_lines(rows: list[Planned], foretold: Forecast | None) -> list[str]:
         f"{max(0.1, foretold.disk_bytes / 1e9):.1f} GB of disk"
     )
     tokens = f"{sizes.tokens:,.0f}" if sizes.is_counted else f"about {round_down(sizes.tokens):,}"
-    text = f"{size(sizes.text_bytes)} of text, {tokens} tokens, read {foretold.epochs:.1f} times"
+    counted = f"{size(sizes.text_bytes)} of text, {tokens} tokens, read {foretold.epochs:.1f} times"
+    text = counted if sizes.tokens else "how much text there is, nobody can tell before it is read"
     return [told, text, *(f"[yellow]{escape(sentence)}[/]" for sentence in foretold.advice)]
 
 

@@ -97,3 +97,15 @@ def test_the_plan_has_the_seconds(tmp_path: Path):
 @pytest.mark.parametrize(("value", "rounded"), [(1_234_567.8, 1_200_000), (99, 99), (0.5, 0), (105, 100)])
 def test_round_down(value: float, rounded: int):
     assert round_down(value) == rounded
+
+
+def test_a_dataset_whose_size_nobody_tells_makes_no_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("tasks.text.sources.hub_commit", lambda name: "0" * 40)
+    hub = {"sources": [{"path": "dataset:someone/something"}]}
+    _, _, foretold = foresee(tmp_path, ingest=hub)
+    assert foretold.epochs == 0
+    assert foretold.advice == ()
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "data.arrow").write_bytes(b"x" * 100_000)
+    _, _, local = foresee(tmp_path, ingest={"sources": [{"path": f"dataset:{tmp_path / 'saved'}"}]})
+    assert local.sizes.text_bytes == 100_000

@@ -257,15 +257,19 @@ def print_run(run: Run, store: Store, console: Console) -> None:
     if record.get("error"):
         console.print(f"[red]{escape(record['error'])}[/]", highlight=False)
     table = Table(box=None, pad_edge=False)
-    for i, head in enumerate(("stage", "in this run", "seconds", "key", "left")):
-        table.add_column(head, justify="right" if i == 2 else "left", no_wrap=i < 4)
+    for i, head in enumerate(("stage", "in this run", "seconds", "key")):
+        table.add_column(head, justify="right" if i == 2 else "left", no_wrap=True)
+    fates = []
     for name, entry in record["stages"].items():
         manifest = stored[name].manifest if name in stored else None
         fate = fate_of(manifest.stage, manifest.metrics) if manifest else None
+        fates += [f"{name}: {fate.sentence}"] if fate else []
         how = ("cached" if entry["cached"] else "built") if manifest else "gone from the store"
         seconds = f"{manifest.seconds:,.1f}" if manifest else ""
-        table.add_row(name, how, seconds, entry["key"][:12], escape(fate.sentence) if fate else "")
+        table.add_row(name, how, seconds, entry["key"][:12])
     console.print(table)
+    for sentence in fates:
+        console.print(escape(sentence), highlight=False)
     metrics = {name: result.manifest.metrics for name, result in stored.items()}
     train = run.node_with_role("train")
     if train in metrics:

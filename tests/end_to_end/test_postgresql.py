@@ -4,6 +4,7 @@ import os
 import pwd
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,21 +26,21 @@ def _program(name: str) -> str | None:
 
 
 @pytest.fixture
-def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A cluster of its own on loopback; yields the address of its database postgres."""
+def postgresql() -> Iterator[str]:
+    """A cluster of its own on loopback; yields the address of its database postgres.
+
+    Outside pytest's folders: another session of pytest closes them to other accounts when it begins.
+    """
     initdb, pg_ctl = _program("initdb"), _program("pg_ctl")
     if not initdb or not pg_ctl:
         pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
-    folder = tmp_path_factory.mktemp("postgresql")
+    folder = Path(tempfile.mkdtemp(prefix="scratchlm-postgresql-"))
     owner: dict[str, int] = {}
     if os.getuid() == 0:
         # PostgreSQL refuses to run as root.
         account = pwd.getpwnam("nobody")
         owner = {"user": account.pw_uid, "group": account.pw_gid}
         os.chown(folder, account.pw_uid, account.pw_gid)
-        for parent in folder.parents:
-            if parent.is_relative_to("/tmp") and parent != Path("/tmp"):
-                parent.chmod(parent.stat().st_mode | 0o011)
     data, port = folder / "data", free_port()
     command = [initdb, "-D", str(data), "-U", "scratchlm", "-A", "trust", "--no-sync"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder, **owner)  # type: ignore[call-overload]
@@ -57,6 +58,7 @@ def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         stdout=subprocess.DEVNULL,
         **owner,
     )
+    shutil.rmtree(folder)
 
 
 def test_serve_on_postgresql(line: Line, postgresql: str, tmp_path: Path):

@@ -21,10 +21,12 @@ import pyarrow.parquet as pq
 
 from model.errors import InputError
 from tasks.engine.call import drain
-from tasks.engine.stage import Artifact, Shard
+from tasks.engine.sources import SourceDigests
+from tasks.engine.stage import Artifact, Piece, Shard
 from tasks.tables import write_table
 from tasks.text.clean import CleanConfig, clean
 from tasks.text.ingest import ingest
+from tasks.text.pieces import list_pieces
 from tasks.text.selection import SELECTION, SELECTION_SCHEMA
 from tasks.text.sources import IngestConfig, Source
 from tasks.tokens.train_tokenizer import TrainTokenizerConfig, train_tokenizer
@@ -79,7 +81,8 @@ def measure(case: str, results: Any) -> None:
             config = IngestConfig(
                 sources=(Source(path=str(root / "in")),), max_error_rate=1.0, max_document_bytes=10_000_000
             )
-            figures = ingest.fn(config, out=root / "ingest")
+            (piece,) = list_pieces(config, SourceDigests()).each
+            figures = ingest.fn(config, Piece(piece), out=root / "ingest")
             documents = root / "ingest" / "shards" / "00000"
             (root / "clean").mkdir()
             drain(

@@ -1,8 +1,9 @@
-"""Parquet with an explicit schema, never an inferred one: how every chapter writes rows."""
+"""How every chapter writes rows: Parquet with an explicit schema, never an inferred one, and lines of JSON."""
 
 import datetime
 import json
 import uuid
+from collections.abc import Iterable
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,6 +54,17 @@ def sorted_json(value: Any) -> str:
     its text may hold an address of memory.
     """
     return json.dumps(value, sort_keys=True, ensure_ascii=False, default=_told)
+
+
+def write_json_lines(path: Path, rows: Iterable[Any]) -> None:
+    """Write rows as lines of JSON with sorted keys."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(sorted_json(row) + "\n" for row in rows))
+
+
+def read_json_lines(path: Path) -> list[Any]:
+    """The rows of a file of JSON lines; none if it is not there."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def _told(value: Any) -> str:

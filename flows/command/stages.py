@@ -36,11 +36,11 @@ from flows.runs.plan import plan as make_plan
 from flows.runs.record import RUN, load_run, previous_entries, runs_folder
 from flows.views.terminal import forecast_lines, left_out_lines, plan_table, stage_line
 from model.errors import InputError
-from tasks.engine import call
+from tasks.engine import child
 from tasks.engine.store import Store
 
 app = make_app()
-_CALL = call.__file__
+_STAGE = child.__file__
 """The file whose frames are below every stage."""
 
 
@@ -84,7 +84,7 @@ def _post_mortem() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        in_stage = any(frame.filename == _CALL for frame in traceback.extract_tb(error.__traceback__))
+        in_stage = any(frame.filename == _STAGE for frame in traceback.extract_tb(error.__traceback__))
         if isinstance(error, InputError) and not in_stage:
             raise
         traceback.print_exc()

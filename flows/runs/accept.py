@@ -7,7 +7,7 @@ from flows.runs.changes import changed_code
 from flows.runs.record import now
 from model.errors import InputError
 from tasks.engine.build import look_up
-from tasks.engine.manifest import FORMAT_VERSION, Accepted, Manifest, ShardRecord
+from tasks.engine.manifest import FORMAT_VERSION, Accepted, Manifest
 from tasks.engine.sources import SourceDigests
 from tasks.engine.stage import Node
 from tasks.engine.store import Kind, Store, Stored
@@ -86,7 +86,7 @@ def accept_earlier(node: Node, inputs: dict[str, Stored], store: Store, sources:
             _adopt(
                 store, "shards", shard, shard.manifest.model_copy(update={"key": key, "accepted": accepted})
             )
-            shards.append(ShardRecord(key=key, digest=old.digest))
+            shards.append(old.model_copy(update={"key": key}))
     changed = {"key": wanted_key, "ingredients": resolved.ingredients, "shards": shards, "accepted": accepted}
     _adopt(store, "artifacts", earlier, earlier.manifest.model_copy(update=changed))
 

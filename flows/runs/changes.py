@@ -3,6 +3,9 @@
 from collections.abc import Iterator
 from typing import Any
 
+Files = dict[str, Any]
+"""What says the content of a file, by its path."""
+
 
 def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
     if isinstance(value, dict) and value:
@@ -41,8 +44,14 @@ def changed_code(old: dict[str, Any], new: dict[str, Any]) -> tuple[list[str], l
     return modules, libraries
 
 
-def explain_change(old: dict[str, Any] | None, new: dict[str, Any]) -> str:
-    """Why ingredients `new` have no result although `old` had: which config, code, library, source or input changed."""
+def explain_change(
+    old: dict[str, Any] | None, new: dict[str, Any], files: tuple[Files, Files] | None = None
+) -> str:
+    """Why ingredients `new` have no result although `old` had: which config, code, library, source or input changed.
+
+    Args:
+        files: what was read outside the store then, and what would be now, where that is known.
+    """
     if old is None:
         return "no result yet"
     reasons = []
@@ -53,23 +62,23 @@ def explain_change(old: dict[str, Any] | None, new: dict[str, Any]) -> str:
         reasons.append(f"code of {', '.join(modules[:3])}")
     reasons += libraries
     if old.get("source") != new.get("source"):
-        reasons.append(f"source: {_source_change(old.get('source'), new.get('source'))}")
+        before, after = files or (_files_in(old.get("source")), _files_in(new.get("source")))
+        reasons.append(f"source: {_source_change(before, after)}")
     for name, before, after in changed_values(old["inputs"], new["inputs"], ""):
         if before and after:
             reasons.append(f"input {name.removeprefix('.')}")
     return "; ".join(reasons) or "its result is not in the store any more"
 
 
-def _source_change(old: Any, new: Any) -> str:
-    """What changed among files, each [path, size, SHA-256]."""
+def _files_in(value: Any) -> Files:
+    """The files that a fingerprint lists, each [path, size, SHA-256]."""
+    if isinstance(value, list) and len(value) == 3 and isinstance(value[0], str):
+        return {value[0]: value[1:]}
+    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return {name: stamp for child in children for name, stamp in _files_in(child).items()}
 
-    def files(value: Any) -> dict[str, Any]:
-        if isinstance(value, list) and len(value) == 3 and isinstance(value[0], str):
-            return {value[0]: value[1:]}
-        children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-        return {name: stamp for child in children for name, stamp in files(child).items()}
 
-    before, after = files(old), files(new)
+def _source_change(before: Files, after: Files) -> str:
     counts = {
         "added": len(after.keys() - before.keys()),
         "removed": len(before.keys() - after.keys()),

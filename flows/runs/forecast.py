@@ -9,6 +9,7 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from flows.recipe.recipe import Recipe
@@ -23,7 +24,7 @@ from model.machine import TrainingMachine
 from tasks.engine.keys import digest
 from tasks.engine.stage import Node
 from tasks.engine.store import Store
-from tasks.text.sources import files_of, kind_of, shard_bytes_of
+from tasks.text.sources import kind_of, list_source, shard_bytes_of
 from tasks.training.probe import probe_training
 from tasks.training.settings import TrainModelConfig
 
@@ -131,11 +132,11 @@ def text_bytes_of(recipe: Recipe) -> float:
     for source in recipe.ingest.sources:
         if source.dataset_folder:
             total += source.share * folder_bytes(source.dataset_folder)
-        for path in files_of(source).paths if source.dataset is None else ():
-            kind = kind_of(path)
-            if kind and path.is_file():
+        for entry in list_source(source).entries:
+            kind = kind_of(Path(entry.name))
+            if kind and entry.size > 0:
                 packed = 3.0 if kind.compression else 1.0
-                total += source.share * path.stat().st_size * packed * _TEXT_IN_FILE.get(kind.of, 1.0)
+                total += source.share * entry.size * packed * _TEXT_IN_FILE.get(kind.of, 1.0)
     return total
 
 

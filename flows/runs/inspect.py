@@ -9,6 +9,7 @@ from typing import Any
 
 from flows.runs.champions import champion_names, read_champions
 from flows.runs.changes import changed_values, explain_change
+from flows.runs.plan import files_read
 from flows.runs.record import Run, all_runs, unreadable_runs
 from model.errors import InputError
 from tasks.engine.manifest import MANIFEST, OUT, read_manifest
@@ -47,8 +48,11 @@ def diff_runs(first: Run, second: Run, store: Store) -> list[str]:
         if old["key"] == new["key"]:
             continue
         same = ", to the same bytes" if old["digest"] == new["digest"] else ""
-        lines.append(f"{stage}: {explain_change(old['ingredients'], new['ingredients'])}{same}")
-        was, now = (run.stored(store, stage).manifest.metrics for run in (first, second))
+        results = [run.stored(store, stage) for run in (first, second)]
+        files = (files_read(results[0]), files_read(results[1]))
+        change = explain_change(old["ingredients"], new["ingredients"], files if any(files) else None)
+        lines.append(f"{stage}: {change}{same}")
+        was, now = (stored.manifest.metrics for stored in results)
         lines += [
             f"  {name.lstrip('.')}: {before} -> {after}"
             for name, before, after in changed_values(was, now, "")

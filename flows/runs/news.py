@@ -8,9 +8,11 @@ from flows.runs.record import Run
 from tasks.engine.keys import canonical
 from tasks.engine.sources import SourceDigests
 from tasks.engine.store import Store
+from tasks.tables import read_json_lines
+from tasks.text.document_shards import PIECES
 from tasks.text.documents import text_digest, text_digests_of
+from tasks.text.pieces import list_pieces
 from tasks.text.readers import unread_texts
-from tasks.text.sources import fingerprint_sources
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,8 @@ def find_news(recipe: Recipe, champion: Run, store: Store, sources: SourceDigest
     """Count the documents whose text the champion's ingest did not have. Reads changed and added files only."""
     stored = champion.stored(store, "ingest")
     age = datetime.now(UTC) - datetime.fromisoformat(champion.record["created"])
-    before = stored.manifest.ingredients["source"]
-    now = canonical(fingerprint_sources(recipe.ingest, sources))
+    before = read_json_lines(stored.out / PIECES)
+    now = canonical(list_pieces(recipe.ingest, sources).each)
     n_documents = n_bytes = 0
     if now != before:
         known = text_digests_of(stored.shard_paths)

@@ -9,10 +9,14 @@ from model.errors import NotKnownYet
 from tasks.engine.build import look_up
 from tasks.engine.keys import digest
 from tasks.engine.machine import available_cores
+from tasks.engine.manifest import Manifest
 from tasks.engine.resolve import UNKNOWN, Known, Resolved, resolve
 from tasks.engine.sources import SourceDigests
 from tasks.engine.stage import Node
 from tasks.engine.store import BrokenArtifact, Store, Stored
+from tasks.tables import read_json_lines
+from tasks.text.document_shards import PIECES
+from tasks.text.pieces import stamps_of
 from tasks.training.settings import TrainModelConfig
 
 CACHED, RUN, DEPENDS = "cached", "run", "depends"
@@ -79,10 +83,11 @@ def _plan_node(
         return Planned(name, RUN, str(unknown)), UNKNOWN
 
     # Shards that are there are there, whatever becomes of the whole.
-    digests = _shard_digests(node.stage.name, resolved, store)
-    ready = None if digests is None else sum(shard is not None for shard in digests)
-    total = None if digests is None else len(digests)
-    shards = f"; {ready} of {total} shards are ready" if ready else ""
+    built = _built_shards(node.stage.name, resolved, store)
+    digests = _digests_of_shards(node, built)
+    ready = None if built is None else sum(shard is not None for shard in built)
+    total = None if built is None else len(built)
+    shards = f"; {ready} of {total} {'pieces' if resolved.pieces else 'shards'} are ready" if ready else ""
     if resolved.key is None:
         waiting = sorted(
             {upstream.name for upstream in node.inputs.values() if known[upstream].digest is None}
@@ -101,14 +106,16 @@ def _plan_node(
     reason = (
         f"artifact broken: {fault}"
         if fault
-        else explain_change(_ingredients(previous, name), resolved.ingredients)
+        else explain_change(
+            _ingredients(previous, name), resolved.ingredients, _files(node, previous, resolved, store)
+        )
     )
     reason += shards
     checkpoints = sorted(store.work(node.stage.name, resolved.key).glob("step-*"))
     if checkpoints:
         reason += f"; goes on from step {int(checkpoints[-1].name.removeprefix('step-'))}"
-    complete = [shard for shard in digests or () if shard is not None]
-    whole = digest(complete) if digests is not None and len(complete) == len(digests) else None
+    complete = [shard.digest for shard in built or () if shard is not None]
+    whole = digest(complete) if built is not None and len(complete) == len(built) else None
     return Planned(name, RUN, reason, ready, total, _predict(node, previous, store, ready, total)), Known(
         whole, digests
     )
@@ -153,8 +160,35 @@ def _shard_seconds(stored: Stored, store: Store) -> float:
     )
 
 
-def _shard_digests(stage: str, resolved: Resolved, store: Store) -> tuple[str | None, ...] | None:
+def _built_shards(stage: str, resolved: Resolved, store: Store) -> tuple[Manifest | None, ...] | None:
+    """The manifests of the shards that are there; None if nobody knows yet which there will be."""
     if resolved.shard_keys is None:
         return None
     shards = (store.find_whole("shards", stage, key) if key else None for key in resolved.shard_keys)
-    return tuple(shard.manifest.digest if shard else None for shard in shards)
+    return tuple(shard.manifest if shard else None for shard in shards)
+
+
+def _digests_of_shards(
+    node: Node, built: tuple[Manifest | None, ...] | None
+) -> tuple[str | None, ...] | None:
+    """What successors can know of the shards; nothing while it is open how many a piece gives."""
+    if built is None or (node.stage.several and None in built):
+        return None
+    if node.stage.several:
+        return tuple(part for manifest in built if manifest for part in manifest.shard_digests())
+    return tuple(manifest.digest if manifest else None for manifest in built)
+
+
+def files_read(stored: Stored | None) -> dict[str, Any]:
+    """What says the content of each file that a result was read from, by source and path."""
+    return stamps_of(read_json_lines(stored.out / PIECES)) if stored else {}
+
+
+def _files(
+    node: Node, previous: dict[str, Any], resolved: Resolved, store: Store
+) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """The files that the last run read, and those that are there now; None where that is not known."""
+    if resolved.pieces is None or node.name not in previous:
+        return None
+    last = store.find_whole("artifacts", node.stage.name, previous[node.name]["key"])
+    return (files_read(last), stamps_of(list(resolved.pieces))) if last else None

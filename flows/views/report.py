@@ -1,6 +1,5 @@
 """The report of a run: one HTML file that opens from disk, rendered from manifests and metric files."""
 
-import json
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,8 @@ from flows.views.rows import answer_rows, comparison_rows, score_rows, text_rows
 from flows.views.terminal import training_lines_of
 from model.files import read_json, write_whole
 from tasks.engine.store import Store, Stored
+from tasks.tables import read_json_lines
+from tasks.text.document_shards import ERRORS
 
 TEMPLATE = "report.html.jinja"
 REPORTS_VARIABLE = "SCRATCHLM_REPORTS_URL"
@@ -23,15 +24,10 @@ REPORTS_VARIABLE = "SCRATCHLM_REPORTS_URL"
 _MOST_ERRORS = 50
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file of JSON lines; none if it is not there."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
 def training_lines(run: Run, stored: dict[str, Stored]) -> list[dict[str, Any]]:
     """What the run's training measured, step by step; none if it trained nothing."""
     name = run.node_with_role("train")
-    return read_lines(stored[name].out / "figures" / "metrics.jsonl") if name in stored else []
+    return read_json_lines(stored[name].out / "figures" / "metrics.jsonl") if name in stored else []
 
 
 def _stages(run: Run, stored: dict[str, Stored]) -> list[dict[str, Any]]:
@@ -77,7 +73,7 @@ def render_report(run: Run, store: Store) -> Path:
         host=manifests[train].host if train in manifests else {},
         falls=falls,
         most=max((fall.kept + sum(fall.dropped.values()) for fall in falls), default=1),
-        unusable=read_lines(stored[read].out / "errors.jsonl")[:_MOST_ERRORS] if read in stored else [],
+        unusable=read_json_lines(stored[read].out / ERRORS)[:_MOST_ERRORS] if read in stored else [],
         most_errors=_MOST_ERRORS,
         tokenizer_samples=_samples(stored, "train_tokenizer"),
         samples=_samples(stored, "evaluate_held_out"),

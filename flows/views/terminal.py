@@ -37,7 +37,8 @@ from tasks.engine.progress import Progress as Amount
 from tasks.engine.stage import Node
 from tasks.engine.store import Store
 from tasks.text.clean import how_to_loosen
-from tasks.text.sources import Source, count_skipped, files_of
+from tasks.text.document_shards import ERRORS, SKIPPED
+from tasks.text.sources import Source, count_skipped, list_source
 
 _LINE_SECONDS = 30.0
 
@@ -147,10 +148,10 @@ def reading_lines(node: Node, outcome: Outcome) -> list[str]:
         lines.append(f"  the text of {count:,} rows is taken from their field {escape(repr(field))}")
     if errors:
         lost = f"{metrics['lost_rows']:,} rows, {metrics['lost_bytes']:,} bytes, {metrics['lost_share']:.2%}"
-        where = escape(str(out / "errors.jsonl"))
+        where = escape(str(out / ERRORS))
         lines.append(f"  [yellow]{errors} files or rows cannot be used[/] ({lost}), named in {where}")
     if skipped:
-        where = escape(str(out / "figures" / "skipped.jsonl"))
+        where = escape(str(out / SKIPPED))
         lines.append(
             f"  [yellow]{skipped} files are left out[/] ({_most(metrics['skipped'])}), named in {where}"
         )
@@ -232,7 +233,7 @@ def left_out_lines(sources: Iterable[Source]) -> list[str]:
     """The files of the sources that are not read, by reason."""
     lines = []
     for source in sources:
-        counts = count_skipped(files_of(source)) if source.dataset is None else []
+        counts = count_skipped(list_source(source))
         if counts:
             lines.append(f"[yellow]{escape(source.path)}: left out are {_most(dict(counts))}[/]")
     return lines

@@ -76,6 +76,7 @@ def _spec(
         ingredients=resolved.ingredients,
         inputs={name: Input(path=stored.out, shards=stored.shard_paths) for name, stored in inputs.items()},
         shard_keys=resolved.shard_keys,
+        pieces=resolved.pieces,
         machine=machine,
     )
 

@@ -86,14 +86,14 @@ def call(stage: Stage, spec: Spec, store: Store, key: str, inputs: dict[str, Any
     """Call the stage's function; returns its figures.
 
     Args:
-        inputs: `Shard` or `Artifact` by name.
+        inputs: `Shard`, `Artifact` or `Piece` by name.
         out: folder that the function writes below.
     """
     extras: dict[str, Any] = {"out": out, "machine": spec.machine}
     if "work" in stage.extras:
         extras["work"] = store.work(stage.name, key)
         extras["work"].mkdir(mode=0o700, parents=True, exist_ok=True)
-    given = {name: extras[name] for name in stage.extras}
+    given = {name: extras[name] for name in stage.extras if name in extras}
     figures = stage.fn(*stage.read_config(spec.config), **inputs, **given)
     metrics: Metrics = drain(figures) if isinstance(figures, list) else figures
     check_code(stage, spec)

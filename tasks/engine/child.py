@@ -39,12 +39,16 @@ def _check_source(stage: Stage, spec: Spec) -> None:
             )
 
 
-def build_spec(spec: Spec) -> int:
-    """Build and publish what `spec` says, in this process; returns the number of shards built."""
+def build_spec(spec: Spec, spec_path: Path | None = None) -> int:
+    """Build and publish what `spec` says, in this process; returns the number of shards built.
+
+    Args:
+        spec_path: file that holds `spec`, for workers; None without.
+    """
     stage, store = load_stage(spec.stage), Store(spec.store)
     check_code(stage, spec)
     if stage.mapped:
-        return build_map(spec, stage, store)
+        return build_map(spec, spec_path, stage, store)
     watch, building = Stopwatch.start(), store.building(stage.name, spec.key)
     for given in spec.inputs.values():
         given.check(store)
@@ -87,7 +91,7 @@ def main(spec_path: Path) -> int:
     report_to(spec_path.parent / PROGRESS)
     result: dict[str, Any]
     try:
-        result = {"built": build_spec(spec)}
+        result = {"built": build_spec(spec, spec_path)}
     except (Exception, KeyboardInterrupt) as error:
         traceback.print_exc()
         kind = "input" if isinstance(error, InputError) else "stage"

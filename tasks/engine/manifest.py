@@ -1,6 +1,7 @@
 """The manifest: the record beside every result of what it was made from and what it cost."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from model.files import read_record, sha256_of_file
 from tasks.engine.keys import digest
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Stands for the engine in every key: raise it when stage, store or process change what is written."""
 
 MANIFEST = "manifest.json"
@@ -26,11 +27,16 @@ class FileRecord(BaseModel):
 
 
 class ShardRecord(BaseModel):
-    """One shard of a map stage: an object of its own in the store."""
+    """What one call of a map stage wrote: an object of its own in the store.
+
+    Attributes:
+        parts: digests of the shards below its shards/, if one call makes several; else it is one.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     key: str
     digest: str
+    parts: tuple[str, ...] | None = None
 
 
 class Accepted(BaseModel):
@@ -69,19 +75,32 @@ class Manifest(BaseModel):
         made_of: dict[str, Any] = {"format": self.format_version}
         if self.shards is None:
             return digest({**made_of, "kind": "artifact", **self.ingredients})
-        keys = [shard.key for shard in self.shards]
-        return digest({**made_of, "kind": "map", "stage": self.stage, "shards": keys})
+        return map_key(
+            self.format_version, self.stage, [shard.key for shard in self.shards], self.ingredients
+        )
 
     def shard_digests(self) -> list[str]:
         """Digest of each shard: of its object, or of the files below out/shards/NNNNN of a stage that writes all of them."""
         if self.shards is not None:
-            return [shard.digest for shard in self.shards]
+            return [
+                part
+                for shard in self.shards
+                for part in ((shard.digest,) if shard.parts is None else shard.parts)
+            ]
         groups: dict[str, dict[str, FileRecord]] = {}
         for name, record in self.files.items():
             parts = name.split("/", 2)
             if parts[0] == "shards" and len(parts) == 3:
                 groups.setdefault(parts[1], {})[parts[2]] = record
         return [files_digest(groups[position]) for position in sorted(groups)]
+
+
+def map_key(format_version: int, stage: str, shard_keys: Sequence[str], ingredients: dict[str, Any]) -> str:
+    """Key of the whole of a map stage; of a map over what lies outside also of what no piece knows."""
+    made_of: dict[str, Any] = {"format": format_version, "kind": "map", "stage": stage, "shards": shard_keys}
+    if "source" in ingredients:
+        made_of |= {"config": ingredients["config"], "source": ingredients["source"]}
+    return digest(made_of)
 
 
 def read_manifest(result: Path) -> Manifest:

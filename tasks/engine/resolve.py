@@ -9,7 +9,7 @@ from typing import Any
 from model.errors import InputError
 from tasks.engine.code import code_digests
 from tasks.engine.keys import canonical, digest
-from tasks.engine.manifest import FORMAT_VERSION
+from tasks.engine.manifest import FORMAT_VERSION, map_key
 from tasks.engine.sources import SourceDigests
 from tasks.engine.stage import Node
 from tasks.engine.store import Stored
@@ -54,6 +54,7 @@ class Resolved:
     ingredients: dict[str, Any]
     key: str | None
     shard_keys: tuple[str | None, ...] | None
+    pieces: tuple[Any, ...] | None = None
 
 
 def resolve(node: Node, inputs: dict[str, Known], sources: SourceDigests) -> Resolved:
@@ -79,6 +80,9 @@ def resolve(node: Node, inputs: dict[str, Known], sources: SourceDigests) -> Res
         key = digest({"format": FORMAT_VERSION, "kind": "artifact", **ingredients}) if all_known else None
         return Resolved(ingredients, key, None)
 
+    if stage.list_pieces:
+        return _resolve_pieces(node, ingredients, sources)
+
     # The shards of the inputs are zipped by position, but no position enters a key.
     columns = {name: inputs[name].shards for name in stage.shard_inputs}
     wholes = {name: inputs[name].digest for name in stage.artifact_inputs if name in inputs}
@@ -88,16 +92,35 @@ def resolve(node: Node, inputs: dict[str, Known], sources: SourceDigests) -> Res
         raise InputError(f"{stage.name}: its inputs have different numbers of shards ({counts})")
     if not lengths:
         return Resolved(ingredients, None, None)
+    shared = digest(common)
     shard_keys: list[str | None] = []
     for position in range(lengths.pop()):
         own = {name: column[position] if column else None for name, column in columns.items()}
         if None in own.values() or None in wholes.values():
             shard_keys.append(None)
         else:
-            shard_keys.append(
-                digest({"format": FORMAT_VERSION, "kind": "shard", **common, "inputs": {**own, **wholes}})
-            )
+            shard_keys.append(_shard_key(shared, {"inputs": {**own, **wholes}}))
+    found = [key for key in shard_keys if key is not None]
     key = None
-    if None not in shard_keys and all_known:
-        key = digest({"format": FORMAT_VERSION, "kind": "map", "stage": stage.name, "shards": shard_keys})
+    if len(found) == len(shard_keys) and all_known:
+        key = map_key(FORMAT_VERSION, stage.name, found, ingredients)
     return Resolved(ingredients, key, tuple(shard_keys))
+
+
+def _shard_key(shared: str, own: dict[str, Any]) -> str:
+    """Key of a shard, from the digest of what all shards of its stage share, and from what is its own."""
+    return digest({"format": FORMAT_VERSION, "kind": "shard", "shared": shared, **own})
+
+
+def _resolve_pieces(node: Node, common: dict[str, Any], sources: SourceDigests) -> Resolved:
+    """Ingredients and keys of a map over what lies outside."""
+    stage, config = node.stage, node.config
+    assert stage.list_pieces
+    listed = stage.list_pieces(config, sources)
+    ingredients = {**common, "source": canonical(listed.source, f"{stage.name}.source")}
+    fields = {name: value for name, value in common["config"].items() if name not in stage.whole_fields}
+    shared = digest({**common, "config": fields})
+    pieces = tuple(canonical(piece, f"{stage.name}.pieces") for piece in listed.each)
+    shard_keys = [_shard_key(shared, {"piece": piece}) for piece in pieces]
+    key = map_key(FORMAT_VERSION, stage.name, shard_keys, ingredients)
+    return Resolved(ingredients, key, tuple(shard_keys), pieces)

@@ -5,6 +5,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from model.files import sha256_of_file
@@ -56,7 +57,7 @@ def walk(root: Path, skip: Callable[[Path, str], None] = lambda path, why: None)
 
 
 class SourceDigests:
-    """SHA-256 of files, computed once for each (device, inode, size, mtime, ctime).
+    """SHA-256 and other facts of the content of files, computed once for each (device, inode, size, mtime, ctime).
 
     A file younger than two seconds may change again within the clock's resolution, so it
     is hashed again every time. What is written through a memory map after it was hashed may change
@@ -72,37 +73,62 @@ class SourceDigests:
 
     def files(self, root: Path, paths: Iterable[Path]) -> list[list[str | int]]:
         """For each file: path relative to `root`, size in bytes, SHA-256. Sorted by path."""
-        with _Memory(self.path) as memory:
+        with self.remembering() as facts:
             rows: list[list[str | int]] = []
             for path in paths:
                 name = path.relative_to(root).as_posix().encode("utf-8", "backslashreplace").decode()
-                try:
-                    rows.append([name, path.stat().st_size, self._digest(memory, path)])
-                except OSError as error:
-                    # Reading the file will fail in the same way, and be counted and named there.
-                    rows.append([name, -1, f"unreadable: {type(error).__name__}"])
+                rows.append([name, *facts.size_and_sha256(path)])
             return sorted(rows, key=lambda row: str(row[0]))
 
-    def _digest(self, memory: "_Memory", path: Path) -> str:
-        status = path.stat()
+    @contextmanager
+    def remembering(self) -> "Iterator[Facts]":
+        """The facts of any number of files, with one look at the memory."""
+        with _Memory(self.path) as memory:
+            yield Facts(memory, self.rehash)
+
+
+class Facts:
+    """What the content of a file is, by what is remembered of it; see `SourceDigests`."""
+
+    def __init__(self, memory: "_Memory", rehash: bool) -> None:
+        self.memory, self.rehash = memory, rehash
+
+    def size_and_sha256(self, path: Path) -> tuple[int, str]:
+        """Size in bytes and SHA-256 of a file; -1 and why, if it cannot be read."""
+        try:
+            status = path.stat()
+            return status.st_size, self.fact(path, "sha256", sha256_of_file, status)
+        except OSError as error:
+            # Reading the file will fail in the same way, and be counted and named there.
+            return -1, f"unreadable: {type(error).__name__}"
+
+    def fact(
+        self, path: Path, what: str, find: Callable[[Path], str], status: os.stat_result | None = None
+    ) -> str:
+        """What `find` says of the content of a file, remembered under the name `what`.
+
+        Raises:
+            OSError: if it cannot be read.
+        """
+        status = status or path.stat()
         stamp = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
         young = time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) < _YOUNG_NS
         if not self.rehash and not young:
-            known = memory.recall(stamp)
-            if known:
+            known = self.memory.recall(stamp, what)
+            if known is not None:
                 return known
-        sha256 = sha256_of_file(path)
+        value = find(path)
         if not young:
-            memory.remember(stamp, sha256)
-        return sha256
+            self.memory.remember(stamp, what, value)
+        return value
 
 
-def _seal(stamp: Stamp, sha256: str) -> str:
-    return hashlib.sha256(f"{stamp} {sha256}".encode()).hexdigest()[:16]
+def _seal(stamp: Stamp, what: str, value: str) -> str:
+    return hashlib.sha256(f"{stamp} {what} {value}".encode()).hexdigest()[:16]
 
 
 class _Memory:
-    """The SQLite file of digests. It is only a memory: damaged it begins anew, and where none can be it forgets."""
+    """The SQLite file of facts. It is only a memory: damaged it begins anew, and where none can be it forgets."""
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
@@ -117,19 +143,19 @@ class _Memory:
         self._commit()
         self.connection.close()
 
-    def recall(self, stamp: Stamp) -> str | None:
-        """The digest of a file with this stamp."""
-        query = "SELECT sha256, seal FROM sealed_digests WHERE device=? AND inode=? AND size=? AND mtime=? AND ctime=?"
+    def recall(self, stamp: Stamp, what: str) -> str | None:
+        """A fact of a file with this stamp."""
+        query = "SELECT value, seal FROM facts WHERE device=? AND inode=? AND what=? AND size=? AND mtime=? AND ctime=?"
         try:
-            known = self.connection.execute(query, stamp).fetchone()
+            known = self.connection.execute(query, (*stamp[:2], what, *stamp[2:])).fetchone()
         except sqlite3.DatabaseError as error:
             self._recover(error)
             return None
-        return known[0] if known and known[1] == _seal(stamp, known[0]) else None
+        return known[0] if known and known[1] == _seal(stamp, what, known[0]) else None
 
-    def remember(self, stamp: Stamp, sha256: str) -> None:
+    def remember(self, stamp: Stamp, what: str, value: str) -> None:
         """Write it down, with others: a transaction costs as much as hashing a small file a hundred times."""
-        self.news.append((*stamp, sha256, _seal(stamp, sha256)))
+        self.news.append((*stamp[:2], what, *stamp[2:], value, _seal(stamp, what, value)))
         if time.monotonic() - self.last_commit > _COMMIT_SECONDS:
             self._commit()
 
@@ -138,7 +164,7 @@ class _Memory:
         if self.news:
             try:
                 with self.connection:
-                    insert = "INSERT OR REPLACE INTO sealed_digests VALUES (?, ?, ?, ?, ?, ?, ?)"
+                    insert = "INSERT OR REPLACE INTO facts VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
                     self.connection.executemany(insert, self.news)
             except sqlite3.DatabaseError as error:
                 self._recover(error)
@@ -169,7 +195,7 @@ def _connect(path: Path | None) -> sqlite3.Connection:
     connection = sqlite3.connect(path or ":memory:", timeout=30)
     with connection:
         connection.execute(
-            "CREATE TABLE IF NOT EXISTS sealed_digests (device INT, inode INT, size INT, mtime INT, ctime INT, sha256 TEXT, "
-            "seal TEXT, PRIMARY KEY (device, inode))"
+            "CREATE TABLE IF NOT EXISTS facts (device INT, inode INT, what TEXT, size INT, mtime INT, ctime INT, "
+            "value TEXT, seal TEXT, PRIMARY KEY (device, inode, what))"
         )
     return connection

@@ -38,6 +38,7 @@ class Spec(BaseModel):
 
     Attributes:
         stage: MODULE:FUNCTION.
+        pieces: what each shard is made from, if that lies outside the store.
         first_shards: build this many of the missing shards and publish no whole; all if None.
         only_shard: build the shard at this position, and publish no whole.
         force: build what is there already.
@@ -51,6 +52,7 @@ class Spec(BaseModel):
     ingredients: dict[str, Any]
     inputs: dict[str, Input]
     shard_keys: tuple[str, ...] | None
+    pieces: tuple[Any, ...] | None = None
     machine: Machine
     first_shards: int | None = None
     only_shard: int | None = None

@@ -22,7 +22,8 @@ Role = Literal["read", "deduplicate", "tokenize", "train", "export", ""]
 """What a stage does in its graph, where others ask for it: show it, go on from it, or share an accelerator with it."""
 
 Fingerprint = Callable[[Any, SourceDigests], Any]
-Check = Callable[..., None]
+ListPieces = Callable[[Any, SourceDigests], "Pieces"]
+Finish = Callable[..., Metrics]
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,43 @@ class Shard:
     """One shard of an input: a folder with files of constant names."""
 
     path: Path
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One piece of what lies outside the store: what it is, in JSON types, where it lies left out."""
+
+    values: Any
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """What lies outside the store, for a map over it.
+
+    Attributes:
+        each: the pieces, in JSON types, in order; each is all that the key of its shards knows of the outside.
+        source: what else is of importance, and a summary of all for people.
+    """
+
+    each: Sequence[Any]
+    source: Any
+
+
+@dataclass(frozen=True)
+class Parts:
+    """All that the shards of a map stage have become, for its last word.
+
+    Attributes:
+        folders: what each call of the function wrote, in order.
+        metrics: their figures, summed.
+        pieces: what they were made from, if that lies outside.
+        out: folder of the whole; what is written below its figures/ changes no digest.
+    """
+
+    folders: tuple[Path, ...]
+    metrics: Metrics
+    pieces: tuple[Any, ...] | None
+    out: Path
 
 
 @dataclass(frozen=True)
@@ -47,7 +85,8 @@ class Stage:
     Attributes:
         config_type: class of the configuration; None for a stage with nothing to choose.
         optional_inputs: those of `artifact_inputs` that a node may lack.
-        extras: which of out, work and machine the function takes.
+        extras: which of out, work, machine and piece the function takes.
+        whole_fields: fields of the configuration that are in no shard's key, since its piece has what it needs of them.
     """
 
     name: str
@@ -62,7 +101,10 @@ class Stage:
     mapped: bool
     role: Role
     fingerprint: Fingerprint | None
-    check: Check | None
+    list_pieces: ListPieces | None
+    several: bool
+    whole_fields: tuple[str, ...]
+    finish: Finish | None
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -125,7 +167,9 @@ def _is_finished() -> Metrics:
 
 def finished(stage_name: str, key: str, label: str) -> Node:
     """A node that stands for a finished result, whatever it was made from."""
-    stage = Stage(stage_name, _is_finished, None, (), (), (), (), (), 0, False, "", None, None)
+    stage = Stage(
+        stage_name, _is_finished, None, (), (), (), (), (), 0, False, "", None, None, False, (), None
+    )
     return Node(stage, None, {}, label, key)
 
 
@@ -144,7 +188,7 @@ def topological(nodes: Iterable[Node]) -> list[Node]:
     return order
 
 
-_EXTRAS = {"out": Path, "work": Path, "machine": Machine}
+_EXTRAS = {"out": Path, "work": Path, "machine": Machine, "piece": Piece}
 
 
 def _make(fn: Callable[..., Any], **options: Any) -> Stage:
@@ -168,12 +212,16 @@ def _make(fn: Callable[..., Any], **options: Any) -> Stage:
         else:
             raise TypeError(
                 f"{fn.__name__}: the parameter {name} is none of config: Config, NAME: Shard, NAME: Artifact, "
-                "NAME: Artifact | None = None, out: Path, work: Path, machine: Machine"
+                "NAME: Artifact | None = None, out: Path, work: Path, machine: Machine, piece: Piece"
             )
     if "out" not in extras:
         raise TypeError(f"{fn.__name__} lacks out: Path")
-    if bool(shards) != options["mapped"]:
-        raise TypeError(f"{fn.__name__}: Shard inputs and @map_stage go together")
+    if bool(shards or "piece" in extras) != options["mapped"]:
+        raise TypeError(f"{fn.__name__}: Shard inputs or a piece, and @map_stage, go together")
+    if ("piece" in extras) != bool(options["list_pieces"]) or (shards and "piece" in extras):
+        raise TypeError(
+            f"{fn.__name__}: a map over what lies outside takes piece: Piece, pieces=, and no Shard"
+        )
     inputs = (tuple(shards), tuple(artifacts), tuple(optional))
     return Stage(fn.__name__, fn, config_type, *inputs, tuple(extras), **options)
 
@@ -195,26 +243,40 @@ def stage(
             values that change when the content does, and only then.
     """
     options = {"libraries": tuple(libraries), "retries": retries, "role": role, "fingerprint": fingerprint}
-    return lambda fn: _make(fn, **options, mapped=False, check=None)
+    others = {"list_pieces": None, "several": False, "whole_fields": (), "finish": None}
+    return lambda fn: _make(fn, **options, mapped=False, **others)
 
 
 def map_stage(
-    *, libraries: Sequence[str] = (), retries: int = 1, role: Role = "", check: Check | None = None
+    *,
+    libraries: Sequence[str] = (),
+    retries: int = 1,
+    role: Role = "",
+    pieces: ListPieces | None = None,
+    whole_fields: Sequence[str] = (),
+    several: bool = False,
+    finish: Finish | None = None,
 ) -> Callable[[Callable[..., Any]], Stage]:
     """Make a stage of a function that is called for each shard, `(config, NAME: Shard..., out: Path)`.
 
     It returns metrics, or a list of datatrove steps to run. Shard inputs are zipped by
-    position; Artifact inputs go whole to every shard.
+    position; Artifact inputs go whole to every shard. A map over what lies outside the store takes `piece: Piece`
+    instead of Shard inputs.
 
     Args:
         libraries: distributions whose versions are part of the key.
         retries: further attempts after a failure that another attempt may mend.
         role: what it does in its graph, where others ask for it.
-        check: called with the config, if there is one, and the summed metrics of all shards; raises InputError
-            if they leave nothing to go on with.
+        pieces: for a map over what lies outside: called with config and digests of files, lists the pieces of it.
+        whole_fields: fields of the config that the key of a shard leaves out, since they are in its piece as far as
+            they matter to it; they are in the key of the whole.
+        several: each call writes shards/NNNNN/ below out, any number of them, which are the shards of the whole.
+        finish: called with the config, if there is one, and the `Parts`; returns the figures of the whole, and
+            raises InputError if it leaves nothing to go on with.
     """
-    options = {"libraries": tuple(libraries), "retries": retries, "role": role, "check": check}
-    return lambda fn: _make(fn, **options, mapped=True, fingerprint=None)
+    options = {"libraries": tuple(libraries), "retries": retries, "role": role, "several": several}
+    outside = {"list_pieces": pieces, "whole_fields": tuple(whole_fields), "finish": finish}
+    return lambda fn: _make(fn, **options, **outside, mapped=True, fingerprint=None)
 
 
 def load_stage(reference: str) -> Stage:

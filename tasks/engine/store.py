@@ -113,12 +113,12 @@ class Store:
                 manifest,
                 tuple(path / OUT / "shards" / f"{i:05d}" for i in range(len(manifest.shard_digests()))),
             )
-        paths = []
+        paths: list[Path] = []
         for position, shard in enumerate(manifest.shards):
             stored = self.find("shards", stage, shard.key)
             if stored is None or stored.manifest.digest != shard.digest:
                 raise BrokenArtifact(f"shard {position} is {'missing' if stored is None else 'another one'}")
-            paths.append(stored.out)
+            paths += stored.shard_paths if shard.parts is not None else [stored.out]
         return Stored(path, manifest, tuple(paths))
 
     def find_whole(self, kind: Kind, stage: str, key: str) -> Stored | None:
@@ -161,9 +161,10 @@ class Store:
         """
         stage, key = manifest.stage, manifest.key
         out = building / OUT
-        if manifest.shards is None and not is_recorded:
+        if not is_recorded:
             files = record_files(out)
-            manifest = manifest.model_copy(update={"files": files, "digest": files_digest(files)})
+            own = {"digest": files_digest(files)} if manifest.shards is None else {}
+            manifest = manifest.model_copy(update={"files": files, **own})
         for path in [
             *(out / name for name in manifest.files),
             *(p for p in out.rglob("*") if p.is_dir()),

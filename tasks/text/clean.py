@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Field
 
 from model.base_config import Config
 from model.errors import InputError
-from tasks.engine.stage import Metrics, Shard, map_stage
+from tasks.engine.stage import Metrics, Parts, Shard, map_stage
 
 
 class Rubbish(Config):
@@ -176,10 +176,16 @@ def how_to_loosen(field: str) -> str:
     return f"{value}, switch the step off with --set {section}.{step}=off"
 
 
-def _enough_is_left(config: CleanConfig, metrics: Metrics) -> None:
+def _enough_is_left(config: CleanConfig, parts: Parts) -> Metrics:
+    """The figures of all shards.
+
+    Raises:
+        InputError: if more than `max_dropped` of the documents are dropped.
+    """
+    metrics = parts.metrics
     documents, kept = metrics.get("documents", 0), metrics.get("kept", 0)
     if documents and kept and 1 - kept / documents <= config.max_dropped:
-        return
+        return metrics
     fields = sorted(metrics.get("dropped_by_field", {}).items(), key=lambda item: -item[1])
     reasons = sorted(metrics.get("dropped", {}).items(), key=lambda item: -item[1])
     told = ", ".join(f"{reason} ({count:,})" for reason, count in reasons)
@@ -188,7 +194,7 @@ def _enough_is_left(config: CleanConfig, metrics: Metrics) -> None:
     raise InputError(f"clean keeps {kept or 'none'} of {documents:,} documents: {told}{mend}{more}")
 
 
-@map_stage(libraries=("datatrove", "ftfy", "numpy", "pyarrow"), check=_enough_is_left)
+@map_stage(libraries=("datatrove", "ftfy", "numpy", "pyarrow"), finish=_enough_is_left)
 def clean(config: CleanConfig, documents: Shard, out: Path) -> list[Any]:
     """datatrove steps from documents.parquet to documents.parquet (kept) and verdicts.parquet (all rows)."""
     from tasks.text.steps import Clean, ReadShard, WriteKept

@@ -1,12 +1,15 @@
 """Documents as shards: what every stage that reads from outside writes."""
 
 from collections import Counter
+from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from model.errors import InputError
-from tasks.engine.stage import Metrics
-from tasks.tables import sorted_json, write_table
+from tasks.engine.stage import Metrics, Parts
+from tasks.tables import read_json_lines, sorted_json, write_json_lines, write_table
+from tasks.text.content_cuts import Cuts
 from tasks.text.documents import (
     DOCUMENTS,
     DOCUMENTS_SCHEMA,
@@ -15,38 +18,39 @@ from tasks.text.documents import (
     document_digest,
     text_digest,
 )
-from tasks.text.readers import read_sources
+from tasks.text.pieces import TextPiece
+from tasks.text.readers import read_piece
 from tasks.text.records import Convert, Record
-from tasks.text.sources import IngestConfig, files_of, shard_bytes_of
+from tasks.text.sources import IngestConfig, list_source
 
-ERRORS = "errors.jsonl"
+ERRORS = "figures/errors.jsonl"
 """What could not be read, a line each: source, where, error, the line of its file from 1 if it has lines, and the rows (null
 if unknown) and bytes that are lost."""
 SKIPPED = "figures/skipped.jsonl"
 """What was not read, a line each: source, where, why."""
+PIECES = "figures/pieces.jsonl"
+"""What was read, a piece a line."""
 
 
 class _ShardWriter:
     """Cuts the stream of documents into shards where the documents themselves say so.
 
-    A shard may end after a document whose digest is below a bound that grows with the
-    document, once it has a quarter of the typical size; so boundaries do not depend on
-    what lies far away, and an added file changes the shards next to it only.
+    Args:
+        keeps_together: cut only what would be larger than three typical shards.
     """
 
-    def __init__(self, out: Path, shard_bytes: int) -> None:
-        self.out, self.shard_bytes = out, shard_bytes
+    def __init__(self, out: Path, shard_bytes: int, *, keeps_together: bool) -> None:
+        self.out, self.keeps_together = out, keeps_together
+        self.cuts = Cuts(shard_bytes)
         self.rows: list[dict[str, Any]] = []
-        self.size, self.n_shards = 0, 0
+        self.n_shards = 0
 
     def add(self, row: dict[str, Any]) -> None:
         size = len(row["text"].encode())
-        if self.rows and self.size + size > 3 * self.shard_bytes:
+        if self.cuts.ends_before(size):
             self.flush()
         self.rows.append(row)
-        self.size += size
-        may_end = document_digest(row["id"], row["text"]) * self.shard_bytes < (size << 64) * 4 // 3
-        if may_end and self.size >= self.shard_bytes // 4:
+        if self.cuts.ends_after(document_digest(row["id"], row["text"]), size) and not self.keeps_together:
             self.flush()
 
     def flush(self) -> None:
@@ -56,7 +60,8 @@ class _ShardWriter:
             digests = [{"digest": text_digest(row["text"])} for row in self.rows]
             write_table(folder / TEXT_DIGESTS, digests, TEXT_DIGESTS_SCHEMA)
             self.n_shards += 1
-            self.rows, self.size = [], 0
+        self.rows = []
+        self.cuts.begin()
 
 
 def _error_of(record: Record) -> str | None:
@@ -65,29 +70,29 @@ def _error_of(record: Record) -> str | None:
     return record.error
 
 
-def write_documents(config: IngestConfig, out: Path, convert: Convert) -> Metrics:
+def write_documents(config: IngestConfig, pieces: Sequence[Any], out: Path, convert: Convert) -> Metrics:
     """Write shards/NNNNN/documents.parquet and digests.parquet in the order of source, path and row, and errors.jsonl.
 
-    The id of a document is its source, file and row: what else there is changes none. Files that are not read are
-    listed in figures/skipped.jsonl.
+    The id of a document is its source, file and row: what else there is changes none.
 
     Args:
+        pieces: what is read, as `list_pieces` gives them.
         convert: makes a document of a row.
-
-    Raises:
-        InputError: if nothing can be read, or more than `max_error_rate` cannot.
     """
-    writer = _ShardWriter(out, shard_bytes_of(config))
+    parsed = [TextPiece.model_validate(piece) for piece in pieces]
+    # A group of small files is as large as a shard.
+    is_group = len(parsed) == 1 and len(parsed[0].files) > 1
+    writer = _ShardWriter(out, parsed[0].shard_bytes, keeps_together=is_group)
     by_source: dict[str, dict[str, int]] = {}
     errors: list[dict[str, Any]] = []
-    others: list[tuple[str, str, str]] = []
+    others: list[dict[str, Any]] = []
     text_fields: dict[str, int] = {}
     read_bytes = 0
-    for source, record in read_sources(config, convert):
+    for source, record in chain.from_iterable(read_piece(config, piece, convert) for piece in parsed):
         counts = by_source.setdefault(source.name, {"documents": 0, "bytes": 0, "errors": 0})
         where = record.where if record.row is None else f"{record.where}:{record.row}"
         if record.is_other:
-            others.append((source.name, where, str(record.error)))
+            others.append({"source": source.name, "where": where, "why": str(record.error)})
             continue
         error = _error_of(record)
         if error is not None:
@@ -113,34 +118,20 @@ def write_documents(config: IngestConfig, out: Path, convert: Convert) -> Metric
         }
         writer.add({**row, "metadata": sorted_json(record.metadata or {})})
     writer.flush()
-    (out / ERRORS).write_text("".join(sorted_json(error) + "\n" for error in errors))
-    skipped = _write_skipped(config, others, out)
+    write_json_lines(out / ERRORS, errors)
+    write_json_lines(out / SKIPPED, others)
     return {
-        **_summary(config, by_source, errors, read_bytes, skipped, out),
-        "skipped": skipped,
+        "documents": sum(counts["documents"] for counts in by_source.values()),
+        "bytes": sum(counts["bytes"] for counts in by_source.values()),
+        "errors": dict(Counter(error["error"] for error in errors)),
+        "lost_rows": sum(error["rows"] or 0 for error in errors),
+        "lost_bytes": sum(error["bytes"] for error in errors),
+        "read_bytes": read_bytes,
+        "places_of_unknown_rows": sum(error["rows"] is None for error in errors),
         "text_fields": text_fields,
         "shards": writer.n_shards,
         "sources": by_source,
     }
-
-
-def _write_skipped(config: IngestConfig, others: list[tuple[str, str, str]], out: Path) -> dict[str, int]:
-    """List the files that are not read, and count them by reason.
-
-    Args:
-        others: source, path and reason of those that turned out to hold no documents.
-    """
-    skipped = [
-        (source.name, where, why)
-        for source in config.sources
-        if source.dataset is None
-        for where, why in files_of(source).skipped
-    ]
-    skipped = sorted([*skipped, *others])
-    lines = [sorted_json({"source": name, "where": where, "why": why}) + "\n" for name, where, why in skipped]
-    (out / SKIPPED).parent.mkdir(parents=True, exist_ok=True)
-    (out / SKIPPED).write_text("".join(lines))
-    return dict(sorted(Counter(why for _, _, why in skipped).items()))
 
 
 _MOST_PLACES = 5
@@ -152,26 +143,31 @@ def _place(error: dict[str, Any]) -> str:
     return f"{where}: {error['error']}"
 
 
-def _summary(
-    config: IngestConfig,
-    by_source: dict[str, dict[str, int]],
-    errors: list[dict[str, Any]],
-    read_bytes: int,
-    skipped: dict[str, int],
-    out: Path,
-) -> Metrics:
-    """Documents, bytes, errors by kind, and how much is lost with them.
+def finish_reading(config: IngestConfig, parts: Parts) -> Metrics:
+    """Documents, bytes, errors by kind, how much is lost with them, and what is left out; lists all of it below figures/.
 
     Raises:
         InputError: if nothing can be read, or more than `max_error_rate` cannot.
     """
-    total = sum(counts["documents"] for counts in by_source.values())
-    kinds: dict[str, int] = {}
-    for error in errors:
-        kinds[error["error"]] = kinds.get(error["error"], 0) + 1
-    lost_bytes = sum(error["bytes"] for error in errors)
-    lost_rows = sum(error["rows"] or 0 for error in errors)
-    share = lost_bytes / max(1, lost_bytes + read_bytes)
+    metrics = dict(parts.metrics)
+    errors = [row for folder in parts.folders for row in read_json_lines(folder / ERRORS)]
+    others = [row for folder in parts.folders for row in read_json_lines(folder / SKIPPED)]
+    skipped = [
+        *(
+            {"source": source.name, "where": where, "why": why}
+            for source in config.sources
+            for where, why in list_source(source).skipped
+        ),
+        *others,
+    ]
+    skipped.sort(key=lambda row: (row["source"], row["where"]))
+    write_json_lines(parts.out / ERRORS, errors)
+    write_json_lines(parts.out / SKIPPED, skipped)
+    write_json_lines(parts.out / PIECES, parts.pieces or ())
+    left_out = dict(sorted(Counter(row["why"] for row in skipped).items()))
+    lost = metrics["lost_bytes"]
+    share = lost / max(1, lost + metrics.pop("read_bytes"))
+    total = metrics["documents"]
     if errors and (not total or share > config.max_error_rate):
         places = "".join(f"\n  {_place(error)}" for error in errors[:_MOST_PLACES])
         more = (
@@ -180,21 +176,12 @@ def _summary(
             else "\n  all of them are"
         )
         raise InputError(
-            f"{share:.1%} of the bytes cannot be used, in {len(errors)} places with {lost_rows} rows: mend the text, or raise its "
-            f"max_error_rate (now {config.max_error_rate}){places}{more} in {out / ERRORS}"
+            f"{share:.1%} of the bytes cannot be used, in {len(errors)} places with {metrics['lost_rows']} rows: mend the text, "
+            f"or raise its max_error_rate (now {config.max_error_rate}){places}{more} in {parts.out / ERRORS}"
         )
     if not total:
-        left_out = "; ".join(f"{count} {why}" for why, count in skipped.items())
+        told = "; ".join(f"{count} {why}" for why, count in left_out.items())
         raise InputError(
-            "the sources hold no document: add text to them"
-            + (f"; left out are {left_out}" if left_out else "")
+            "the sources hold no document: add text to them" + (f"; left out are {told}" if told else "")
         )
-    return {
-        "documents": total,
-        "bytes": sum(counts["bytes"] for counts in by_source.values()),
-        "errors": kinds,
-        "lost_rows": lost_rows,
-        "lost_bytes": lost_bytes,
-        "lost_share": round(share, 6),
-        "places_of_unknown_rows": sum(error["rows"] is None for error in errors),
-    }
+    return {**metrics, "lost_share": round(share, 6), "skipped": left_out}

@@ -5,11 +5,13 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from tasks.engine.stage import Metrics, stage
+from tasks.engine.sources import SourceDigests
+from tasks.engine.stage import Metrics, Parts, stage
 from tasks.text.conversation_shapes import BadConversation, messages_of, plain_text, preference_of
-from tasks.text.document_shards import write_documents
+from tasks.text.document_shards import finish_reading, write_documents
+from tasks.text.pieces import list_pieces
 from tasks.text.records import Record
-from tasks.text.sources import IngestConfig, Source, fingerprint_sources
+from tasks.text.sources import IngestConfig, Source
 
 
 class ReadConversationsConfig(IngestConfig):
@@ -25,10 +27,10 @@ class ReadConversationsConfig(IngestConfig):
 
 
 @stage(
-    libraries=("pyarrow", "datasets", "huggingface_hub", "resiliparse"),
+    libraries=("pyarrow", "datasets", "huggingface_hub", "resiliparse", "fsspec"),
     retries=2,
     role="read",
-    fingerprint=fingerprint_sources,
+    fingerprint=lambda config, digests: list_pieces(config, digests).each,
 )
 def read_conversations(config: ReadConversationsConfig, out: Path) -> Metrics:
     """Write what ingest writes: text is all contents, metadata has the messages (or chosen and rejected), the group,
@@ -59,4 +61,6 @@ def read_conversations(config: ReadConversationsConfig, out: Path) -> Metrics:
                 metadata[name] = value[own]
         return Record(where, row, text, None if own_id is None else str(own_id), metadata)
 
-    return write_documents(config, out, convert)
+    pieces = list_pieces(config, SourceDigests()).each
+    metrics = write_documents(config, pieces, out, convert)
+    return finish_reading(config, Parts((out,), metrics, tuple(pieces), out))

@@ -2,13 +2,17 @@
 
 import io
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from model.errors import InputError
+from model.errors import InputError, StageFailed
+from model.files import sha256_of_file
 from tasks.dataset_folders import check_dataset_folder
-from tasks.engine.progress import progress
+from tasks.engine.keys import canonical
+from tasks.engine.sources import SourceDigests
 from tasks.text.cut import LARGE_BYTES, cut_text, has_pages
+from tasks.text.pieces import Lines, RowGroups, TextPiece, dataset_print, sha256_of_lines
 from tasks.text.records import (
     EMPTY_FILE,
     TOO_LARGE,
@@ -21,8 +25,18 @@ from tasks.text.records import (
     read_whole,
     reading_faults,
 )
+from tasks.text.remote import fetched
 from tasks.text.row_files import read_json_rows, read_lines, read_parquet_rows, read_table_rows
-from tasks.text.sources import IngestConfig, Kind, Source, files_of, hub_commit, kind_of
+from tasks.text.sources import (
+    IngestConfig,
+    Kind,
+    Source,
+    files_of,
+    hub_commit,
+    is_remote,
+    kind_of,
+    root_of,
+)
 
 
 def _decode(where: str, row: int | None, whole: bytes, size: int) -> Record:
@@ -87,11 +101,20 @@ def _read_page(where: str, path: Path, kind: Kind, limit: int) -> Record:
         return Record(where, None, error=str(error), size=len(whole))
 
 
-def read_file(source: Source, where: str, path: Path, convert: Convert, limit: int) -> Iterator[Record]:
+def read_file(
+    source: Source,
+    where: str,
+    path: Path,
+    convert: Convert,
+    limit: int,
+    lines: Lines | None = None,
+    row_groups: RowGroups | None = None,
+) -> Iterator[Record]:
     """Every record of a file; what cannot be read becomes a record with an error.
 
     Args:
         limit: largest line or document, in bytes.
+        lines, row_groups: the part of a file of lines, or of a Parquet file, that is read; all of it if None.
     """
     kind = kind_of(path) or Kind("lines", ".jsonl", "")
     try:
@@ -100,7 +123,7 @@ def read_file(source: Source, where: str, path: Path, convert: Convert, limit: i
             return
         match kind.of:
             case "parquet":
-                yield from read_parquet_rows(source, where, path, convert, limit)
+                yield from read_parquet_rows(source, where, path, convert, limit, row_groups)
             case "text" | "html" if convert is not from_mapping:
                 yield Record(where, None, error="text, and no rows", is_other=True)
             case "text":
@@ -112,7 +135,7 @@ def read_file(source: Source, where: str, path: Path, convert: Convert, limit: i
             case "json":
                 yield from read_json_rows(source, where, path, kind, convert, limit)
             case _:
-                yield from read_lines(source, where, path, kind, convert, limit)
+                yield from read_lines(source, where, path, kind, convert, limit, lines)
     except reading_faults() as error:
         yield Record(where, None, error=f"unreadable: {type(error).__name__}", size=_size_of(path), rows=None)
 
@@ -159,47 +182,76 @@ def read_dataset(source: Source, convert: Convert, limit: int) -> Iterator[Recor
         yield kept_record(convert(source, source.split, row, value), size, limit)
 
 
-def read_sources(config: IngestConfig, convert: Convert) -> Iterator[tuple[Source, Record]]:
-    """Every record of every source, in the order of source, path and row."""
-    for source in config.sources:
-        if source.dataset is not None:
-            for record in read_dataset(source, convert, config.max_document_bytes):
-                yield source, record
-            continue
-        files = files_of(source).by_name
-        for i, (name, path) in enumerate(files.items()):
-            for record in read_file(source, name, path, convert, config.max_document_bytes):
-                yield source, record
-            progress(i + 1, len(files), f"files of {source.name}")
+@contextmanager
+def _here(source: Source, piece: TextPiece, name: str) -> Iterator[Path]:
+    """A file of a piece, on this computer."""
+    if is_remote(source.path):
+        ((_, size, version),) = [stamp for stamp in piece.files if stamp[0] == name]
+        with fetched(source.path, name, size, version) as path:
+            yield path
+        return
+    path = root_of(source) / name
+    # A name that is not UTF-8 was made readable, and is no path any more.
+    yield path if path.exists() or path.is_symlink() else files_of(source).by_name.get(name, path)
 
 
-def _stamps(source: Any) -> dict[str, Any]:
-    """Size and SHA-256 by relative path, in the fingerprint of one source of files."""
-    return {name: stamp for name, *stamp in source.get("files", ())}
+def _check_unchanged(source: Source, piece: TextPiece, path: Path, stamp: tuple[str, int, str]) -> None:
+    """Refuse a piece that is not what was listed: its key speaks of that.
+
+    Raises:
+        StageFailed: if it changed meanwhile.
+    """
+    name, size, sha256 = stamp
+    try:
+        if piece.lines:
+            now = piece.lines.size, sha256_of_lines(path, piece.lines)
+        else:
+            now = path.stat().st_size, sha256_of_file(path)
+    except OSError as error:
+        now = -1, f"unreadable: {type(error).__name__}"
+    if now != (size, sha256):
+        raise StageFailed(
+            f"its source changed while it was read ({source.name}/{name}): run the same command again",
+            retryable=True,
+        )
+
+
+def read_piece(config: IngestConfig, piece: TextPiece, convert: Convert) -> Iterator[tuple[Source, Record]]:
+    """Every record of a piece, in the order of path and row.
+
+    Raises:
+        StageFailed: if its source is not what was listed any more.
+    """
+    source = next(source for source in config.sources if source.name == piece.source_name)
+    limit = config.max_document_bytes
+    if piece.dataset is not None:
+        for record in read_dataset(source, convert, limit):
+            yield source, record
+        if canonical(dataset_print(source, SourceDigests(rehash=True))) != piece.dataset:
+            raise StageFailed(
+                f"its source changed while it was read ({source.name}): run the same command again",
+                retryable=True,
+            )
+    for stamp in piece.files:
+        with _here(source, piece, stamp[0]) as path:
+            for record in read_file(source, stamp[0], path, convert, limit, piece.lines, piece.row_groups):
+                yield source, record
+            if not is_remote(source.path):
+                _check_unchanged(source, piece, path, stamp)
 
 
 def unread_texts(config: IngestConfig, before: list[Any], now: list[Any]) -> Iterator[str]:
-    """The texts of the documents in the files that were changed or added.
+    """The texts of the documents in the files that were changed or added, as far as pieces tell.
 
     Args:
-        before, now: fingerprints of the sources, as `fingerprint_sources` gives them. A dataset
-            of another commit, and a source that is new, are read as a whole.
+        before, now: pieces of the sources, as `list_pieces` gives them. A dataset of another commit is read as a whole.
     """
-    limit = config.max_document_bytes
-    contents = {tuple(stamp) for source in before for stamp in _stamps(source).values()}
-    for source, current in zip(config.sources, now, strict=True):
-        if current in before:
+    known = {tuple(stamp) for piece in before for _, *stamp in piece.get("files", ())}
+    for values in now:
+        if values in before:
             continue
-        if source.dataset is not None:
-            records: Iterable[Record] = read_dataset(source, from_mapping, limit)
-        else:
-            stamps, names = _stamps(current), files_of(source).by_name
-            new = {name: path for name, path in names.items() if tuple(stamps[name]) not in contents}
-            records = (
-                record
-                for name, path in new.items()
-                for record in read_file(source, name, path, from_mapping, limit)
-            )
-        yield from (
-            record.text for record in records if (record.text or "").strip() and record.text is not None
-        )
+        piece = TextPiece.model_validate(values)
+        new = tuple(stamp for stamp in piece.files if stamp[1:] not in known)
+        for _, record in read_piece(config, piece.model_copy(update={"files": new}), from_mapping):
+            if record.text is not None and record.text.strip():
+                yield record.text

@@ -113,11 +113,38 @@ def kept_record(record: Record, size: int, limit: int) -> Record:
     return replace(record, size=size)
 
 
-def open_file(path: Path, compression: str) -> tuple[BinaryIO, BinaryIO]:
-    """A file, and a reader of what it holds, decompressed. An end in the middle of a compressed stream is an error."""
+class _Range(io.RawIOBase):
+    """A range of a file, as a file."""
+
+    def __init__(self, raw: BinaryIO, offset: int, size: int) -> None:
+        self.raw, self.left = raw, size
+        raw.seek(offset)
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer as far as the range goes."""
+        block = self.raw.read(min(len(buffer), self.left))
+        buffer[: len(block)] = block
+        self.left -= len(block)
+        return len(block)
+
+
+def open_file(
+    path: Path, compression: str, section: tuple[int, int] | None = None
+) -> tuple[BinaryIO, BinaryIO]:
+    """A file, and a reader of what it holds, decompressed. An end in the middle of a compressed stream is an error.
+
+    Args:
+        section: offset and size in bytes of what is read of a file that is not compressed; all of it if None.
+    """
     import pyarrow as pa
 
     raw = path.open("rb")
+    if section is not None:
+        return raw, io.BufferedReader(_Range(raw, *section), 1 << 20)
     if compression == ".gz":
         return raw, gzip.GzipFile(fileobj=raw)  # type: ignore[return-value]
     if compression == ".zst":

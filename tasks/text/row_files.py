@@ -8,6 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
+from tasks.text.pieces import Lines, RowGroups
 from tasks.text.records import (
     EMPTY_FILE,
     TOO_LARGE,
@@ -29,11 +30,24 @@ _BYTE_ARRAYS = ("string", "large_string", "binary", "large_binary")
 
 
 def read_lines(
-    source: Source, where: str, path: Path, kind: Kind, convert: Convert, limit: int
+    source: Source,
+    where: str,
+    path: Path,
+    kind: Kind,
+    convert: Convert,
+    limit: int,
+    part: Lines | None = None,
 ) -> Iterator[Record]:
-    """Every record of a file of JSON lines, and what was lost of it: no line takes more memory than the limit."""
+    """Every record of a file of JSON lines, and what was lost of it: no line takes more memory than the limit.
+
+    Args:
+        part: range of lines; all if None.
+    """
     reading = Reading(where, path)
-    raw, lines = open_file(path, kind.compression)
+    section = None if part is None else (part.offset, part.size)
+    if part is not None:
+        reading.row, reading.size = part.first_row - 1, part.size
+    raw, lines = open_file(path, kind.compression, section)
     with raw, lines:
         try:
             while line := lines.readline(limit + 1):
@@ -152,9 +166,9 @@ def _parsed(source: Source, where: str, row: int, line: bytes, convert: Convert)
 
 
 def read_parquet_rows(
-    source: Source, where: str, path: Path, convert: Convert, limit: int
+    source: Source, where: str, path: Path, convert: Convert, limit: int, part: RowGroups | None = None
 ) -> Iterator[Record]:
-    """Every record of a Parquet file; of a damaged one, those of its whole row groups.
+    """Every record of a Parquet file, or of a range of its row groups; of a damaged one, those of its whole row groups.
 
     The footer says how many rows and bytes are lost with a row group. Equal texts stay one in memory, so that a
     small file cannot become a large one.
@@ -171,8 +185,8 @@ def read_parquet_rows(
         size = path.stat().st_size
         yield Record(where, None, error=f"unreadable: {type(error).__name__}", size=size, rows=None)
         return
-    first = 0
-    for group in range(file.metadata.num_row_groups):
+    first = part.first_row if part else 0
+    for group in range(part.first, part.end) if part else range(file.metadata.num_row_groups):
         footer = file.metadata.row_group(group)
         row, row_size = first, max(1, footer.total_byte_size // max(1, footer.num_rows))
         first += footer.num_rows

@@ -3,18 +3,18 @@
 import glob
 import importlib.util
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Literal, NamedTuple, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from model.base_config import Config
 from model.errors import InputError
 from tasks.engine.keys import LOCATION
-from tasks.engine.sources import SourceDigests, is_regular, walk
+from tasks.engine.sources import is_regular, walk
 
 PACKAGE, DATASET = "package:", "dataset:"
 _CODE = (
@@ -41,7 +41,7 @@ class Source(Config):
 
     path: str = Field(
         description="A file, a folder or a glob of text (.txt, .md, .rst, .html, source code), rows (.jsonl, .json, .csv, "
-        ".tsv, .parquet), each also as .gz or .zst; package:NAME or package:NAME/GLOB for the files inside an installed "
+        ".tsv, .parquet), each also as .gz or .zst; the URL of such a file or folder (s3://, https://, hf://datasets/); package:NAME or package:NAME/GLOB for the files inside an installed "
         "Python package; dataset:NAME or dataset:FOLDER for a Hugging Face dataset.",
         json_schema_extra=LOCATION,
         min_length=1,
@@ -179,6 +179,15 @@ class Files:
         return {relative_name(path, self.root): path for path in self.paths}
 
 
+def _no_kind(path: Path) -> str:
+    return f"not a kind of file that is read ({path.suffix.lower() or 'no extension'})"
+
+
+def is_remote(path: str) -> bool:
+    """Whether it is a URL, so that it is read through fsspec."""
+    return "://" in path
+
+
 def _below(root: Path, candidates: Callable[[Callable[[Path, str], None]], Iterable[Path]]) -> Files:
     """Those of the candidates that are read, and what is left out."""
     skipped: list[tuple[str, str]] = []
@@ -191,25 +200,35 @@ def _below(root: Path, candidates: Callable[[Callable[[Path, str], None]], Itera
         if kind_of(path):
             paths.append(path)
         else:
-            skip(path, f"not a kind of file that is read ({path.suffix.lower() or 'no extension'})")
+            skip(path, _no_kind(path))
     paths.sort(key=lambda path: path.relative_to(root).as_posix())
     return Files(root, tuple(paths), tuple(sorted(skipped)))
 
 
-def count_skipped(files: Files) -> list[tuple[str, int]]:
+def count_skipped(files: "Files | Listing") -> list[tuple[str, int]]:
     """How many files are left out for which reason, the commonest first."""
     return Counter(why for _, why in files.skipped).most_common()
 
 
-def _package_files(place: str, path: str) -> Files:
-    name, _, pattern = place.partition("/")
+def _package_root(path: str) -> tuple[Path, str]:
+    """Folder of an installed package, and the glob below it."""
+    name, _, pattern = path.removeprefix(PACKAGE).partition("/")
     spec = importlib.util.find_spec(name) if name.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
         raise InputError(
             f"ingest.sources: the package {name!r} of {path!r} is not installed: pip install {name}"
         )
-    root = Path(next(iter(spec.submodule_search_locations)))
+    return Path(next(iter(spec.submodule_search_locations))), pattern
+
+
+def _package_files(path: str) -> Files:
+    root, pattern = _package_root(path)
     return _below(root, partial(_matches, root, pattern) if pattern else partial(walk, root))
+
+
+def _glob_root(location: Path) -> Path:
+    magic = next(i for i, part in enumerate(location.parts) if glob.has_magic(part))
+    return Path(*location.parts[:magic]) if magic else Path(".")
 
 
 def _matches(root: Path, pattern: str, skip: Callable[[Path, str], None]) -> Iterator[Path]:
@@ -243,9 +262,8 @@ def _files_at(path: str) -> Files:
             f"ingest.sources: {path!r} is neither a file nor a folder: a pipe or a device never ends"
         )
     if glob.has_magic(path):
-        magic = next(i for i, part in enumerate(location.parts) if glob.has_magic(part))
-        root = Path(*location.parts[:magic]) if magic else Path(".")
-        return _below(root, partial(_matches, root, str(Path(*location.parts[magic:]))))
+        root = _glob_root(location)
+        return _below(root, partial(_matches, root, str(location.relative_to(root))))
     raise InputError(
         f"ingest.sources: there is no file or folder {path!r} ({location.absolute()}): correct the path"
     )
@@ -257,18 +275,80 @@ def files_of(source: Source) -> Files:
     Raises:
         InputError: if there are none.
     """
-    if source.path.startswith(PACKAGE):
-        files = _package_files(source.path.removeprefix(PACKAGE), source.path)
-    else:
-        files = _files_at(source.path)
+    files = _package_files(source.path) if source.path.startswith(PACKAGE) else _files_at(source.path)
     if not files.paths:
-        there = (
-            "; there are " + ", ".join(f"{count} {why}" for why, count in count_skipped(files))
-            if files.skipped
-            else ""
-        )
-        raise InputError(f"ingest.sources: {source.path!r} holds no file that is read ({READ}){there}")
+        raise InputError(_nothing_at(source.path, files.skipped))
     return files
+
+
+def _nothing_at(path: str, skipped: Sequence[tuple[str, str]]) -> str:
+    counts = Counter(why for _, why in skipped).most_common()
+    there = "; there are " + ", ".join(f"{count} {why}" for why, count in counts) if counts else ""
+    return f"ingest.sources: {path!r} holds no file that is read ({READ}){there}"
+
+
+def root_of(source: Source) -> Path:
+    """The folder that the names of a source's files count from.
+
+    Raises:
+        InputError: if it is not there.
+    """
+    if source.path.startswith(PACKAGE):
+        return _package_root(source.path)[0]
+    location = Path(source.path).expanduser()
+    if location.is_file():
+        return location.parent
+    return location if location.is_dir() else _glob_root(location)
+
+
+class Entry(NamedTuple):
+    """A file of a source: its path below it, its size in bytes, where it is, and elsewhere than here what says its content.
+
+    A file here that cannot be looked at has the size -1.
+    """
+
+    name: str
+    size: int
+    path: Path | None
+    version: str = ""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a source consists of, here or elsewhere; `skipped` as in `Files`."""
+
+    entries: tuple[Entry, ...]
+    skipped: tuple[tuple[str, str], ...]
+
+
+def _size_of(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1  # reading it will fail in the same way, and be counted and named there
+
+
+def list_source(source: Source) -> Listing:
+    """The files of a source that is no dataset, sorted by name; a dataset has none.
+
+    Raises:
+        InputError: if there are none, or they cannot be listed.
+    """
+    if source.dataset is not None:
+        return Listing((), ())
+    if is_remote(source.path):
+        from tasks.text.remote import list_remote
+
+        entries, skipped = list_remote(source.path)
+        kept = [Entry(name, size, None, version) for name, size, version in entries if kind_of(Path(name))]
+        skipped += [(name, _no_kind(Path(name))) for name, _, _ in entries if not kind_of(Path(name))]
+        if not kept:
+            raise InputError(_nothing_at(source.path, skipped))
+        return Listing(tuple(sorted(kept)), tuple(sorted(skipped)))
+    files = files_of(source)
+    return Listing(
+        tuple(Entry(name, _size_of(path), path) for name, path in files.by_name.items()), files.skipped
+    )
 
 
 def hub_commit(name: str) -> str | None:
@@ -288,43 +368,34 @@ def hub_commit(name: str) -> str | None:
         ) from error
 
 
-def fingerprint_sources(config: IngestConfig, digests: SourceDigests) -> list[Any]:
-    """What the sources hold: files by relative path, size and SHA-256; a hub dataset by commit.
-
-    Raises:
-        InputError: if a source is missing or empty.
-    """
-    prints: list[Any] = []
-    for source in config.sources:
-        if source.dataset_folder:
-            prints.append({"dataset": digests.files(source.dataset_folder, walk(source.dataset_folder))})
-        elif source.dataset is not None:
-            prints.append({"dataset": source.dataset, "commit": hub_commit(source.dataset)})
-        else:
-            files = files_of(source)
-            # What is left out is told too, so that a file of another kind is not left out in silence.
-            prints.append({"files": digests.files(files.root, files.paths), "skipped": files.skipped})
-    return prints
-
-
 _EXPANDS = {".gz": 4, ".zst": 4, ".parquet": 3}
 """How much larger the text of a compressed file is, roughly."""
 
 
-def shard_bytes_of(config: IngestConfig) -> int:
+def text_bytes_in(entry: Entry) -> int:
+    """How much text a file holds, roughly, by its name and size."""
+    return max(0, entry.size) * _EXPANDS.get(Path(entry.name).suffix.lower(), 1)
+
+
+def typical_shard_bytes(config: IngestConfig, listings: Iterable[Listing]) -> int:
     """Typical size of a shard, in bytes: what the recipe says, or what gives 16 shards and more, in powers of four.
 
     Few sizes only, so that an added file changes how the others are cut when the text has grown fourfold, and never else.
+
+    Args:
+        listings: of each source.
     """
     if config.shard_bytes:
         return config.shard_bytes
-    total = 0.0
-    for source in config.sources:
-        if source.dataset is not None:
-            return 64_000_000
-        for path in files_of(source).paths:
-            try:
-                total += source.share * path.stat().st_size * _EXPANDS.get(path.suffix.lower(), 1)
-            except OSError:
-                continue  # reading it will fail in the same way, and be counted and named there
+    if any(source.dataset is not None for source in config.sources):
+        return 64_000_000
+    total = sum(
+        source.share * sum(map(text_bytes_in, listing.entries))
+        for source, listing in zip(config.sources, listings, strict=True)
+    )
     return next((size for size in (64_000_000, 16_000_000, 4_000_000) if total >= 16 * size), 1_000_000)
+
+
+def shard_bytes_of(config: IngestConfig) -> int:
+    """Typical size of a shard, in bytes; see `typical_shard_bytes`."""
+    return typical_shard_bytes(config, map(list_source, config.sources))

@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 
 from model.base_config import Config
 from model.errors import InputError
-from tasks.engine.stage import Metrics, Shard, map_stage
+from tasks.engine.stage import Metrics, Parts, Shard, map_stage
 from tasks.tables import read_table, write_table
 from tasks.text.documents import DOCUMENTS, text_digest
 from tasks.text.groups import GROUPS, LISTED, draw
@@ -65,7 +65,13 @@ class SplitConfig(Config):
         return held or (VALIDATION if draw < fraction * 2**64 else TRAIN)
 
 
-def _both_sides_have_text(config: SplitConfig, metrics: Metrics) -> None:
+def _both_sides_have_text(config: SplitConfig, parts: Parts) -> Metrics:
+    """The figures of all shards.
+
+    Raises:
+        InputError: if a side has no text, or the recipe names a document that is not there.
+    """
+    metrics = parts.metrics
     missing = [
         identifier for identifier in config.validation_ids if identifier not in metrics.get("listed", {})
     ]
@@ -83,9 +89,10 @@ def _both_sides_have_text(config: SplitConfig, metrics: Metrics) -> None:
                 f"no document is left for {side} (train {metrics.get(TRAIN, {}).get('documents', 0)}, validation "
                 f"{metrics.get(VALIDATION, {}).get('documents', 0)}, dropped {metrics.get(DROPPED, {})}): {mend}, or add text"
             )
+    return metrics
 
 
-@map_stage(libraries=("pyarrow",), check=_both_sides_have_text)
+@map_stage(libraries=("pyarrow",), finish=_both_sides_have_text)
 def split(
     config: SplitConfig, documents: Shard, duplicates: Shard, contaminated: Shard, out: Path
 ) -> Metrics:

@@ -5,20 +5,21 @@ from pathlib import Path
 
 from model.errors import InputError
 from model.tokenizer import TOKENIZER, end_of_text_id, load_tokenizer, tokenizer_sha256
-from tasks.engine.stage import Artifact, Metrics, Shard, map_stage
+from tasks.engine.stage import Artifact, Metrics, Parts, Shard, map_stage
 from tasks.tables import read_table
 from tasks.text.documents import DOCUMENTS
 from tasks.text.selection import SELECTION, SIDES
 
 
-def _has_tokens(metrics: Metrics) -> None:
+def _has_tokens(parts: Parts) -> Metrics:
     for side in SIDES:
-        if not metrics.get(side, {}).get("tokens"):
+        if not parts.metrics.get(side, {}).get("tokens"):
             raise InputError(f"no token is left for {side}: add text, or change the section split")
+    return parts.metrics
 
 
 @map_stage(
-    libraries=("fastokens", "tokenizers", "pyarrow", "numpy", "xxhash"), role="tokenize", check=_has_tokens
+    libraries=("fastokens", "tokenizers", "pyarrow", "numpy", "xxhash"), role="tokenize", finish=_has_tokens
 )
 def tokenize(documents: Shard, selection: Shard, tokenizer: Artifact, out: Path) -> Metrics:
     """Write train.arrow and validation.arrow, each with its .documents.arrow (see `model.tokens`).

@@ -10,7 +10,7 @@ from model.base_config import Config
 from model.chat_template import encode_conversation, fast_tokenizer
 from model.errors import InputError
 from model.tokenizer import end_of_text_id, load_tokenizer, tokenizer_sha256
-from tasks.engine.stage import Artifact, Metrics, Shard, map_stage
+from tasks.engine.stage import Artifact, Metrics, Parts, Shard, map_stage
 from tasks.tables import read_table
 from tasks.text.documents import DOCUMENTS
 from tasks.text.selection import SELECTION, SIDES
@@ -30,7 +30,8 @@ class TokenizeConversationsConfig(Config):
     )
 
 
-def _fit(config: TokenizeConversationsConfig, metrics: Metrics) -> None:
+def _fit(config: TokenizeConversationsConfig, parts: Parts) -> Metrics:
+    metrics = parts.metrics
     kept = sum(metrics.get(side, {}).get("documents", 0) for side in SIDES)
     too_long = metrics.get("too_long", {})
     count = len(too_long)
@@ -44,12 +45,13 @@ def _fit(config: TokenizeConversationsConfig, metrics: Metrics) -> None:
     for side in SIDES:
         if not metrics.get(side, {}).get("documents"):
             raise InputError(f"no conversation is left for {side}: add some, or change the section split")
+    return metrics
 
 
 @map_stage(
     libraries=("transformers", "tokenizers", "jinja2", "pyarrow", "numpy", "xxhash"),
     role="tokenize",
-    check=_fit,
+    finish=_fit,
 )
 def tokenize_conversations(
     config: TokenizeConversationsConfig, documents: Shard, selection: Shard, tokenizer: Artifact, out: Path

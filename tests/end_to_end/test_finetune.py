@@ -90,7 +90,7 @@ def test_base_and_tuned_model_are_compared_and_the_rest_is_cached(tuned: tuple[L
     report = Path(done["report"]).read_text()
     assert "Held-out answers" in report
     assert "sciq, base" in report
-    errors = Path(done["artifacts"]["read_conversations"]["path"]) / "errors.jsonl"
+    errors = Path(done["artifacts"]["read_conversations"]["path"]) / "figures" / "errors.jsonl"
     assert json.loads(errors.read_text())["error"] == "it has no turn of the assistant"
     export = Path(done["artifacts"]["export_model"]["path"])
     assert (export / "chat_template.jinja").is_file()

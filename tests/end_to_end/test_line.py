@@ -96,7 +96,7 @@ def test_one_of_two_near_duplicates_stays(line: Line):
 
 
 def test_what_cannot_be_read_is_counted_and_named(line: Line):
-    errors = (Path(line.first["artifacts"]["ingest"]["path"]) / "errors.jsonl").read_text()
+    errors = (Path(line.first["artifacts"]["ingest"]["path"]) / "figures" / "errors.jsonl").read_text()
     named = {"source": "text", "where": "latin.txt", "error": "not UTF-8 at byte 3"}
     assert json.loads(errors) == {**named, "rows": 1, "bytes": 12, "line": None}
 

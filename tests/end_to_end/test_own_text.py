@@ -14,9 +14,9 @@ from flows.recipe.read import load_recipe
 from tasks.engine.call import drain
 from tasks.engine.stage import Shard
 from tasks.text.clean import clean
-from tasks.text.ingest import ingest
 from tests.end_to_end.conftest import Line
 from tests.ordinary_text import write_ordinary_text
+from tests.reading import read_text
 from tests.waiting import HANGING_SECONDS
 
 SCRATCHLM = str(Path(sys.executable).parent / "scratchlm")
@@ -42,9 +42,9 @@ def init(folder: Path, *arguments: str) -> str:
 def kept(recipe: Any, out: Path) -> tuple[int, int]:
     """Documents that a recipe reads, and those that cleaning keeps."""
     out.mkdir()
-    metrics = ingest.fn(recipe.ingest, out=out)
+    shards, metrics = read_text(recipe.ingest, out)
     n_kept = 0
-    for i, shard in enumerate(sorted((out / "shards").iterdir())):
+    for i, shard in enumerate(shards):
         cleaned = out / "cleaned" / str(i)
         n_kept += drain(clean.fn(recipe.clean, documents=Shard(shard), out=cleaned))["kept"]
     return metrics["documents"], n_kept

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from model.base_config import Config
 from model.errors import InputError
-from tasks.engine.stage import Artifact, Metrics, Shard, map_stage, stage
+from tasks.engine.stage import Artifact, Metrics, Parts, Shard, map_stage, stage
 from toy import arithmetic
 
 
@@ -38,12 +38,13 @@ def delay() -> None:
     time.sleep(float(os.environ.get("TOY_DELAY", "0")))
 
 
-def _positive(config: DoubleConfig, metrics: Metrics) -> None:
-    if metrics["sum"] < 0:
+def _positive(config: DoubleConfig, parts: Parts) -> Metrics:
+    if parts.metrics["sum"] < 0:
         raise InputError("the sum is negative: add positive numbers")
+    return parts.metrics
 
 
-@map_stage(libraries=("toylib",), check=_positive)
+@map_stage(libraries=("toylib",), finish=_positive)
 def double(config: DoubleConfig, numbers: Shard, out: Path) -> Metrics:
     """Each number times the factor."""
     delay()

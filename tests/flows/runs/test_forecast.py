@@ -100,7 +100,7 @@ def test_round_down(value: float, rounded: int):
 
 
 def test_a_dataset_whose_size_nobody_tells_makes_no_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("tasks.text.sources.hub_commit", lambda name: "0" * 40)
+    monkeypatch.setattr("tasks.text.pieces.hub_commit", lambda name: "0" * 40)
     hub = {"sources": [{"path": "dataset:someone/something"}]}
     _, _, foretold = foresee(tmp_path, ingest=hub)
     assert foretold.epochs == 0

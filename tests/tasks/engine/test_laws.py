@@ -51,7 +51,7 @@ def test_wording_and_format_are_not_code(toy: Toy):
         ("arithmetic", "return number * factor", "return (\n        number * factor\n    )"),
         ("stages", 'description="Factor."', 'description="By how much."'),
         ("stages", "import os\nimport time\n", "import time\nimport os\n"),
-        ("stages", "Metrics, Shard, map_stage, stage", "Metrics, Shard, stage, map_stage"),
+        ("stages", "Metrics, Parts, Shard, map_stage", "Metrics, Shard, Parts, map_stage"),
     ):
         toy.edit(module, old, new)
     assert states(toy.run(plan=True)) == ALL_CACHED

@@ -14,7 +14,7 @@ from model.errors import InputError
 from model.objectives.masked_documents import documents_of
 from model.tokenizer import END_OF_TEXT, end_of_text_id, load_tokenizer
 from model.tokens import open_tokens
-from tasks.engine.stage import Artifact, Shard
+from tasks.engine.stage import Artifact, Parts, Shard
 from tasks.tables import read_table, write_table
 from tasks.text.conversation_shapes import BadConversation, messages_of, preference_of
 from tasks.text.deduplicate_conversations import deduplicate_conversations
@@ -145,7 +145,9 @@ def read(folder: Path, rows: list[dict], **fields) -> tuple[Artifact, dict]:
 def test_a_bad_row_is_named_with_its_line_and_too_many_stop_the_run(tmp_path: Path):
     rows = [{"messages": [QUESTION, ANSWER]}, {"messages": [QUESTION]}]
     documents, figures = read(tmp_path, rows, max_error_rate=0.5)
-    (error,) = [json.loads(line) for line in (documents.path / "errors.jsonl").read_text().splitlines()]
+    (error,) = [
+        json.loads(line) for line in (documents.path / "figures" / "errors.jsonl").read_text().splitlines()
+    ]
     assert (error["where"], error["error"]) == ("a.jsonl:1", "it has no turn of the assistant")
     assert (error["rows"], figures["lost_bytes"]) == (1, error["bytes"])
     assert figures["documents"] == 1
@@ -229,7 +231,7 @@ def test_a_conversation_longer_than_the_context_is_named(tmp_path: Path, tokeniz
         InputError,
         match=r"1 of 2 conversations are longer than the context of 64 tokens \(the longest is text/a.jsonl:1",
     ):
-        _fit(config, figures)
+        _fit(config, Parts((), figures, None, tmp_path))
 
 
 def test_the_end_of_text_is_the_only_special_token(tokenizer: Artifact):

@@ -15,7 +15,7 @@ from tasks.benchmarks.index_benchmarks import IndexBenchmarksConfig, index_bench
 from tasks.benchmarks.items import fingerprint_benchmarks
 from tasks.engine.call import drain
 from tasks.engine.sources import SourceDigests
-from tasks.engine.stage import Artifact, Shard
+from tasks.engine.stage import Artifact, Parts, Shard
 from tasks.ngrams import WordHasher, ngram_hashes
 from tasks.tables import read_table, write_table
 from tasks.text.clean import CleanConfig, clean
@@ -139,12 +139,12 @@ def test_cleaning_stops_where_nearly_all_is_dropped(limit: float):
         "dropped": {"too few words": 9},
         "dropped_by_field": {"clean.gopher_quality.min_words": 9},
     }
-    assert clean.check
+    assert clean.finish
     if limit == 0.9:
-        clean.check(CleanConfig(max_dropped=limit), metrics)
+        clean.finish(CleanConfig(max_dropped=limit), Parts((), metrics, None, Path()))
         metrics |= {"kept": 0}
     with pytest.raises(InputError, match=r"--set clean\.gopher_quality=off"):
-        clean.check(CleanConfig(max_dropped=limit), metrics)
+        clean.finish(CleanConfig(max_dropped=limit), Parts((), metrics, None, Path()))
 
 
 def test_replacing_does_not_depend_on_neighbours(tmp_path: Path):
@@ -395,10 +395,10 @@ def test_a_split_that_leaves_a_side_empty_is_refused(tmp_path: Path):
     config = SplitConfig(validation_ids=("s/a", "s/nobody"))
     _, metrics = run_split(tmp_path, config, {"a": "x", "b": "y"})
     with pytest.raises(InputError, match=r"1 of the 2 split\.validation_ids name no document .*s/nobody"):
-        split.check(config, metrics)
+        split.finish(config, Parts((), metrics, None, Path()))
     config = SplitConfig(validation_ids=("s/a",))
     _, metrics = run_split(tmp_path / "2", config, {"a": "x"})
     with pytest.raises(InputError, match="no document is left for train"):
-        split.check(config, metrics)
+        split.finish(config, Parts((), metrics, None, Path()))
     with pytest.raises(ValidationError, match="choose one"):
         SplitConfig(validation_fraction=0.5, validation_source="s")

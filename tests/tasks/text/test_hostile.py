@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from tasks.engine.sources import SourceDigests, walk
 from tasks.text.clean import CleanConfig, ReplacePersonalData, _action
-from tasks.text.sources import IngestConfig, Source, fingerprint_sources
+from tasks.text.pieces import list_pieces
+from tasks.text.sources import IngestConfig, Source
 from tasks.text.steps import Clean, replace_emails
 from tests.tasks.text.test_ingest import run
 
@@ -163,9 +164,9 @@ def test_everything_that_is_not_read_has_a_row(tmp_path: Path, monkeypatch: pyte
     assert sum(metrics["skipped"].values()) == 11
     # A file of another kind that comes is told, although it changes no document.
     config = IngestConfig(sources=(Source(path=str(folder)),))
-    before = fingerprint_sources(config, SourceDigests())
+    before = list_pieces(config, SourceDigests())
     (folder / "j.pdf").write_text("")
-    assert fingerprint_sources(config, SourceDigests()) != before
+    assert list_pieces(config, SourceDigests()) != before
 
 
 def test_an_id_does_not_depend_on_neighbours(tmp_path: Path):

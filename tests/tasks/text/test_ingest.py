@@ -14,18 +14,20 @@ from pydantic import ValidationError
 
 from model.errors import InputError
 from tasks.engine.sources import SourceDigests
-from tasks.tables import read_table
+from tasks.tables import read_json_lines, read_table
 from tasks.text.ingest import ingest
-from tasks.text.sources import IngestConfig, Source, fingerprint_sources
+from tasks.text.pieces import list_pieces
+from tasks.text.sources import IngestConfig, Source
+from tests.reading import read_text
 
 
 def run(out: Path, *sources: Source, **fields) -> tuple[list[dict], dict, list[dict]]:
     """Documents, metrics and errors."""
     out.mkdir(parents=True, exist_ok=True)
-    metrics = ingest.fn(IngestConfig(sources=sources, **{"max_error_rate": 1.0, **fields}), out=out)
-    shards = sorted((out / "shards").iterdir())
+    config = IngestConfig(sources=sources, **{"max_error_rate": 1.0, **fields})
+    shards, metrics = read_text(config, out)
     rows = [row for shard in shards for row in read_table(shard / "documents.parquet").to_pylist()]
-    return rows, metrics, [json.loads(line) for line in (out / "errors.jsonl").read_text().splitlines()]
+    return rows, metrics, read_json_lines(out / "figures" / "errors.jsonl")
 
 
 ROWS = [{"id": "a", "text": "Grüße", "year": 1790}, {"id": "b", "text": "two", "extra": [1, {"x": None}]}]
@@ -171,7 +173,7 @@ def test_sources_that_are_not_there(tmp_path: Path, path: str, sentence: str):
     (tmp_path / "a.pdf").write_bytes(b"")
     config = IngestConfig(sources=(Source(path=path.format(tmp_path)),))
     with pytest.raises(InputError, match=sentence):
-        fingerprint_sources(config, SourceDigests())
+        list_pieces(config, SourceDigests())
 
 
 def test_two_sources_need_two_names():
@@ -201,18 +203,17 @@ def test_the_fingerprint_is_of_content_not_of_place(tmp_path: Path):
         (tmp_path / name / "a.txt").write_text("same")
     digests = SourceDigests(tmp_path / "memory.sqlite")
     prints = [
-        fingerprint_sources(IngestConfig(sources=(Source(path=str(tmp_path / n)),)), digests)
-        for n in ("one", "two")
+        list_pieces(IngestConfig(sources=(Source(path=str(tmp_path / n)),)), digests) for n in ("one", "two")
     ]
     assert prints[0] == prints[1]
     (tmp_path / "two" / "a.txt").write_text("diff")
-    changed = fingerprint_sources(IngestConfig(sources=(Source(path=str(tmp_path / "two")),)), digests)
+    changed = list_pieces(IngestConfig(sources=(Source(path=str(tmp_path / "two")),)), digests)
     assert changed != prints[0]
 
 
 def shards_of(folder: Path, out: Path) -> list[bytes]:
-    run(out, Source(path=str(folder)), shard_bytes=1000)
-    return [(shard / "documents.parquet").read_bytes() for shard in sorted((out / "shards").iterdir())]
+    shards, _ = read_text(IngestConfig(sources=(Source(path=str(folder)),), shard_bytes=1000), out)
+    return [(shard / "documents.parquet").read_bytes() for shard in shards]
 
 
 @given(position=st.integers(0, 59), size=st.integers(1, 400))
@@ -230,7 +231,7 @@ def test_an_added_file_changes_shards_near_it_only(tmp_path_factory, position: i
     assert len(before) > 6
     largest = max(
         sum(len(t.encode()) for t in read_table(p / "documents.parquet").column("text").to_pylist())
-        for p in (base / "after" / "shards").iterdir()
+        for p in (base / "after" / "pieces").glob("*/shards/*")
     )
     assert largest <= 3000
 

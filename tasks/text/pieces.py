@@ -1,0 +1,228 @@
+"""Pieces: what sources consist of, in parts that are read one by one, each with a fingerprint of its content.
+
+A piece is a group of small files, a whole file, a range of the lines of a large file of JSON lines, a range of the row
+groups of a large Parquet file, or a dataset. A file that is added changes its own piece, and no other.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from model.base_config import Config
+from tasks.engine.keys import canonical, digest
+from tasks.engine.sources import Facts, SourceDigests, walk
+from tasks.engine.stage import Pieces
+from tasks.text.content_cuts import Cuts
+from tasks.text.sources import (
+    Entry,
+    IngestConfig,
+    Listing,
+    Source,
+    hub_commit,
+    kind_of,
+    list_source,
+    text_bytes_in,
+    typical_shard_bytes,
+)
+
+_RANGE_SHARDS = 4
+"""Typical shards of text in a range of lines or row groups."""
+
+
+class Lines(Config):
+    """A range of the lines of a file."""
+
+    offset: int = Field(description="Where it begins, in bytes.")
+    size: int = Field(description="Its length, in bytes.")
+    first_row: int = Field(description="Lines of the file before it.")
+
+
+class RowGroups(Config):
+    """A range of the row groups of a Parquet file."""
+
+    first: int = Field(description="The first of them.")
+    end: int = Field(description="The one after the last of them.")
+    first_row: int = Field(description="Rows of the file before it.")
+
+
+class TextPiece(Config):
+    """One piece of a source."""
+
+    source: dict[str, Any] = Field(
+        description="The source as the recipe describes it, without where it lies."
+    )
+    shard_bytes: int = Field(description="Typical size of a shard, in bytes of text.")
+    files: tuple[tuple[str, int, str], ...] = Field(
+        (),
+        description="Path below the source, size in bytes, and SHA-256 or version of each file or of the range.",
+    )
+    lines: Lines | None = Field(None, description="The range, if it is one of lines.")
+    row_groups: RowGroups | None = Field(None, description="The range, if it is one of row groups.")
+    dataset: Any = Field(None, description="What the dataset is, if it is one.")
+
+    @property
+    def source_name(self) -> str:
+        """Name of the source."""
+        return str(self.source["name"])
+
+
+def sha256_of_lines(path: Path, lines: Lines) -> str:
+    """SHA-256 of a range of a file."""
+    total, left = hashlib.sha256(), lines.size
+    with path.open("rb") as file:
+        file.seek(lines.offset)
+        while left and (block := file.read(min(left, 1 << 20))):
+            total.update(block)
+            left -= len(block)
+    return total.hexdigest()
+
+
+def _ranges_of_lines(path: Path, range_bytes: int) -> str:
+    """Offset, size, lines before and SHA-256 of each range, as JSON; a range ends with the line that is in it at its bound.
+
+    Lines that are added at the end of a file change its last range only.
+    """
+    ranges: list[tuple[int, int, int, str]] = []
+    offset = row = 0
+    with path.open("rb") as file:
+        while True:
+            first_row, size, total = row, 0, hashlib.sha256()
+            while size < range_bytes and (block := file.read(min(1 << 20, range_bytes - size))):
+                total.update(block)
+                size, row, ended = size + len(block), row + block.count(b"\n"), block.endswith(b"\n")
+            if not size:
+                return json.dumps(ranges)
+            while not ended and (block := file.readline(1 << 20)):
+                total.update(block)
+                size, ended = size + len(block), block.endswith(b"\n")
+                row += ended
+            ranges.append((offset, size, first_row, total.hexdigest()))
+            offset += size
+
+
+def _row_groups(path: Path, range_bytes: int) -> Iterator[RowGroups]:
+    """Ranges of row groups; one range of all if the footer cannot be read."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        metadata = pq.read_metadata(path)
+    except (OSError, pa.ArrowException):
+        yield RowGroups(first=0, end=0, first_row=0)
+        return
+    first = row = first_row = size = 0
+    for group in range(metadata.num_row_groups):
+        footer = metadata.row_group(group)
+        row, size = row + footer.num_rows, size + footer.total_byte_size
+        if size >= range_bytes or group == metadata.num_row_groups - 1:
+            yield RowGroups(first=first, end=group + 1, first_row=first_row)
+            first, first_row, size = group + 1, row, 0
+
+
+def _stamp(entry: Entry, facts: Facts) -> tuple[str, int, str]:
+    if entry.path is None:
+        return entry.name, entry.size, entry.version
+    return entry.name, *facts.size_and_sha256(entry.path)
+
+
+def _large(entry: Entry, range_bytes: int, facts: Facts) -> Iterator[dict[str, Any]]:
+    """The pieces of a large file, without what all pieces have."""
+    kind = kind_of(Path(entry.name))
+    if entry.path is not None and kind and entry.size > range_bytes:
+        if kind.of == "lines" and not kind.compression:
+
+            def find(path: Path) -> str:
+                return _ranges_of_lines(path, range_bytes)
+
+            for offset, size, first_row, sha256 in json.loads(
+                facts.fact(entry.path, f"lines {range_bytes}", find)
+            ):
+                lines = Lines(offset=offset, size=size, first_row=first_row)
+                yield {"files": ((entry.name, size, sha256),), "lines": lines}
+            return
+        if kind.of == "parquet":
+            stamp = _stamp(entry, facts)
+            for row_groups in _row_groups(entry.path, range_bytes):
+                yield {"files": (stamp,), "row_groups": row_groups if row_groups.end else None}
+            return
+    yield {"files": (_stamp(entry, facts),)}
+
+
+def _pieces_of_files(listing: Listing, shard_bytes: int, facts: Facts) -> Iterator[dict[str, Any]]:
+    """Small files in groups that end where a hash of their names says so, large files in ranges."""
+    group: list[tuple[str, int, str]] = []
+    cuts = Cuts(shard_bytes)
+    for entry in listing.entries:
+        size = text_bytes_in(entry)
+        is_large = size >= shard_bytes
+        if group and (is_large or cuts.ends_before(size)):
+            yield {"files": tuple(group)}
+            group = []
+            cuts.begin()
+        if is_large:
+            yield from _large(entry, _RANGE_SHARDS * shard_bytes, facts)
+            continue
+        group.append(_stamp(entry, facts))
+        name = hashlib.blake2b(entry.name.encode(), digest_size=8).digest()
+        if cuts.ends_after(int.from_bytes(name, "big"), size):
+            yield {"files": tuple(group)}
+            group = []
+            cuts.begin()
+    if group:
+        yield {"files": tuple(group)}
+
+
+def dataset_print(source: Source, digests: SourceDigests) -> Any:
+    """What a dataset holds: its files by relative path, size and SHA-256, or its commit on the hub."""
+    if source.dataset_folder:
+        return digests.files(source.dataset_folder, walk(source.dataset_folder))
+    return {"name": source.dataset, "commit": hub_commit(str(source.dataset))}
+
+
+def list_pieces(config: IngestConfig, digests: SourceDigests) -> Pieces:
+    """The pieces of all sources, in the order of source, path and row, and by source how much they are.
+
+    Raises:
+        InputError: if a source is missing or empty.
+    """
+    listings = [list_source(source) for source in config.sources]
+    shard_bytes = typical_shard_bytes(config, listings)
+    each: list[Any] = []
+    about: dict[str, Any] = {}
+    with digests.remembering() as facts:
+        for source, listing in zip(config.sources, listings, strict=True):
+            shared = {"source": canonical(source), "shard_bytes": shard_bytes}
+            own = (
+                iter([{"dataset": dataset_print(source, digests)}])
+                if source.dataset is not None
+                else _pieces_of_files(listing, shard_bytes, facts)
+            )
+            pieces = [
+                TextPiece.model_validate({**shared, **values}).model_dump(mode="json", exclude_none=True)
+                for values in own
+            ]
+            each += pieces
+            # What is left out is told too, so that a file of another kind is not left out in silence.
+            about[source.name] = {
+                "files": len(listing.entries),
+                "bytes": sum(max(0, entry.size) for entry in listing.entries),
+                "skipped": dict(sorted(Counter(why for _, why in listing.skipped).items())),
+                "digest": digest([pieces, listing.skipped]),
+            }
+    return Pieces(each, about)
+
+
+def stamps_of(pieces: list[Any]) -> dict[str, list[Any]]:
+    """Size and fingerprint of every file of pieces, by source and path, and by offset where it is read in ranges."""
+    stamps: dict[str, list[Any]] = {}
+    for piece in pieces:
+        for name, *stamp in piece.get("files", ()):
+            stamps.setdefault(f"{piece['source']['name']}/{name}", []).append(stamp)
+        if "dataset" in piece:
+            stamps[piece["source"]["name"]] = [piece["dataset"]]
+    return stamps

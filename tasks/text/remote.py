@@ -1,0 +1,100 @@
+"""Files elsewhere: listed and fetched through fsspec, by their URL. Credentials come from the environment alone."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from model.errors import InputError, StageFailed
+
+_VERSIONS = ("ETag", "etag", "VersionId", "version_id", "checksum", "md5", "blob_id", "sha256")
+"""What file systems call that which changes when, and only when, the content of a file does."""
+
+
+def _open(url: str) -> tuple[Any, str]:
+    """The file system of a URL, and the path in it.
+
+    Raises:
+        InputError: if there is no library for it.
+    """
+    import fsspec
+
+    protocol = url.partition("://")[0]
+    try:
+        file_system, path = fsspec.core.url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        mend = (
+            "pip install 'scratchlm[s3]'" if protocol in ("s3", "s3a") else "see fsspec's list of protocols"
+        )
+        raise InputError(f"ingest.sources: {url!r} cannot be read ({error}): {mend}") from error
+    return file_system, path
+
+
+def _version(url: str, info: dict[str, Any]) -> str:
+    found = next((f"{name} {info[name]}" for name in _VERSIONS if info.get(name)), None)
+    if found is None:
+        raise InputError(
+            f"ingest.sources: the server of {url!r} tells no ETag and no version, so a change would go unseen: download it"
+        )
+    return found
+
+
+def list_remote(url: str) -> tuple[list[tuple[str, int, str]], list[tuple[str, str]]]:
+    """Every file at or below a URL: its path below it, its size in bytes and its version; and what is hidden, and why.
+
+    Raises:
+        InputError: if it cannot be listed, or a server does not tell versions.
+    """
+    file_system, root = _open(url)
+    try:
+        file_system.invalidate_cache()
+        if file_system.isfile(root):
+            infos = {root: file_system.info(root)}
+        else:
+            infos = file_system.find(root, detail=True)
+    except Exception as error:  # each file system has its own
+        raise InputError(
+            f"ingest.sources: {url!r} cannot be listed ({type(error).__name__}: {str(error)[:200]}): correct the URL, "
+            "or give the credentials that its fsspec file system reads from the environment"
+        ) from error
+    entries, skipped = [], []
+    for path, info in infos.items():
+        name = path.rsplit("/", 1)[-1] if path == root else path.removeprefix(root.rstrip("/") + "/")
+        if any(part.startswith(".") for part in name.split("/")):
+            skipped.append((name, "hidden"))
+        elif info.get("size") is None:
+            raise InputError(
+                f"ingest.sources: the server of {url!r} does not tell the size of {name}: download it"
+            )
+        else:
+            entries.append((name, int(info["size"]), _version(url, info)))
+    return sorted(entries), sorted(skipped)
+
+
+@contextmanager
+def fetched(url: str, name: str, size: int, version: str) -> Iterator[Path]:
+    """A copy of a file here, for as long as it is needed.
+
+    Args:
+        name: path below the URL, or its own name if the URL is that of a file.
+        size, version: as they were listed.
+
+    Raises:
+        StageFailed: if it cannot be fetched, or is not what was listed any more.
+    """
+    file_system, root = _open(url)
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / name.rsplit("/", 1)[-1]
+        try:
+            path = root if file_system.isfile(root) else f"{root.rstrip('/')}/{name}"
+            file_system.get_file(path, str(copy))
+            now = file_system.info(path)
+        except Exception as error:  # each file system has its own
+            sentence = f"{name} of {url} cannot be fetched: {type(error).__name__}: {str(error)[:200]}"
+            raise StageFailed(sentence, retryable=True) from error
+        if copy.stat().st_size != size or _version(url, now) != version:
+            raise StageFailed(
+                "its source changed while it was read: run the same command again", retryable=True
+            )
+        yield copy

@@ -182,7 +182,7 @@ async def run_recipe(
         try:
             run.end("failed", redact(str(error)), redact(getattr(error, "log", "")))
             render_report(run, place.store)
-        except OSError as other:
+        except Exception as other:
             # A full disk, say: the run is known to have ended by its lock, and why is what the caller hears.
             error.add_note(f"the end of the run could not be written: {other}")
         raise

@@ -27,13 +27,19 @@ class WeightAverage:
         trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
         self.weights = trained if share else {}
         self.means = {name: weight.detach().clone() for name, weight in self.weights.items()}
-        self.pull = 1 / max(1.0, share * n_steps)
+        self.least_pull = 1 / max(1.0, share * n_steps)
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Take in the weights after another step."""
+    def update(self, steps: int) -> None:
+        """Take in the weights after another step.
+
+        Args:
+            steps: that were taken by now. Of the first ones it is the plain mean, so nothing stays in it of the random
+                weights before them.
+        """
         if self.means:
-            torch._foreach_lerp_(list(self.means.values()), list(self.weights.values()), self.pull)
+            pull = max(self.least_pull, 1 / steps)
+            torch._foreach_lerp_(list(self.means.values()), list(self.weights.values()), pull)
 
     @contextmanager
     def applied(self) -> Iterator[None]:

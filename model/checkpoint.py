@@ -15,7 +15,7 @@ from typing import Any
 import torch.distributed as dist
 
 from model.errors import InputError
-from model.files import fsync_path, sha256_of_file
+from model.files import fsync_path, read_json, sha256_of_file
 
 MANIFEST = "checkpoint.json"
 
@@ -56,8 +56,13 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 
 def checkpoint_states(folder: Path) -> list[dict[str, Any]]:
-    """What the checkpoints below `folder` know beside their weights."""
-    return [json.loads(path.read_text())["state"] for path in sorted(folder.glob(f"step-*/{MANIFEST}"))]
+    """What the checkpoints below `folder` know beside their weights; of a damaged one nothing."""
+    manifests = [read_json(path) for path in sorted(folder.glob(f"step-*/{MANIFEST}"))]
+    return [
+        manifest["state"]
+        for manifest in manifests
+        if isinstance(manifest, dict) and isinstance(manifest.get("state"), dict)
+    ]
 
 
 def save_checkpoint(

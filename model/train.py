@@ -186,7 +186,7 @@ def train(spec: TrainSpec, progress: Callable[[int, int, str, str], None]) -> di
         measure_after = {
             round((i + 1) * config.n_steps / config.evaluations) - 1 for i in range(config.evaluations)
         }
-        last_save, loss = time.monotonic(), math.nan
+        last_save = time.monotonic()
 
         def measure() -> float:
             learner.eval()
@@ -213,8 +213,9 @@ def train(spec: TrainSpec, progress: Callable[[int, int, str, str], None]) -> di
                 # Nothing of the step is in the weights, so the last finished one is saved.
                 save(step)
                 raise _stopped(step, config)
-            average.update()
+            average.update(step + 1)
             loss, save_now = _agree(own_loss, due)
+            state["loss_nats"] = loss
             seconds = time.perf_counter() - started
             state["step_seconds"] += seconds
             _check_finite(loss, step, config)
@@ -242,7 +243,7 @@ def train(spec: TrainSpec, progress: Callable[[int, int, str, str], None]) -> di
         if metrics:
             metrics.sync()
     epochs = round(config.n_steps * spec.rows_per_batch / len(rows), 3)
-    return {**sizes, **_figures(spec, state, loss), "epochs": epochs, "resumed_from_step": first_step or None}
+    return {**sizes, **_figures(spec, state), "epochs": epochs, "resumed_from_step": first_step or None}
 
 
 def _told(record: dict[str, Any], state: dict[str, Any]) -> str:
@@ -307,7 +308,7 @@ def _take_step(
     return total
 
 
-def _figures(spec: TrainSpec, state: dict[str, Any], loss: float) -> dict[str, Any]:
+def _figures(spec: TrainSpec, state: dict[str, Any]) -> dict[str, Any]:
     """What a finished training came to, and how fast it was."""
     tokens = spec.train.n_steps * spec.train.tokens_per_batch
     speed = tokens / state["step_seconds"]
@@ -315,7 +316,7 @@ def _figures(spec: TrainSpec, state: dict[str, Any], loss: float) -> dict[str, A
         "vocabulary_size": spec.vocabulary_size,
         "steps": spec.train.n_steps,
         "tokens": tokens,
-        "final_loss_nats": loss,
+        "final_loss_nats": state["loss_nats"],
         "validation_bits_per_byte_before": state["validation_bits_per_byte_before"],
         "validation_bits_per_byte": state["validation_bits_per_byte"],
         "best_validation_bits_per_byte": state["best_bits_per_byte"],

@@ -59,12 +59,13 @@ def sorted_json(value: Any) -> str:
 def write_json_lines(path: Path, rows: Iterable[Any]) -> None:
     """Write rows as lines of JSON with sorted keys."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(sorted_json(row) + "\n" for row in rows))
+    path.write_text("".join(sorted_json(row) + "\n" for row in rows), "utf-8")
 
 
 def read_json_lines(path: Path) -> list[Any]:
     """The rows of a file of JSON lines; none if it is not there."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    # Not splitlines(), for which there are ends of lines that JSON has inside of texts, such as U+2028.
+    return [json.loads(line) for line in path.read_text("utf-8").split("\n") if line] if path.exists() else []
 
 
 def _told(value: Any) -> str:

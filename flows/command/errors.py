@@ -1,5 +1,7 @@
 """How a command ends: 0, or one sentence and an exit code."""
 
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -29,6 +31,10 @@ def exit_codes() -> Iterator[None]:
         elif error.log:
             say(error.log, err=True)
         raise typer.Exit(FAILURE_EXIT) from None
+    except BrokenPipeError:
+        # Whoever read what was printed has enough of it, as `head` has.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(0) from None
     except OSError as error:
         place = f": {error.filename}" if error.filename else ""
         say(f"error: {error.strerror or error}{place}", err=True)

@@ -37,6 +37,8 @@ def _seen_lines(seen: Survey) -> list[str]:
     if seen.left_out:
         left_out = "; ".join(f"{count:,} {escape(why)}" for why, count in seen.left_out.items())
         lines.append(f"[yellow]left out: {left_out}[/]")
+    for name, why in seen.tables_without_text.items():
+        lines.append(f"[yellow]left out: {escape(name)}, {escape(why)}; a source of its own can name it[/]")
     for why, (count, place) in seen.unreadable.items():
         lines.append(f"[yellow]cannot be read: {count:,} x {escape(why)}, such as {escape(place)}[/]")
     if seen.text_field:

@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
@@ -33,6 +33,8 @@ def _kind(kind: Any) -> str:
         return " or ".join(str(value) for value in get_args(kind))
     if kind is type(None):
         return "empty"
+    if get_origin(kind) is Annotated:
+        return _kind(get_args(kind)[0])
     if get_origin(kind) is tuple:
         return f"list of {_kind(get_args(kind)[0])}"
     if get_args(kind):

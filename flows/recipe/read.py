@@ -81,10 +81,14 @@ def read_yaml(path: Path, what: str) -> dict[str, Any]:
     except FileNotFoundError:
         folder = path.parent
         near = difflib.get_close_matches(
-            path.name, [p.name for p in folder.glob("*.yaml")] if folder.is_dir() else [], 1
+            path.name, [p.name for p in folder.glob("*.yaml")] if folder.is_dir() else [], 1, 0.8
         )
         hint = f": did you mean {folder / near[0]}?" if near else ""
         raise InputError(f"there is no {what} {path}{hint}") from None
+    except IsADirectoryError:
+        raise InputError(
+            f"{path} is a folder, and no {what}: `scratchlm init {path}` writes one for the text in it"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"the {what} {path} cannot be read: {error}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:

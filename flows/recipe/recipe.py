@@ -70,9 +70,11 @@ def check_profiles(clean: CleanConfig, ingest: IngestConfig) -> None:
     """
     profiles = {source.profile for source in ingest.sources}
     taken = {step for profile in profiles for step in STEPS_OF_PROFILE[profile]}
+    defaults = CleanConfig()
     for step in sorted(clean.model_fields_set - taken):
         having = [profile for profile, steps in STEPS_OF_PROFILE.items() if step in steps]
-        if having and getattr(clean, step) is not None:
+        # What is as it would be anyway may be written down, as run.json does.
+        if having and getattr(clean, step) not in (None, getattr(defaults, step)):
             raise ValueError(
                 f"clean.{step} is for sources with profile {' or '.join(having)}, and here they have "
                 f"{', '.join(sorted(profiles))}: set ingest.sources.0.profile, or leave clean.{step} out"

@@ -1,11 +1,14 @@
 """A recipe that fits a text, a machine and a time: what `scratchlm init` writes, with the reason beside each choice."""
 
+import json
 import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from flows.recipe.recipe import Recipe
 from flows.recipe.survey import Survey
@@ -55,7 +58,7 @@ class Suggestion:
         lines = [f"# {line}" for line in title.splitlines()]
         for section, value in self.values.items():
             if not isinstance(value, dict):
-                lines.append(f"{section}: {value}")
+                lines.append(f"{section}: {_written(value)}")
                 continue
             lines += ["", f"{section}:"]
             for name, item in value.items():
@@ -75,11 +78,9 @@ def _written(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:_}" if value >= 10_000 else str(value)
     if isinstance(value, str):
-        return (
-            value
-            if re.fullmatch(r"[A-Za-z_./][A-Za-z0-9_./-]*", value)
-            else '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
-        )
+        # Quoted where YAML would take it for something else: no, null, 2024.
+        is_plain = re.fullmatch(r"[A-Za-z_./][A-Za-z0-9_./-]*", value) and yaml.safe_load(value) == value
+        return value if is_plain else json.dumps(value, ensure_ascii=False)
     return f"{value:.3g}"
 
 
@@ -158,7 +159,9 @@ def suggest(seen: Survey, minutes: float, foresee: Foresee) -> Suggestion:
         "The largest shape that this text and this time can teach; `scratchlm fields model` lists more."
     )
     limited = (
-        "the text is read no more often: beyond that a model learns it by heart"
+        "so little text is learnt by heart, but fewer steps teach a model nothing"
+        if epochs > 1.5 * _EPOCHS
+        else "the text is read no more often: beyond that a model learns it by heart"
         if most <= affordable
         else f"what {minutes:g} minutes allow here"
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from model.errors import InputError
 from tasks.text.readers import read_file
-from tasks.text.records import Record, from_mapping
+from tasks.text.records import Record, from_mapping, open_file
 from tasks.text.sources import Files, Source, count_skipped, files_of, kind_of
 
 _SAMPLED_FILES, _SAMPLED_BYTES, _MOST_BYTES = 200, 20_000_000, 100_000_000
@@ -30,6 +30,7 @@ class Survey:
         is_english: whether it looks like English.
         unreadable: what cannot be read of what was looked at: number by reason, each with a place.
         text_field: field of rows that holds the text, if it is not one that is found without being told.
+        tables_without_text: files of what was looked at in which no field is known to hold text: why, by name.
     """
 
     path: str
@@ -43,6 +44,7 @@ class Survey:
     is_english: bool = False
     unreadable: dict[str, tuple[int, str]] = field(default_factory=dict)
     text_field: str | None = None
+    tables_without_text: dict[str, str] = field(default_factory=dict)
 
     @property
     def bytes_per_document(self) -> float:
@@ -52,6 +54,7 @@ class Survey:
 
 _ROWS = ("lines", "json", "table", "parquet")
 _FEWEST_CHARACTERS = 30
+_FEWEST_BYTES = 5_000
 
 
 def _longest_field(source: Source, name: str, path: Path) -> str | None:
@@ -89,6 +92,23 @@ def _field_with_text(source: Source, files: Files, sizes: dict[Path, int]) -> st
     return _longest_field(source.model_copy(update={"text_field": "\0"}), name, path)
 
 
+def _growth(path: Path) -> float:
+    """How many bytes a byte of a file becomes when it is decompressed, by its beginning."""
+    kind = kind_of(path)
+    if kind and kind.of == "parquet":
+        import pyarrow.parquet as pq
+
+        metadata = pq.read_metadata(path)
+        groups = (metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
+        return max(1, sum(groups)) / path.stat().st_size
+    if kind is None or not kind.compression:
+        return 1.0
+    raw, content = open_file(path, kind.compression)
+    with raw, content:
+        n_bytes = len(content.read(_SAMPLED_BYTES // 8))
+        return max(1, n_bytes) / max(1, raw.tell())
+
+
 def survey(path: str) -> Survey:
     """Look at a file, a folder or a glob, at a sample of it where it is large.
 
@@ -107,26 +127,31 @@ def survey(path: str) -> Survey:
     seen.text_field = _field_with_text(source, files, sizes)
     source = source.model_copy(update={"text_field": seen.text_field})
     step = max(1, len(files.paths) // _SAMPLED_FILES)
-    looked_at, documents, text_bytes, sample = 0, 0, 0, []
+    looked_at, documents, text_bytes, sample = 0.0, 0, 0, []
     for name, file in list(files.by_name.items())[::step]:
-        before = text_bytes
+        read, is_whole = 0, True
         for record in read_file(source, name, file, from_mapping, _MOST_BYTES):
-            if record.error and not record.is_other:
+            read += record.size
+            if record.is_other:
+                seen.tables_without_text[name] = str(record.error)
+            elif record.error:
                 count, place = seen.unreadable.get(record.error, (0, record.where))
                 seen.unreadable[record.error] = (count + 1, place)
             if record.text:
                 documents, text_bytes = documents + 1, text_bytes + len(record.text.encode())
                 sample.append(record.text[:2_000])
-            if text_bytes - before > _SAMPLED_BYTES // 4:
+            if read > _SAMPLED_BYTES // 4:
+                is_whole = False
                 break
-        # Of a file that was read in part, as much as its text.
-        looked_at += (
-            min(sizes[file], max(1, text_bytes - before))
-            if text_bytes - before > _SAMPLED_BYTES // 4
-            else sizes[file]
-        )
+        # Of a file that was read in part, as much as what was read of it takes there.
+        looked_at += sizes[file] if is_whole else min(sizes[file], read / _growth(file))
         if text_bytes > _SAMPLED_BYTES:
             break
+    if documents and text_bytes < _FEWEST_BYTES and looked_at >= seen.file_bytes:
+        raise InputError(
+            f"{path} holds {text_bytes:,} bytes of text: too little to train on and to hold some of it out; add text, "
+            f"{_FEWEST_BYTES:,} bytes at least, and a million for a model that writes sentences"
+        )
     if not documents:
         reasons = "; ".join(
             [

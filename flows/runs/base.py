@@ -31,6 +31,11 @@ class Base:
     text: dict[str, Node]
 
 
+def is_model_folder(folder: Path) -> bool:
+    """Whether it is a folder with a model; a folder of text may have the name of the recipe that reads it."""
+    return (folder / "config.json").is_file()
+
+
 def open_base(name: str, store: Store) -> Base:
     """The nodes of a base model.
 
@@ -38,7 +43,7 @@ def open_base(name: str, store: Store) -> Base:
         InputError: if there is no such run or folder, or it cannot be ours.
     """
     folder = Path(name).expanduser()
-    if folder.is_dir():
+    if is_model_folder(folder):
         shape = model_config_of(read_config(folder, "base: "), f"base: {folder / 'config.json'}")
         exported = snapshot_model(SnapshotModelConfig(path=name)).named("base_folder")
         imported = import_model(folder=exported).named("base_model")
@@ -86,12 +91,13 @@ def _run_or_folder(name: str, store: Store) -> Run | Path:
         InputError: if it is neither.
     """
     folder = Path(name).expanduser()
-    if folder.is_dir():
+    if is_model_folder(folder):
         return folder
     try:
         return find_model(store, name)
     except InputError as error:
-        raise InputError(f"{error}; and there is no folder {name!r}") from None
+        there = "holds no config.json, so no model" if folder.is_dir() else "is not there"
+        raise InputError(f"{error}; and a folder {name!r} {there}") from None
 
 
 def model_node(name: str, store: Store) -> Node:

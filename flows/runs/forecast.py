@@ -95,6 +95,7 @@ class Forecast:
 
     Attributes:
         seconds: by stage, of those that are to be built.
+        by_rates: the same by rates alone, of those that no earlier run tells, before what earlier runs correct.
         total_seconds: of all of it; stages run side by side where they can.
         epochs: how often the text is read.
         step_seconds: of one step of the training.
@@ -102,6 +103,7 @@ class Forecast:
     """
 
     seconds: dict[str, float]
+    by_rates: dict[str, float]
     total_seconds: float
     memory_bytes: float
     disk_bytes: float
@@ -116,6 +118,7 @@ class Forecast:
         return {
             "host": self.host,
             "seconds": {stage: round(value, 1) for stage, value in self.seconds.items()},
+            "by_rates": {stage: round(value, 1) for stage, value in self.by_rates.items()},
             "total_seconds": round(self.total_seconds, 1),
             "memory_bytes": round(self.memory_bytes),
             "disk_bytes": round(self.disk_bytes),
@@ -126,24 +129,34 @@ class Forecast:
 _TEXT_IN_FILE = {"html": 0.25, "table": 0.9, "json": 0.9, "lines": 0.9, "parquet": 2.0}
 
 
-def text_bytes_of(recipe: Recipe) -> float:
-    """Bytes of text in the sources, by the sizes and kinds of their files; nothing for a dataset of the hub, which nobody counts."""
+def text_bytes_of(recipe: Recipe, *, taken: bool = True) -> float:
+    """Bytes of text in the sources, by the sizes and kinds of their files; nothing for a dataset of the hub, which nobody counts.
+
+    Args:
+        taken: the share that is taken; else all that is read for it.
+    """
     total = 0.0
     for source in recipe.ingest.sources:
+        share = source.share if taken else 1.0
         if source.dataset_folder:
-            total += source.share * folder_bytes(source.dataset_folder)
+            total += share * folder_bytes(source.dataset_folder)
         for entry in list_source(source).entries:
             kind = kind_of(Path(entry.name))
             if kind and entry.size > 0:
                 packed = 3.0 if kind.compression else 1.0
-                total += source.share * entry.size * packed * _TEXT_IN_FILE.get(kind.of, 1.0)
+                total += share * entry.size * packed * _TEXT_IN_FILE.get(kind.of, 1.0)
     return total
 
 
-def _mean_share(recipe: Recipe) -> float:
-    """Share of the documents that is taken: all of them are read."""
-    shares = [source.share for source in recipe.ingest.sources]
-    return sum(shares) / len(shares)
+_FOLLOW_TEXT = ("ingest", "clean", "minhash", "deduplicate", "decontaminate", "split", "tokenize")
+"""Stages that take time in proportion to the text."""
+
+
+def _text_bytes_then(recipe: Recipe, store: Store) -> int | None:
+    """How much text the last run of the recipe read."""
+    entry = previous_entries(store, recipe.name).get("ingest")
+    stored = store.find_whole("artifacts", "ingest", entry["key"]) if entry else None
+    return stored.manifest.metrics["bytes"] if stored else None
 
 
 def _sizes(recipe: Recipe, known: dict[str, dict[str, Any]]) -> Sizes:
@@ -220,7 +233,8 @@ def _corrections(store: Store) -> dict[str, float]:
         if told.get("host") != socket.gethostname():
             continue
         for stage, entry in run.record["stages"].items():
-            seconds = told["seconds"].get(stage)
+            # What was foretold by rates; what was corrected, or told by an earlier run, says nothing of the rates.
+            seconds = told.get("by_rates", {}).get(stage)
             if seconds and not entry["cached"] and not entry["shards"]["reused"]:
                 factors.setdefault(stage, min(5.0, max(0.2, entry["seconds"] / seconds)))
     return factors
@@ -257,7 +271,7 @@ def forecast(
         "train_tokenizer": min(recipe.train_tokenizer.sample_bytes, sizes.kept_bytes),
         "index_benchmarks": _items(recipe, None),
         "export_model": 0.0,
-        "ingest": sizes.text_bytes / max(0.001, _mean_share(recipe)),
+        "ingest": sizes.text_bytes * text_bytes_of(recipe, taken=False) / max(1.0, text_bytes_of(recipe)),
         "clean": sizes.text_bytes,
     }
     on_model = {
@@ -267,9 +281,13 @@ def forecast(
     # Only what no earlier run tells is foretold by rates.
     corrections = _corrections(place.store)
     seconds: dict[str, float] = {}
+    by_rates: dict[str, float] = {}
+    growth = sizes.text_bytes / max(1.0, _text_bytes_then(recipe, place.store) or sizes.text_bytes)
     for name, row in waiting.items():
         if row.seconds is not None:
-            seconds[name] = row.seconds
+            # Of shards that are counted the plan knows how many there are now.
+            follows_text = name in _FOLLOW_TEXT and row.shards is None
+            seconds[name] = row.seconds * (growth if follows_text else 1.0)
             continue
         if name == "train_model":
             held_out_tokens = min(train.evaluation_tokens, sizes.held_out_bytes / sizes.bytes_per_token)
@@ -282,6 +300,7 @@ def forecast(
             side_by_side = workers if rate.shared else 1
             units = work.get(name, sizes.kept_bytes)
             own = slower * (rate.start_seconds + units / rate.per_second / side_by_side)
+        by_rates[name] = own
         seconds[name] = own * corrections.get(name, 1.0)
 
     total = _total(nodes, seconds)
@@ -295,7 +314,7 @@ def forecast(
     disk = stored + parameters * (12 * place.machine.keep_checkpoints + 4 * 4)
     epochs = train.tokens / sizes.tokens if sizes.tokens else 0.0
     advice = _advice(recipe, sizes, epochs, total, seconds, step_seconds, disk, place)
-    return Forecast(seconds, total, memory, disk, epochs, step_seconds, sizes, advice)
+    return Forecast(seconds, by_rates, total, memory, disk, epochs, step_seconds, sizes, advice)
 
 
 def foretell(run: Run, recipe: Recipe, nodes: list[Node], place: Place) -> None:
@@ -358,10 +377,11 @@ def _advice(
         told.append(f"this takes about {total / 3600:.1f} hours here: {mend}")
     if "train_model" in seconds and epochs > _MANY_EPOCHS:
         roughly = "" if sizes.is_counted else "about "
+        is_best = train.keep == "best" and train.evaluations
+        kept = ", and what you get are the weights of the best step before" if is_best else ""
         told.append(
             f"train_model.tokens ({train.tokens:_}) reads the text {epochs:.1f} times ({roughly}{sizes.tokens:,.0f} tokens): above a "
-            f"handful a model learns it by heart, and what you get are the weights of the best step before; take "
-            f"{round_down(4 * sizes.tokens):_}, or add text"
+            f"handful a model learns it by heart{kept}; take {round_down(4 * sizes.tokens):_}, or add text"
         )
     free = shutil.disk_usage(place.store.root).free
     if disk > free:

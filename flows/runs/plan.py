@@ -7,7 +7,7 @@ from flows.runs.changes import explain_change
 from model.config import flops_per_token
 from model.errors import NotKnownYet
 from tasks.engine.build import look_up
-from tasks.engine.keys import digest
+from tasks.engine.keys import canonical, digest
 from tasks.engine.machine import available_cores
 from tasks.engine.manifest import Manifest
 from tasks.engine.resolve import UNKNOWN, Known, Resolved, resolve
@@ -128,7 +128,7 @@ def _ingredients(previous: dict[str, Any], stage: str) -> dict[str, Any] | None:
 def _predict(
     node: Node, previous: dict[str, Any], store: Store, ready: int | None, total: int | None
 ) -> float | None:
-    """Seconds that a stage will take, from what its last result took; None if there is none.
+    """Seconds that a stage will take, from what its last result took; None if there is none, or it was asked for something else.
 
     Training is scaled by its matrix FLOPs, a map stage by the shards that are missing.
     """
@@ -143,9 +143,11 @@ def _predict(
         tokens = train.n_steps * train.tokens_per_batch
         flops = tokens * flops_per_token(node.config.model, metrics["vocabulary_size"])
         return manifest.seconds - metrics["step_seconds"] + flops / metrics["flops_per_second"]
-    if total:
-        return _shard_seconds(last, store) * (total - (ready or 0)) / total
-    return manifest.seconds
+    shards = len(manifest.shards or ())
+    if total and shards:
+        return _shard_seconds(last, store) * (total - (ready or 0)) / shards
+    changed = manifest.ingredients.get("config") != canonical(node.config)
+    return None if changed and not node.stage.mapped else manifest.seconds
 
 
 def _shard_seconds(stored: Stored, store: Store) -> float:

@@ -265,7 +265,7 @@ def unreadable_runs(store: Store) -> dict[str, str]:
 
 
 def find_run(store: Store, name: str) -> Run:
-    """The run of this name, or whose name ends or begins with it; `latest` is the newest.
+    """The run of this name, or whose name ends or begins with it, or the newest of the recipe of this name; `latest` is the newest.
 
     Raises:
         InputError: if there is none, or more than one.
@@ -277,6 +277,10 @@ def find_run(store: Store, name: str) -> Run:
     fitting = [known for known in names if known.startswith(name) or known.endswith(name)]
     if len(fitting) == 1:
         return load_run(folder / fitting[0])
+    if not fitting:
+        newest = next(_runs_newest_first(store, rf"\d{{8}}-\d{{6}}-{re.escape(name)}-[0-9a-f]{{4}}"), None)
+        if newest is not None:
+            return newest
     if not names:
         raise InputError(f"there is no run in {folder}: start one with `scratchlm run RECIPE`")
     near = fitting or get_close_matches(name, names, 3) or names[-3:]
@@ -310,18 +314,15 @@ def finished_runs(store: Store) -> Iterator[Run]:
 
 
 def find_model(store: Store, name: str) -> Run:
-    """The run of this name, or the newest finished run of the recipe of this name.
+    """The newest finished run of the recipe of this name, or of all for `latest`; else the run of this name.
 
     Raises:
-        InputError: if there is neither.
+        InputError: if there is none.
     """
-    try:
-        return find_run(store, name)
-    except InputError:
-        for run in finished_runs(store):
-            if run.record["recipe"]["name"] == name:
-                return run
-        raise
+    for run in finished_runs(store):
+        if name in (LATEST, run.record["recipe"].get("name")):
+            return run
+    return find_run(store, name)
 
 
 def previous_entries(store: Store, recipe_name: str) -> dict[str, Any]:

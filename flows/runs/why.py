@@ -1,6 +1,5 @@
 """why: the fate of one document, stage by stage."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -11,8 +10,8 @@ from flows.runs.record import Run
 from model.errors import InputError
 from model.tokens import open_tokens
 from tasks.engine.store import Store
-from tasks.tables import read_column, read_table
-from tasks.text.document_shards import ERRORS
+from tasks.tables import read_column, read_json_lines, read_table
+from tasks.text.document_shards import ERRORS, SKIPPED
 from tasks.text.documents import DOCUMENTS
 from tasks.text.selection import DROPPED, SELECTION
 from tasks.text.verdicts import VERDICTS
@@ -81,11 +80,12 @@ def _measured(verdict: dict[str, Any]) -> str:
     return f"{verdict['reason']}{decided}{field}; {verdict['detail']}"
 
 
-def _unusable(read: str, errors: Path, name: str) -> list[Verdict]:
-    """What could not be read and has this name, or a part of it."""
-    rows = [json.loads(line) for line in errors.read_text().splitlines()]
-    named = [(f"{row['source']}/{row['where']}", row["error"]) for row in rows]
-    return [Verdict(read, "unusable", f"{where}: {error}") for where, error in named if name in where]
+def _not_read(read: str, out: Path, name: str) -> list[Verdict]:
+    """What could not be read, or was left out, and has this name, or a part of it."""
+    rows = [("unusable", row["error"], row) for row in read_json_lines(out / ERRORS)]
+    rows += [("left out", row["why"], row) for row in read_json_lines(out / SKIPPED)]
+    named = [(outcome, f"{row['source']}/{row['where']}", why) for outcome, why, row in rows]
+    return [Verdict(read, outcome, f"{where}: {why}") for outcome, where, why in named if name in where]
 
 
 def _shards(run: Run, store: Store, stage: str) -> tuple[Path, ...] | None:
@@ -94,7 +94,7 @@ def _shards(run: Run, store: Store, stage: str) -> tuple[Path, ...] | None:
         return run.stored(store, stage).shard_paths
     claimed = run.record["claimed"].get(stage, {"shards": [None]})
     found = [key and store.find_whole("shards", claimed["stage"], key) for key in claimed["shards"]]
-    return tuple(shard.out for shard in found if shard) if all(found) else None
+    return tuple(shard.out for shard in found if shard) if found and all(found) else None
 
 
 def why(run: Run, store: Store, name: str) -> list[Verdict]:
@@ -109,10 +109,10 @@ def why(run: Run, store: Store, name: str) -> list[Verdict]:
     try:
         identifier = _resolve_id(shards, name)
     except InputError:
-        unusable = _unusable(read, stored.out / ERRORS, name)
-        if not unusable:
+        not_read = _not_read(read, stored.out, name)
+        if not not_read:
             raise
-        return unusable
+        return not_read
     position, row = _locate(shards, identifier)
     record = _row(shards[position], DOCUMENTS, row)
     size = len(record["text"].encode())

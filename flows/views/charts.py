@@ -135,7 +135,7 @@ def score_chart(benchmarks: dict[str, Any]) -> str:
             axis.plot([score["chance"]] * 2, [y - 0.3, y + 0.3], color=SECOND, linewidth=2)
     axis.plot([], [], color=SECOND, linewidth=2, label="chance")
     axis.plot([], [], color=ACCENT, marker="o", label="accuracy, 95% interval")
-    axis.set_yticks(range(len(rows)), [name for name, _ in rows])
+    axis.set_yticks(range(len(rows)), [name.replace("$", r"\$") for name, _ in rows])
     axis.set_ylim(len(rows) - 0.4, -0.6)
     axis.set_xlim(0, 1)
     axis.legend(frameon=False, fontsize=8, loc="lower right")

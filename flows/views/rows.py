@@ -197,7 +197,9 @@ class Fate:
 def fate_of(stage: str, metrics: dict[str, Any]) -> Fate | None:
     """What a stage left of the documents that it judged; None if it judges none."""
     if stage in ("ingest", "read_conversations"):
-        return Fate(metrics["documents"], {}, unit="documents" if stage == "ingest" else "conversations")
+        not_taken = sum(counts.get("not taken", 0) for counts in metrics["sources"].values())
+        left = {"not in the share that is taken": not_taken} if not_taken else {}
+        return Fate(metrics["documents"], left, unit="documents" if stage == "ingest" else "conversations")
     if stage == "clean":
         fields = metrics["dropped_by_field"]
         return Fate(metrics["kept"], metrics["dropped"], max(fields, key=fields.__getitem__, default=""))

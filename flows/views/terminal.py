@@ -312,9 +312,9 @@ def training_lines_of(figures: dict[str, Any]) -> list[str]:
     best, kept = figures["best_validation_bits_per_byte"], figures["kept_step"]
     if before and last:
         lines.append(f"held out, bits per byte while it trained: {before:.3f} before, {last:.3f} after")
-        if abs(before - (best or last)) < _MOVED * before:
+        if max(abs(before - last), abs(before - (best or last))) < _MOVED * before:
             lines.append(
-                "[yellow]that is next to nothing: raise finetune.learning_rate, or finetune.epochs[/]"
+                "[yellow]that is next to nothing: for more, raise learning_rate, or train for longer[/]"
             )
     if best and last and last > best * (1 + _ROSE):
         at = figures["epochs"] * kept / figures["steps"]

@@ -208,6 +208,14 @@ def _mirrored(benchmarks: Benchmarks, task: str, index: dict[str, dict[str, Any]
     return folder
 
 
+_RESERVED = "scratchlm"
+
+
+def _question_lines(path: Path) -> list[str]:
+    # Not splitlines(), for which there are ends of lines that JSON has inside of texts, such as U+2028.
+    return path.read_text(encoding="utf-8-sig").split("\n")
+
+
 def check_questions(path: Path) -> Path:
     """Refuse a file of questions in which a line is none.
 
@@ -222,9 +230,13 @@ def check_questions(path: Path) -> Path:
         )
 
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = _question_lines(path)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"evaluate_model.questions: {str(path)!r} cannot be read: {error}") from error
+    if path.stem.startswith(_RESERVED):
+        raise InputError(
+            f"evaluate_model.questions: {str(path)!r}: no file of questions may be called {_RESERVED}*: rename it"
+        )
     rows = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
     if not rows:
         raise InputError(f"evaluate_model.questions: {str(path)!r} holds no question")
@@ -239,10 +251,10 @@ def check_questions(path: Path) -> Path:
         if (
             not isinstance(choices, list)
             or len(choices) < 2
-            or not all(isinstance(item, str) for item in choices)
+            or not all(isinstance(item, str) and item.strip() for item in choices)
         ):
             raise refuse(number, "it has no choices, two or more texts")
-        if not isinstance(answer, int) or not 0 <= answer < len(choices):
+        if type(answer) is not int or not 0 <= answer < len(choices):
             raise refuse(
                 number, f"its answer is {answer!r}, and no position among its {len(choices)} choices"
             )
@@ -252,7 +264,7 @@ def check_questions(path: Path) -> Path:
 def _write_question_task(name: str, path: Path, folder: Path) -> dict[str, Any]:
     """Write the lm-eval task of a file of questions, and name it."""
     # Plain rows, so that fields of a person's own disturb nobody.
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = [line for line in _question_lines(path) if line.strip()]
     wanted = ("question", "choices", "answer")
     rows = [{field: json.loads(line)[field] for field in wanted} for line in lines]
     copied = folder / f"{name}.json"

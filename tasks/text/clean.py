@@ -172,6 +172,8 @@ def _action(name: str, step: Any) -> tuple[str, Any, Any]:
 def how_to_loosen(field: str) -> str:
     """What a person can do about a field of cleaning that drops too much."""
     section, step, *_ = field.split(".")
+    if step not in {name for names in STEPS_OF_PROFILE.values() for name in names}:
+        return f"raise it with --set {field}=VALUE"
     value = f"loosen it with --set {field}=VALUE" if field.count(".") > 1 else "loosen it"
     return f"{value}, switch the step off with --set {section}.{step}=off"
 

@@ -65,14 +65,16 @@ def cut_text(file: Lines, how: str, cut_bytes: int, limit: int) -> Iterator[byte
     piece, paragraph = bytearray(), _Paragraph()
     by_size = how in ("paragraphs", "lines")
     largest = min(limit, 8 * cut_bytes) if by_size else limit
+    in_code = False
     while line := file.readline(_LINE_BYTES):
+        in_code ^= line.lstrip().startswith((b"```", b"~~~"))
         if how == "pages" and (_is_mark(line) or b"\f" in line):
             first, *others = [b"", b""] if _is_mark(line) else line.split(b"\f")
             yield bytes(piece + first)
             yield from others[:-1]
             piece = bytearray(others[-1])
             continue
-        if how == "headings" and line.startswith((b"# ", b"## ")) and piece.strip():
+        if how == "headings" and not in_code and line.startswith((b"# ", b"## ")) and piece.strip():
             yield bytes(piece)
             piece = bytearray()
         piece += line

@@ -1,13 +1,20 @@
 """What a page of HTML says, without what surrounds it."""
 
 import re
+from collections import Counter
 
 from resiliparse.extract.html2text import extract_plain_text
 from resiliparse.parse.encoding import bytes_to_str, detect_encoding
 
 _MAX_DEPTH = 1000
 """The parser takes time in the square of the depth: 0.03 s at 1,000 open elements, minutes at 100,000."""
-_TAG = re.compile(rb"<(/?)([a-zA-Z][a-zA-Z0-9]*)")
+_MAX_OPTIONS = 5000
+"""It takes time in the square of the options of a list, too: 0.3 s at 5,000."""
+_TAG = re.compile(rb"<(?:!--|(/?)([a-zA-Z][a-zA-Z0-9]*))")
+_RAW_TEXT = frozenset(b"script style textarea title xmp iframe noembed noframes".split())
+"""Elements in which a tag is text (HTML Living Standard, section 13.2.5.1)."""
+_FOREIGN = frozenset((b"svg", b"math"))
+"""Where an element may close itself."""
 _CLOSED_BY_OTHERS = frozenset(
     b"area base br col embed hr img input link meta param source track wbr p li dt dd tr td th thead tbody tfoot option "
     b"optgroup colgroup caption rp rt html head body".split()
@@ -20,12 +27,37 @@ class BadPage(ValueError):
     """A page that cannot be read."""
 
 
-def _depth(page: bytes) -> int:
-    depth = deepest = 0
-    for end, name in _TAG.findall(page):
-        if name.lower() not in _CLOSED_BY_OTHERS:
-            depth += -1 if end else 1
-            deepest = max(deepest, depth)
+def _deepest(page: bytes) -> int:
+    """How many elements are open at once, as a browser counts."""
+    opened: list[bytes] = []
+    counts: Counter[bytes] = Counter()
+    position, deepest, lowered = 0, 0, page.lower()
+    while tag := _TAG.search(page, position):
+        is_comment = tag[2] is None
+        end = page.find(b"-->" if is_comment else b">", tag.end())
+        if end < 0:
+            break
+        position = end + 1
+        name = b"" if is_comment else tag[2].lower()
+        if is_comment or name in _CLOSED_BY_OTHERS:
+            continue
+        if tag[1]:
+            # An end tag closes its element with all in it, and nothing if there is none.
+            while counts[name]:
+                closed = opened.pop()
+                counts[closed] -= 1
+                if closed == name:
+                    break
+        elif name in _RAW_TEXT:
+            last = lowered.find(b"</" + name, position)
+            if last < 0:
+                break
+            # The end tag is no element that was opened here, so it closes none.
+            position = last + 2 + len(name)
+        elif not (page[end - 1 : end] == b"/" and any(counts[foreign] for foreign in _FOREIGN)):
+            opened.append(name)
+            counts[name] += 1
+            deepest = max(deepest, len(opened))
     return deepest
 
 
@@ -35,9 +67,11 @@ def text_of_page(page: bytes) -> str:
     Raises:
         BadPage: if its elements are nested so deep that parsing it would take minutes.
     """
-    depth = _depth(page)
+    depth, n_options = _deepest(page), page.lower().count(b"<option")
     if depth > _MAX_DEPTH:
         raise BadPage(f"HTML with {depth:,} elements inside each other")
+    if n_options > _MAX_OPTIONS:
+        raise BadPage(f"HTML with {n_options:,} options to choose from")
     try:
         html = page.decode("utf-8-sig")
     except UnicodeDecodeError:

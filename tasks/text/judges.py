@@ -64,7 +64,7 @@ def rubbish(step: "Rubbish") -> Judge:
     return judge
 
 
-_PIECE = 16
+_PIECE, _MOST_CHARACTERS = 16, 1_000_000
 
 
 def distinct_share(text: str) -> float:
@@ -72,6 +72,11 @@ def distinct_share(text: str) -> float:
 
     Prose is above 0.9 in any language, source code and tables above 0.5, one line a hundred times at 0.01.
     """
+    if len(text) > _MOST_CHARACTERS:
+        # What repeats over such a distance is no fault, and memory stays bounded.
+        parts = range(0, len(text), _MOST_CHARACTERS)
+        shares = [distinct_share(text[first : first + _MOST_CHARACTERS]) for first in parts]
+        return sum(shares) / len(shares)
     characters = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4").astype(np.uint64)
     if len(characters) < _PIECE:
         return 1.0
@@ -114,7 +119,11 @@ _STOP_WORDS = {"the", "be", "to", "of", "and", "that", "have", "with"}
 
 # What datatrove says -> what a person reads, the field, and how what it judges is measured.
 _QUALITY: dict[str, tuple[str, str, Callable[[str, list[str]], float]]] = {
-    "gopher_short_doc": ("too few words", "min_words", lambda text, words: len(words)),
+    "gopher_short_doc": (
+        "too few words",
+        "min_words",
+        lambda text, words: sum(any(map(str.isalnum, word)) for word in words),
+    ),
     "gopher_long_doc": ("too many words", "max_words", lambda text, words: len(words)),
     "gopher_below_avg_threshold": ("words too short", "min_word_length", _mean_length),
     "gopher_above_avg_threshold": ("words too long", "max_word_length", _mean_length),

@@ -12,6 +12,7 @@ from tasks.dataset_folders import check_dataset_folder
 from tasks.engine.keys import canonical
 from tasks.engine.sources import SourceDigests
 from tasks.text.cut import LARGE_BYTES, cut_text, has_pages
+from tasks.text.documents import text_digest
 from tasks.text.pieces import Lines, RowGroups, TextPiece, dataset_print, sha256_of_lines
 from tasks.text.records import (
     EMPTY_FILE,
@@ -57,8 +58,10 @@ def _read_text(source: Source, where: str, path: Path, kind: Kind, limit: int) -
         try:
             beginning = content.read(LARGE_BYTES + 1)
             is_utf16 = beginning[:2] in (b"\xff\xfe", b"\xfe\xff")
+            if is_utf16:
+                how = "none"
             if how == "auto":
-                is_large = len(beginning) > LARGE_BYTES and not is_utf16
+                is_large = len(beginning) > LARGE_BYTES
                 how = "none" if not is_large else "pages" if has_pages(beginning) else "paragraphs"
             if how == "none":
                 whole = beginning + content.read(max(0, limit + 1 - len(beginning)))
@@ -252,6 +255,8 @@ def unread_texts(config: IngestConfig, before: list[Any], now: list[Any]) -> Ite
             continue
         piece = TextPiece.model_validate(values)
         new = tuple(stamp for stamp in piece.files if stamp[1:] not in known)
-        for _, record in read_piece(config, piece.model_copy(update={"files": new}), from_mapping):
-            if record.text is not None and record.text.strip():
+        for source, record in read_piece(config, piece.model_copy(update={"files": new}), from_mapping):
+            if record.text is None or not record.text.strip():
+                continue
+            if text_digest(record.text) < source.share * 2**64:
                 yield record.text

@@ -1,12 +1,13 @@
 """Files of rows: JSON lines, JSON, tables and Parquet. Every row becomes a record, also one that cannot be read."""
 
 import csv
+import io
 import json
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from tasks.text.pieces import Lines, RowGroups
 from tasks.text.records import (
@@ -75,7 +76,7 @@ def read_table_rows(
     with raw, lines:
         try:
             text = _decoded(reading, lines, limit)
-            head = next(text, "")
+            head = next((line for line in text if line.strip()), "")
             # Where the comma is the decimal mark, spreadsheets separate by semicolons.
             separator = "\t" if kind.suffix == ".tsv" else ";" if ";" in head and "," not in head else ","
             csv.field_size_limit(limit)
@@ -85,7 +86,16 @@ def read_table_rows(
             while (values := _next_row(rows)) is not None:
                 size, begun = reading.read - begun, reading.read
                 if names is None:
-                    names = [] if isinstance(values, csv.Error) else [name.strip() for name in values]
+                    if isinstance(values, csv.Error):
+                        sentence = f"no table: its first row cannot be read ({values})"
+                        yield Record(where, None, error=sentence, size=reading.size, rows=None)
+                        return
+                    names = [name.strip() for name in values]
+                    twice = next((name for name in names if names.count(name) > 1 and name), None)
+                    if twice is not None:
+                        sentence = f"a table with two columns {twice!r}"
+                        yield Record(where, None, error=sentence, size=reading.size, rows=None)
+                        return
                     if convert is from_mapping and not source.text_field and not text_field_of(source, names):
                         yield Record(
                             where, None, error=f"a table with {no_text(source, names)}", is_other=True
@@ -94,7 +104,9 @@ def read_table_rows(
                     continue
                 reading.row += 1
                 if isinstance(values, csv.Error):
-                    yield Record(where, reading.row, error=f"no row of a table ({values})", size=size)
+                    sentence, is_rest = f"no row of a table ({values})", "unexpected end" in str(values)
+                    rows_lost = None if is_rest else 1
+                    yield Record(where, reading.row, error=sentence, size=size, rows=rows_lost)
                 elif len(values) != len(names) and values:
                     sentence = f"{len(values)} values for {len(names)} columns"
                     yield Record(where, reading.row, error=sentence, size=size)
@@ -114,7 +126,17 @@ def _next_row(rows: Iterator[list[str]]) -> list[str] | csv.Error | None:
 
 
 def _decoded(reading: Reading, lines: BinaryIO, limit: int) -> Iterator[str]:
-    """The lines of a file as text; one that is longer than the limit comes in parts, and what is not UTF-8 as surrogates."""
+    """The lines of a file as text; one that is longer than the limit comes in parts, and what is not UTF-8 as surrogates.
+
+    A file that begins with the mark of UTF-16 is in that, as spreadsheets write it.
+    """
+    beginning = lines.peek(2)[:2] if isinstance(lines, io.BufferedReader) else b""
+    if beginning in (b"\xff\xfe", b"\xfe\xff"):
+        decoded = io.TextIOWrapper(lines, "utf-16", "surrogateescape", newline="\n")
+        while text := decoded.readline(limit + 1):
+            reading.read += 2 * len(text)
+            yield text
+        return
     while line := lines.readline(limit + 1):
         encoding = "utf-8" if reading.read else "utf-8-sig"
         reading.read += len(line)
@@ -135,7 +157,8 @@ def read_json_rows(
         sentence = f"not JSON in UTF-8 ({type(error).__name__})"
         yield Record(where, None, error=sentence, size=len(whole), rows=None)
         return
-    if isinstance(value, dict) and text_field_of(source, value) is None:
+    own = None if convert is from_mapping else convert(source, where, 0, value)
+    if isinstance(value, dict) and text_field_of(source, value) is None and (own is None or own.error):
         lists = [
             item for item in value.values() if isinstance(item, list) and item and isinstance(item[0], dict)
         ]
@@ -153,6 +176,21 @@ def read_json_rows(
     size = len(whole) // max(1, len(rows))
     for row, item in enumerate(rows):
         yield kept_record(convert(source, where, row, item), size, limit)
+
+
+def _row_of(batch: Any) -> dict[str, Any]:
+    """The only row of a batch, without the values that have no form in Python: a date before the year 1, a time zone that
+    this computer does not know."""
+    try:
+        return batch.to_pylist()[0]
+    except Exception:  # what is wrong with a value, its column below says again
+        row = {}
+        for name in batch.schema.names:
+            try:
+                (row[name],) = batch.column(name).to_pylist()
+            except Exception:
+                row[name] = "(a value out of bounds, not kept)"
+        return row
 
 
 def _parsed(source: Source, where: str, row: int, line: bytes, convert: Convert) -> Record:
@@ -185,6 +223,9 @@ def read_parquet_rows(
         size = path.stat().st_size
         yield Record(where, None, error=f"unreadable: {type(error).__name__}", size=size, rows=None)
         return
+    if convert is from_mapping and text_field_of(source, schema.names) is None and not source.text_field:
+        yield Record(where, None, error=f"a table with {no_text(source, schema.names)}", is_other=True)
+        return
     first = part.first_row if part else 0
     for group in range(part.first, part.end) if part else range(file.metadata.num_row_groups):
         footer = file.metadata.row_group(group)
@@ -193,14 +234,8 @@ def read_parquet_rows(
         try:
             for batch in file.iter_batches(max(1, min(1024, _BATCH_BYTES // row_size)), row_groups=[group]):
                 for i in range(batch.num_rows):
-                    try:
-                        (value,) = batch.slice(i, 1).to_pylist()
-                    except faults as error:
-                        yield Record(
-                            where, row, error=f"a value out of bounds: {type(error).__name__}", size=row_size
-                        )
-                    else:
-                        yield kept_record(convert(source, where, row, value), row_size, limit)
+                    value = _row_of(batch.slice(i, 1))
+                    yield kept_record(convert(source, where, row, value), row_size, limit)
                     row += 1
         except faults as error:
             rest, lost = f" after row {row - 1}" if row else "", first - row

@@ -63,10 +63,8 @@ def finetune_model(
     row = config.context_length * objective.windows_per_row
     shards = [open_tokens(path / "train.arrow", digest) for path in tokens.shards]
     n_rows = len(objective.open_rows(shards, config.context_length))
-    train = steps_for(chosen, n_rows, row, shape.d_model)
-    if config.objective == "preferences":
-        # Of a pair the chosen side may well become less likely, as long as the other one does so more.
-        train = train.model_copy(update={"keep": "last"})
+    # Of preferences, too: the chosen side of a pair may well become less likely, as long as the other one does so more.
+    train = steps_for(chosen, n_rows, row, shape.d_model, keep="last")
     shape = shape.model_copy(update={"context_length": config.context_length})
     training = TrainModelConfig(model=shape, train=train)
     metrics = train_under_torchrun(

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -21,6 +21,8 @@ from model.config import (
 from model.errors import InputError
 from model.tokenizer import tokenizer_sha256
 from tasks.engine.stage import Artifact
+
+Keep = Literal["best", "last"]
 
 
 class FinetuneConfig(OptimizationConfig):
@@ -61,6 +63,11 @@ class FinetuneConfig(OptimizationConfig):
     gradient_clipping: GradientClipping = 1.0
     warmup_fraction: WarmupFraction = 0.05
     evaluations: Evaluations = 4
+    keep: Keep | None = Field(  # type: ignore[assignment]
+        None,
+        description="Which weights are kept, as in train_model. If empty, the best for text, and the last for conversations: the "
+        "few answers that are held out say less of a model than having seen all others says for it.",
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -75,13 +82,16 @@ _STEPS, _EPOCHS, _MOST_EPOCHS, _TOKENS_PER_BATCH = 50, 3.0, 15.0, 4096
 """What becomes of fields that are empty: fewer steps than these learn little, whatever the rate."""
 
 
-def steps_for(config: FinetuneConfig, n_rows: float, row_tokens: int, d_model: int) -> TrainConfig:
+def steps_for(
+    config: FinetuneConfig, n_rows: float, row_tokens: int, d_model: int, keep: Keep = "best"
+) -> TrainConfig:
     """The trainer's configuration for a text of so many rows: its epochs, rounded to whole steps, and its rate.
 
     Args:
         n_rows: rows of one epoch.
         row_tokens: tokens of a row: the context length, twice that for preferences.
         d_model: width of the base.
+        keep: which weights are kept if the recipe leaves it open.
 
     Raises:
         InputError: if a batch is no whole number of rows.
@@ -93,11 +103,13 @@ def steps_for(config: FinetuneConfig, n_rows: float, row_tokens: int, d_model: i
         )
     epochs = config.epochs or max(_EPOCHS, min(_MOST_EPOCHS, _STEPS / max(1.0, n_rows)))
     fitting = max(1, min(_TOKENS_PER_BATCH // row_tokens, int(epochs * n_rows / _STEPS)))
+    fitting = 2 ** (fitting.bit_length() - 1)  # so that two, four, eight ranks can share it
     rows_per_batch = config.tokens_per_batch // row_tokens if config.tokens_per_batch else fitting
     tokens_per_batch = rows_per_batch * row_tokens
     fields = config.model_dump(include=set(OptimizationConfig.model_fields))
     if config.learning_rate is None:
         fields["learning_rate"] = 2e-4 * 768 / d_model
+    fields["keep"] = config.keep or keep
     return TrainConfig(
         tokens=max(1, round(epochs * n_rows / rows_per_batch)) * tokens_per_batch,
         tokens_per_batch=tokens_per_batch,

@@ -33,7 +33,7 @@ def test_what_of_a_training_a_person_should_know():
     assert "only 3 steps" in told(steps=3)
     turned = told(best_validation_bits_per_byte=1.2, kept_step=50)
     assert "turned at step 50 (epoch 2.0): 1.200 bits per byte there, 1.500 at the end" in turned
-    assert "next to nothing: raise finetune.learning_rate" in told(validation_bits_per_byte_before=1.501)
+    assert "next to nothing: for more, raise learning_rate" in told(validation_bits_per_byte_before=1.501)
     assert "next to nothing" not in told(validation_bits_per_byte_before=2.0)
 
 

@@ -9,10 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
 
+from model.average import WeightAverage
 from model.batches import next_token_windows
 from model.best import load_best
+from model.checkpoint import checkpoint_states
 from model.config import ModelConfig, TrainConfig
 from model.deepspeed_engine import Learner
 from model.errors import InputError
@@ -284,3 +287,23 @@ def test_bits_per_byte_of_a_uniform_model():
     assert measured.bits_per_byte == pytest.approx(15 * 4 / 30, rel=1e-5)
     with pytest.raises(ValueError, match="not finite"):
         measure_held_out(lambda tokens: torch.full((*tokens.shape, 16), float("nan")), windows, token_bytes)
+
+
+def test_an_average_holds_nothing_of_the_first_random_weights():
+    model = torch.nn.Linear(3, 2)
+    average = WeightAverage(model, 0.5, n_steps=10)
+    seen = []
+    for steps in range(1, 6):
+        with torch.no_grad():
+            model.weight.copy_(torch.full_like(model.weight, float(steps)))
+        seen.append(float(steps))
+        average.update(steps)
+        with average.applied():
+            assert torch.allclose(model.weight, torch.tensor(sum(seen) / len(seen)))
+
+
+def test_a_damaged_checkpoint_says_nothing_and_stops_nobody(tmp_path: Path):
+    for step, text in ((1, "{torn"), (2, '{"files": {}}'), (3, '{"files": {}, "state": {"best_steps": 7}}')):
+        (tmp_path / f"step-{step:08d}").mkdir()
+        (tmp_path / f"step-{step:08d}" / "checkpoint.json").write_text(text)
+    assert checkpoint_states(tmp_path) == [{"best_steps": 7}]

@@ -1,12 +1,17 @@
 """What init suggests, for little and much text, and for few and many minutes."""
 
+import gzip
+import json
+from pathlib import Path
+
 import pytest
 import yaml
 
 from flows.recipe.recipe import Recipe
-from flows.recipe.suggest import bytes_per_token, name_of, suggest
-from flows.recipe.survey import Survey
+from flows.recipe.suggest import Suggestion, bytes_per_token, name_of, suggest
+from flows.recipe.survey import Survey, survey
 from model.config import flops_per_token
+from model.errors import InputError
 
 
 def seen(megabytes: float, documents: float, **fields) -> Survey:
@@ -79,3 +84,30 @@ def test_other_languages_get_no_english_benchmarks():
 )
 def test_names(path: str, name: str):
     assert name_of(path) == name
+
+
+@pytest.mark.parametrize("name", ["2024", "no", "null", "true", "1e5", "2020-01-01", 'a "quoted" ünicode'])
+def test_what_init_writes_can_be_read_whatever_a_folder_is_called(name: str):
+    written = Suggestion({"name": name_of(name), "ingest": {"sources": [{"path": name}]}}, {}).as_yaml(
+        "title"
+    )
+    read = yaml.safe_load(written)
+    assert read["ingest"]["sources"][0]["path"] == name
+    assert isinstance(read["name"], str)
+
+
+def test_the_size_of_packed_text_is_that_of_the_text(tmp_path: Path, speeches: list[Path]):
+    text = "".join(path.read_text() for path in speeches)[:8_000_000]
+    lines = "".join(
+        json.dumps({"text": text[i : i + 5000], "more": "x" * 3000}) + "\n" for i in range(0, len(text), 5000)
+    )
+    (tmp_path / "plain.jsonl").write_text(lines)
+    (tmp_path / "packed.jsonl.gz").write_bytes(gzip.compress(lines.encode(), 1))
+    for name in ("plain.jsonl", "packed.jsonl.gz"):
+        assert survey(str(tmp_path / name)).text_bytes == pytest.approx(len(text.encode()), rel=0.25)
+
+
+def test_too_little_text_is_refused(tmp_path: Path):
+    (tmp_path / "a.txt").write_text("twelve bytes")
+    with pytest.raises(InputError, match="too little to train on"):
+        survey(str(tmp_path))

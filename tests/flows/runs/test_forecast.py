@@ -82,6 +82,14 @@ def test_what_took_longer_than_foretold_is_foretold_longer(tmp_path: Path):
     _, _, second = foresee(tmp_path)
     assert second.seconds["clean"] == pytest.approx(3 * first.seconds["clean"], rel=0.1)
     assert second.seconds["minhash"] == first.seconds["minhash"]
+    # A run that was foretold right leaves the forecast as it is.
+    again = start_run(place.store, recipe)
+    foretell(again, recipe, graph(recipe), place)
+    again.record["stages"]["clean"] = {**entry, "seconds": 3 * first.seconds["clean"]}
+    again.end("completed")
+    assert foresee(tmp_path)[2].seconds["clean"] == pytest.approx(3 * first.seconds["clean"], rel=0.1)
+    again.record["forecast"]["host"] = "elsewhere"
+    again.save()
     # What another computer took says nothing of this one.
     run.record["forecast"]["host"] = "elsewhere"
     run.save()

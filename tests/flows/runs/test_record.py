@@ -6,7 +6,19 @@ from typing import Any
 
 import pytest
 
-from flows.runs.record import FORMAT, RUN, Run, all_runs, find_run, previous_entries, unreadable_runs
+from flows.graphs import recipe_and_graph_of_run
+from flows.recipe.recipe import Recipe
+from flows.runs.base import model_folder
+from flows.runs.record import (
+    FORMAT,
+    RUN,
+    Run,
+    all_runs,
+    find_run,
+    previous_entries,
+    start_run,
+    unreadable_runs,
+)
 from model.errors import InputError
 from model.files import write_record
 from tasks.engine.store import Store
@@ -69,3 +81,28 @@ def test_a_run_works_for_as_long_as_its_process_holds_it(tmp_path: Path):
     run.hold()
     run.end("failed", "a fault")
     assert all_runs(store)[0].status == "failed"
+
+
+def test_a_recipe_can_be_read_back_from_its_run(tmp_path: Path):
+    recipe = Recipe.model_validate({"name": "own", "ingest": {"sources": [{"path": str(tmp_path)}]}})
+    store = Store(tmp_path / "store")
+    run = start_run(store, recipe)
+    assert recipe_and_graph_of_run(run, store)[0] == recipe
+    run.end("cancelled")
+
+
+def test_a_run_is_found_by_its_recipe_and_a_folder_of_text_of_that_name_is_no_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own").mkdir()
+    store = Store(tmp_path / "store")
+    runs = []
+    for _ in range(2):
+        runs.append(
+            start_run(store, Recipe.model_validate({"name": "own", "ingest": {"sources": [{"path": "own"}]}}))
+        )
+        runs[-1].end("cancelled")
+    assert find_run(store, "own").name == runs[1].name
+    with pytest.raises(InputError, match="export_model"):
+        model_folder("own", store)

@@ -1,21 +1,31 @@
 """doctor: is this computer ready, and if not, how to mend it."""
 
+import errno
 import os
 import platform
 import re
 import shutil
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
 
 from flows.command.errors import FAILURE_EXIT
 from flows.command.options import DEFAULT_STORE, StoreFolder, make_app, make_console
+from flows.recipe.read import load_machine
+from model.errors import InputError
+from tasks.engine.clusters import LocalCluster, RayCluster
+from tasks.engine.machine import Machine
+from tasks.engine.store import flock
+from tasks.engine.worker import examine as examine_here
 
 app = make_app()
 
@@ -191,8 +201,101 @@ def _prefect() -> Iterator[Finding]:
     )
 
 
-def examine(store: Path) -> Iterator[Finding]:
-    """Look at Python, packages, compiler, torch, DeepSpeed, disk, memory and the Prefect server."""
+_RENAMES = """
+import os, pathlib, sys
+folder = pathlib.Path(sys.argv[1])
+assert (folder / "seen").read_text() == "1", "a file that another process wrote is not seen"
+(folder / "answer").write_text("2")
+try:
+    os.close(os.open(folder / "exclusive", os.O_CREAT | os.O_EXCL))
+except FileExistsError:
+    sys.exit(0)
+sys.exit("two processes made the same file exclusively")
+"""
+
+
+def _file_system(store: Path) -> Iterator[Finding]:
+    """Whether the file system of the store does what the store lives on, tried on it."""
+    mend = (
+        "put the store on a local disk, or on a shared file system with POSIX semantics (NFS 4, Lustre, GPFS)"
+    )
+    try:
+        store.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".doctor-", dir=store) as name:
+            folder = Path(name)
+            (folder / "full").mkdir()
+            (folder / "full" / "file").write_text("x")
+            (folder / "other").mkdir()
+            (folder / "other" / "file").write_text("y")
+            os.rename(folder / "full", folder / "renamed")
+            try:
+                os.rename(folder / "other", folder / "renamed")
+                raise OSError("a folder was renamed over another one that is not empty")
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+            (folder / "seen").write_text("1")
+            os.close(os.open(folder / "exclusive", os.O_CREAT | os.O_EXCL))
+            done = subprocess.run(
+                [sys.executable, "-c", _RENAMES, name], capture_output=True, text=True, timeout=60
+            )
+            if done.returncode or (folder / "answer").read_text() != "2":
+                raise OSError(done.stderr.strip().split("\n")[-1])
+            with flock(folder / "lock") as held, flock(folder / "lock", wait=False) as again:
+                if not held or again:
+                    raise OSError("a lock (flock) was held twice")
+    except OSError as error:
+        yield Finding("store", FAULT, f"{store}: {error}", mend)
+        return
+    yield Finding("store", OK, f"{store}: renames, exclusive files, locks, and seen by another process")
+
+
+def _cluster(machine: Machine, store: Path) -> Iterator[Finding]:
+    """Whether each node of the cluster has the code and libraries that this computer has, and sees the store."""
+    cluster = machine.cluster
+    if isinstance(cluster, LocalCluster):
+        yield Finding("cluster", OK, "local: shards are built here")
+        return
+    if isinstance(cluster, RayCluster):
+        from tasks.engine.ray_cluster import examine_nodes as examine_cluster
+    else:
+        from tasks.engine.slurm_cluster import examine_nodes as examine_cluster  # type: ignore[assignment]
+    store.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".doctor-", dir=store.absolute()) as name:
+        own = examine_here(Path(name))
+        nodes = examine_cluster(cluster, Path(name))  # type: ignore[arg-type]
+    if not nodes:
+        mend = "look whether jobs start there, and whether the nodes see the store"
+        yield Finding(f"{cluster.kind} cluster", FAULT, "no node answered", mend)
+    for node in nodes:
+        told = _differences(own, node)
+        mend = "the same checkout, `pip install -c constraints.txt -e .`, and the same path of the store on every node"
+        what = f"{cluster.kind} node {node['host']}"
+        yield Finding(what, FAULT if told else OK, "; ".join(told) or "as here", mend if told else "")
+
+
+def _differences(own: dict[str, Any], node: dict[str, Any]) -> list[str]:
+    told = [] if node["sees_store"] else ["it does not see the store"]
+    told += [
+        f"{name} {node[name]} instead of {own[name]}"
+        for name in ("python", "format")
+        if own[name] != node[name]
+    ]
+    edited = [name for name, content in own["code"].items() if node["code"].get(name) != content]
+    if edited:
+        told.append(f"other code in {', '.join(edited[:3])}{' and more' if len(edited) > 3 else ''}")
+    names = sorted(own["libraries"].keys() & node["libraries"].keys())
+    other = [
+        f"{name} {node['libraries'][name]} instead of {own['libraries'][name]}"
+        for name in names
+        if own["libraries"][name] != node["libraries"][name]
+    ]
+    missing = sorted(own["libraries"].keys() - node["libraries"].keys())
+    return told + other[:5] + ([f"without {', '.join(missing[:5])}"] if missing else [])
+
+
+def examine(store: Path, machine: Machine | None = None) -> Iterator[Finding]:
+    """Look at Python, packages, compiler, torch, DeepSpeed, disk, memory, the Prefect server, and the cluster if one is given."""
     checks: list[tuple[str, Callable[[], Iterator[Finding]]]] = [
         ("Python", _python),
         ("packages", _packages),
@@ -202,10 +305,14 @@ def examine(store: Path) -> Iterator[Finding]:
         ("disk", lambda: _disk(store)),
         ("memory", _memory),
         ("Prefect server", _prefect),
+        ("store", lambda: _file_system(store)),
+        *([("cluster", lambda: _cluster(machine, store))] if machine else []),
     ]
     for name, check in checks:
         try:
             yield from check()
+        except InputError as error:
+            yield Finding(name, FAULT, str(error))
         except Exception as error:  # whatever is broken in a library is a finding, not a crash
             yield Finding(
                 name, FAULT, f"{type(error).__name__}: {error}", "pip install -c constraints.txt -e ."
@@ -213,11 +320,23 @@ def examine(store: Path) -> Iterator[Finding]:
 
 
 @app.command()
-def doctor(store: StoreFolder = DEFAULT_STORE) -> None:
-    """Check Python, packages, torch, DeepSpeed, disk, memory and the Prefect server, and say the mend."""
+def doctor(
+    store: StoreFolder = DEFAULT_STORE,
+    cluster: Annotated[
+        Path | None,
+        typer.Option(
+            "--cluster",
+            metavar="FILE",
+            help="Check the cluster of this machine file too: code, libraries and store on each node.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Check Python, packages, torch, DeepSpeed, disk, memory, the store and the Prefect server, and say the mend."""
+    machine = load_machine(cluster) if cluster else None
     marks = {OK: "[green]✓[/]", FAULT: "[red]✗[/]"}
     console, faults = make_console(), 0
-    for finding in examine(store):
+    for finding in examine(store, machine):
         faults += finding.state == FAULT
         mend = f"\n    mend: {finding.mend}" if finding.mend else ""
         console.print(

@@ -10,7 +10,7 @@ from rich.text import Text
 from flows.command.say import printable
 
 RecipeFile = Annotated[
-    Path, typer.Argument(help="A recipe, such as deployments/recipes/demo.yaml.", show_default=False)
+    Path, typer.Argument(help="A recipe; scratchlm init TEXT writes one.", show_default=False)
 ]
 Assignments = Annotated[
     list[str] | None,

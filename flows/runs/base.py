@@ -96,8 +96,9 @@ def _run_or_folder(name: str, store: Store) -> Run | Path:
     try:
         return find_model(store, name)
     except InputError as error:
-        there = "holds no config.json, so no model" if folder.is_dir() else "is not there"
-        raise InputError(f"{error}; and a folder {name!r} {there}") from None
+        no_model = f"the folder {name!r} holds no config.json, so no model"
+        sentence = no_model if folder.is_dir() else f"there is no folder {name!r}"
+        raise InputError(f"{error}; and {sentence}") from None
 
 
 def model_node(name: str, store: Store) -> Node:

@@ -119,9 +119,9 @@ def build_here(
 
 
 @asynccontextmanager
-async def _locked(store: Store, stage: str, key: str) -> AsyncIterator[None]:
+async def _locked(store: Store, stage: str, key: str, *, leased: bool) -> AsyncIterator[None]:
     while True:
-        with store.lock(stage, key, wait=False) as held:
+        with store.lock(stage, key, wait=False, leased=leased) as held:
             if held:
                 yield
                 return
@@ -146,7 +146,7 @@ async def build(
     resolved, key, stored = look_up(node, inputs, store, sources)
     if stored:
         return _outcome(stored, resolved, cached=True, built=0, started=started)
-    async with _locked(store, stage.name, key):
+    async with _locked(store, stage.name, key, leased=not machine.is_local):
         # Another process may have built it while this one waited.
         stored = store.find_whole("artifacts", stage.name, key)
         if stored:

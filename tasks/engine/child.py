@@ -4,21 +4,19 @@ It calls the stage's function, for each shard that is missing if it is a map sta
 publishes what it wrote. A killed build goes on from the shards that it had.
 """
 
-import errno
 import json
 import sys
 import traceback
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-from model.errors import InputError, StageFailed
+from model.errors import StageFailed
 from tasks.engine import process
 from tasks.engine.call import Stopwatch, call, check_code
+from tasks.engine.failures import describe
 from tasks.engine.keys import canonical
 from tasks.engine.manifest import OUT
 from tasks.engine.progress import report_to
-from tasks.engine.secrets import redact
 from tasks.engine.shards import build_map
 from tasks.engine.sources import SourceDigests
 from tasks.engine.spec import Spec
@@ -26,7 +24,6 @@ from tasks.engine.stage import Stage, load_stage
 from tasks.engine.store import Store
 
 PROGRESS = "progress.json"
-_SENTENCE_CHARACTERS = 4_000
 
 
 def _check_source(stage: Stage, spec: Spec) -> None:
@@ -60,29 +57,6 @@ def build_spec(spec: Spec, spec_path: Path | None = None) -> int:
     return 0
 
 
-def _is_retryable(error: BaseException) -> bool:
-    if isinstance(error, StageFailed):
-        return error.retryable
-    if isinstance(error, KeyboardInterrupt):
-        return True
-    lasting = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)
-    if isinstance(error, lasting) or (
-        isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    ):
-        return False
-    return isinstance(error, OSError | MemoryError | BrokenProcessPool)
-
-
-def _sentence(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return (
-            f"the disk is full ({error.filename or 'the store'}): free space and run the same command again"
-        )
-    if isinstance(error, BrokenProcessPool):
-        return "a worker process was killed, perhaps for want of memory: lower machine.workers"
-    return str(error) if isinstance(error, StageFailed | InputError) else f"{type(error).__name__}: {error}"
-
-
 def main(spec_path: Path) -> int:
     """Build, and say how it ended."""
     process.adopt()
@@ -94,9 +68,7 @@ def main(spec_path: Path) -> int:
         result = {"built": build_spec(spec, spec_path)}
     except (Exception, KeyboardInterrupt) as error:
         traceback.print_exc()
-        kind = "input" if isinstance(error, InputError) else "stage"
-        sentence = redact(_sentence(error))[:_SENTENCE_CHARACTERS]
-        result = {"error": sentence, "kind": kind, "retryable": _is_retryable(error)}
+        result = describe(error)
     process.report(json.dumps(result))
     return 1 if "error" in result else 0
 

@@ -8,12 +8,16 @@ from pydantic import Field, model_validator
 
 from model.errors import InputError
 from model.machine import TrainingMachine
+from tasks.engine.clusters import Cluster, LocalCluster
 
 
 class Machine(TrainingMachine):
     """Where and how fast; a `machine:` section of the recipe, a file given with --machine, or detected."""
 
     workers: int = Field(0, ge=0, description="Processes that build shards side by side; 0 takes every core.")
+    cluster: Cluster = Field(
+        LocalCluster(kind="local"), description="Where shards are built: here, on Ray or on Slurm."
+    )
     in_process: bool = Field(
         False,
         description="Build and train in one process, without workers, torchrun and its watch; `scratchlm task` does.",
@@ -55,6 +59,11 @@ class Machine(TrainingMachine):
                 torch.cuda.device_count() if values["device"] == "cuda" else 1
             )
         return TrainingMachine.model_validate(values)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether shards are built on this machine alone."""
+        return self.in_process or isinstance(self.cluster, LocalCluster)
 
     @property
     def n_workers(self) -> int:

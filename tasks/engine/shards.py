@@ -6,11 +6,13 @@ from pathlib import Path
 
 from model.errors import StageFailed
 from tasks.engine.call import Stopwatch, sum_metrics
+from tasks.engine.clusters import LocalCluster, RayCluster
 from tasks.engine.job import build_shard
 from tasks.engine.keys import digest
 from tasks.engine.manifest import OUT, Manifest, ShardRecord
 from tasks.engine.pool import build_in_pool
 from tasks.engine.progress import progress
+from tasks.engine.slurm_cluster import build_on_slurm
 from tasks.engine.spec import Spec
 from tasks.engine.stage import Parts, Stage
 from tasks.engine.store import Store
@@ -29,7 +31,7 @@ def _is_small(spec: Spec, stage: Stage, position: int) -> bool:
 def _build_in_turn(spec: Spec, stage: Stage, positions: list[int]) -> Iterator[bool]:
     """Build shards at `positions` until all are built, or workers would be faster; those are taken out."""
     deadline = time.perf_counter() + _HERE_SECONDS
-    while positions:
+    while positions and spec.machine.is_local:
         # Small shards are built here for the first seconds, which workers need for their imports.
         wants_workers = spec.machine.n_workers > 1 and len(positions) > 1
         if wants_workers and (time.perf_counter() > deadline or not _is_small(spec, stage, positions[0])):
@@ -45,18 +47,26 @@ def _build_shards(spec: Spec, spec_path: Path | None, stage: Stage, positions: l
     progress(finished, total, unit)
     waiting = list(positions)
 
-    def by_workers() -> Iterator[bool]:
+    def by_workers() -> Iterator[bool | str]:
         assert spec_path is not None, "without a spec file there is one worker"
-        return build_in_pool(spec_path, waiting, spec.machine.n_workers)
+        cluster = spec.machine.cluster
+        if spec.machine.is_local or isinstance(cluster, LocalCluster):
+            return build_in_pool(spec_path, waiting, spec.machine.n_workers)
+        if isinstance(cluster, RayCluster):
+            from tasks.engine.ray_cluster import build_on_ray
 
-    def here() -> Iterator[bool]:
+            return build_on_ray(cluster, spec_path, stage.name, waiting)
+        return build_on_slurm(cluster, spec_path, stage.name, waiting)
+
+    def here() -> Iterator[bool | str]:
         return _build_in_turn(spec, stage, waiting)
 
     for way in (here, by_workers):
-        for was_built in way() if waiting else ():
-            built += was_built
-            finished += 1
-            progress(finished, total, unit)
+        for done in way() if waiting else ():
+            if isinstance(done, bool):
+                built += done
+                finished += 1
+            progress(finished, total, unit, "" if isinstance(done, bool) else done)
     return built
 
 

@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from tasks.engine.machine import Machine
+from tasks.engine.manifest import FORMAT_VERSION
 from tasks.engine.stage import Artifact
 from tasks.engine.store import Store
 
@@ -39,6 +40,7 @@ class Spec(BaseModel):
     Attributes:
         stage: MODULE:FUNCTION.
         pieces: what each shard is made from, if that lies outside the store.
+        folder: that paths which are not absolute count from.
         first_shards: build this many of the missing shards and publish no whole; all if None.
         only_shard: build the shard at this position, and publish no whole.
         force: build what is there already.
@@ -54,6 +56,8 @@ class Spec(BaseModel):
     shard_keys: tuple[str, ...] | None
     pieces: tuple[Any, ...] | None = None
     machine: Machine
+    format_version: int = FORMAT_VERSION
+    folder: Path = Field(default_factory=Path.cwd)
     first_shards: int | None = None
     only_shard: int | None = None
     force: bool = False

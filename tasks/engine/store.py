@@ -9,9 +9,11 @@ locks/                 one file a key, held with flock while it is built; roots,
 runs/                  one folder a run
 """
 
+import errno
 import fcntl
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,6 +23,7 @@ from typing import Literal
 
 from model.errors import StageFailed
 from model.files import fsync_path, write_record
+from tasks.engine.leases import hold, is_held_elsewhere
 from tasks.engine.manifest import (
     MANIFEST,
     OUT,
@@ -129,10 +132,25 @@ class Store:
             return None
 
     @contextmanager
-    def lock(self, stage: str, key: str, *, wait: bool = True) -> Iterator[bool]:
-        """Hold the only right to build a key; yields whether it was had. The kernel frees it when a process dies."""
+    def lock(self, stage: str, key: str, *, wait: bool = True, leased: bool = False) -> Iterator[bool]:
+        """Hold the only right to build a key; yields whether it was had. The kernel frees it when a process dies.
+
+        Args:
+            leased: hold it against other computers too, by a lease; without one, a lease of another computer counts.
+        """
         with flock(self.root / "locks" / f"{stage}-{key}", wait=wait) as held:
-            yield held
+            lease = self.lease(stage, key)
+            while held and wait and is_held_elsewhere(lease):
+                time.sleep(1)
+            if held and leased:
+                with hold(lease) as had:
+                    yield had
+            else:
+                yield held and not is_held_elsewhere(lease)
+
+    def lease(self, stage: str, key: str) -> Path:
+        """The file by which other computers see that a key is being built."""
+        return self.root / "locks" / f"{stage}-{key}.lease"
 
     @contextmanager
     def roots(self, *, exclusive: bool = False, wait: bool = True) -> Iterator[bool]:
@@ -176,13 +194,31 @@ class Store:
             (building / leftover).unlink(missing_ok=True)
         path = self.path(kind, stage, key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.discard(path)
-        os.rename(building, path)
+        self._put_in_place(building, path, manifest)
         fsync_path(path.parent)
         shutil.rmtree(self.work(stage, key), ignore_errors=True)
         published = self.find(kind, stage, key)
         assert published is not None
         return published
+
+    def _put_in_place(self, building: Path, path: Path, manifest: Manifest) -> None:
+        """Rename what was built to where its key is looked for; if an equal result is there already, that stays."""
+        while True:
+            there = (
+                self.find_whole("shards", manifest.stage, manifest.key)
+                if path.parts[-3] == "shards"
+                else None
+            )
+            if there and there.manifest.digest == manifest.digest:
+                self.discard(building)
+                return
+            self.discard(path)
+            try:
+                os.rename(building, path)
+                return
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
 
     def discard(self, path: Path) -> None:
         """Remove a result: first out of sight by one rename, then from disk."""

@@ -179,6 +179,13 @@ def finish_reading(config: IngestConfig, parts: Parts) -> Metrics:
             f"{share:.1%} of the bytes cannot be used, in {len(errors)} places with {metrics['lost_rows']} rows: mend the text, "
             f"or raise its max_error_rate (now {config.max_error_rate}){places}{more} in {parts.out / ERRORS}"
         )
+    for name, counts in metrics["sources"].items():
+        if total and counts["errors"] and not counts["documents"] and not counts.get("not taken"):
+            first = next(error for error in errors if error["source"] == name)
+            raise InputError(
+                f"nothing of the source {name!r} can be used, in {counts['errors']} places: mend it, or leave it out\n"
+                f"  {_place(first)}\n  all of them are in {parts.out / ERRORS}"
+            )
     if not total:
         told = "; ".join(f"{count} {why}" for why, count in left_out.items())
         raise InputError(

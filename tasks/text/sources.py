@@ -2,6 +2,7 @@
 
 import glob
 import importlib.util
+import socket
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -298,6 +299,10 @@ def root_of(source: Source) -> Path:
     location = Path(source.path).expanduser()
     if location.is_file():
         return location.parent
+    if not location.is_dir() and not glob.has_magic(source.path):
+        raise InputError(
+            f"ingest.sources: there is no file or folder {source.path!r} on {socket.gethostname()}"
+        )
     return location if location.is_dir() else _glob_root(location)
 
 

@@ -184,7 +184,7 @@ def test_a_person_talks_to_it(tuned: tuple[Line, dict[str, Any]]):
             "longer than the context of 64",
         ),
         (ROWS, {"base": "nobody"}, "no folder 'nobody'"),
-        (ROWS, {"base": "chats"}, "config.json cannot be read"),
+        (ROWS, {"base": "chats"}, "holds no config.json"),
         (ROWS, {"context_length": 128}, "context_length (128) is more than the base's (64)"),
         (
             ROWS,

@@ -73,9 +73,8 @@ def build_all(nodes: list[Node], place: Place) -> int:
 def main() -> int:
     """Do what the options ask for."""
     store, folder, options = Store(Path(sys.argv[1])), sys.argv[2], json.loads(sys.argv[3])
-    place = Place(
-        store, SourceDigests(store.root / "sources.sqlite"), Machine(workers=options.get("workers", 1))
-    )
+    machine = Machine(workers=options.get("workers", 1), cluster=options.get("cluster", {"kind": "local"}))
+    place = Place(store, SourceDigests(store.root / "sources.sqlite"), machine)
     if options.get("verify"):
         print(json.dumps(list(verify_store(store))))
     elif "gc" in options:

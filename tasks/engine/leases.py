@@ -1,0 +1,98 @@
+"""Leases: who works on what, on a file system that several computers share, where `flock` may hold on one of them only.
+
+A lease is a file that its holder touches every few seconds. One that was not touched for a minute is nobody's. Its age is
+told by the clock of the file system, so clocks that differ between computers mislead nobody.
+"""
+
+import os
+import socket
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+
+TOUCH_SECONDS, STALE_SECONDS = 5.0, 60.0
+
+
+def _now(folder: Path) -> float:
+    """The time by the clock of the file system that a folder is on."""
+    probe = folder / f".clock-{uuid.uuid4().hex}"
+    probe.touch()
+    try:
+        return probe.stat().st_mtime
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+@cache
+def _here() -> str:
+    """This computer, since it was started."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    return f"{socket.gethostname()} {boot.read_text().strip() if boot.exists() else ''}"
+
+
+def is_held(path: Path) -> bool:
+    """Whether somebody holds a lease."""
+    try:
+        touched = path.stat().st_mtime
+    except FileNotFoundError:
+        return False
+    return _now(path.parent) - touched < STALE_SECONDS
+
+
+def is_held_elsewhere(path: Path) -> bool:
+    """Whether another computer holds a lease; here `flock` tells, which the kernel frees when a process dies."""
+    try:
+        return path.read_text().strip() != _here() and is_held(path)
+    except FileNotFoundError:
+        return False
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove a lease that is nobody's. Of those that find it so one does it, and looks again before: the next one may hold it."""
+    if not path.exists() or is_held_elsewhere(path):
+        return
+    taking = path.with_name(f"{path.name}.taking")
+    try:
+        taking.mkdir()
+    except FileExistsError:
+        if not is_held(taking):
+            with suppress(OSError):
+                taking.rmdir()  # whoever was at it ended in the middle
+        return
+    try:
+        if not is_held_elsewhere(path):
+            path.unlink(missing_ok=True)
+    finally:
+        taking.rmdir()
+
+
+@contextmanager
+def hold(path: Path) -> Iterator[bool]:
+    """Hold a lease while the body runs; yields whether it was had. The caller holds the lock of this computer for it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_stale(path)
+    try:
+        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+    except FileExistsError:
+        yield False
+        return
+    os.write(descriptor, _here().encode())
+    os.close(descriptor)
+    ended = threading.Event()
+
+    def touch() -> None:
+        while not ended.wait(TOUCH_SECONDS):
+            with suppress(OSError):
+                os.utime(path)
+
+    thread = threading.Thread(target=touch, daemon=True)
+    thread.start()
+    try:
+        yield True
+    finally:
+        ended.set()
+        thread.join()
+        path.unlink(missing_ok=True)

@@ -1,0 +1,200 @@
+"""Workers of a Slurm cluster: an array of batch jobs, each with its part of the shards.
+
+sbatch arrays, and not datatrove's SlurmPipelineExecutor: that ends when it has submitted, and says nothing of a task that
+is lost. Here the driver stays, follows the array, and submits again what did not come to its end; the store alone says
+what is done.
+"""
+
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from model.errors import InputError, StageFailed
+from tasks.engine import worker
+from tasks.engine.clusters import SlurmCluster
+from tasks.engine.failures import raise_described
+
+_POLL_SECONDS, _QUEUE_SECONDS = 0.5, 2.0
+_VISIBLE_SECONDS = 10.0
+"""What a node wrote before it ended is seen by then."""
+_LOST_ARRAYS = 5
+"""Arrays without a finished shard after which it is no accident."""
+_TAIL_LINES = 20
+
+
+def _slurm(*arguments: str) -> str:
+    """What a command of Slurm prints.
+
+    Raises:
+        InputError: if it is not installed, or refuses what it is asked for.
+        StageFailed: if the controller does not answer.
+    """
+    if shutil.which(arguments[0]) is None:
+        raise InputError(
+            f"machine.cluster is slurm, and there is no command {arguments[0]} here: run on a login node of the cluster"
+        )
+    done = subprocess.run(arguments, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    if done.returncode:
+        sentence = " ".join(done.stderr.split()) or f"status {done.returncode}"
+        if "ontact" in sentence or "timed out" in sentence:
+            raise StageFailed(f"Slurm does not answer: {sentence}", retryable=True)
+        raise InputError(f"machine.cluster: {arguments[0]} refuses: {sentence}")
+    return done.stdout
+
+
+def submit(cluster: SlurmCluster, name: str, folder: Path, n_jobs: int, command: list[str]) -> str:
+    """Submit an array whose tasks run `command` with $SLURM_ARRAY_TASK_ID at its end; returns its number."""
+    options = {
+        "job-name": name,
+        "array": f"0-{n_jobs - 1}",
+        "output": str(folder / "%a.log"),
+        "time": cluster.time,
+        "cpus-per-task": str(cluster.cpus_per_job),
+        "chdir": str(folder),
+        "open-mode": "append",
+        **({"partition": cluster.partition} if cluster.partition else {}),
+        **cluster.sbatch,
+    }
+    flags = [f"--{option}={value}" for option, value in options.items()]
+    script = f'exec {shlex.join(command)} "$SLURM_ARRAY_TASK_ID"'
+    return _slurm("sbatch", "--parsable", *flags, "--wrap", script).split(";")[0].strip()
+
+
+def _cancel_left_over(name: str) -> None:
+    """End the arrays of a driver that was killed."""
+    jobs = set(_slurm("squeue", "--me", "--noheader", f"--name={name}", "--format=%A").split())
+    if jobs:
+        _slurm("scancel", *sorted(jobs))
+
+
+def _queue(job: str) -> list[tuple[str, str]]:
+    """State and reason of each task of an array that is not over."""
+    done = subprocess.run(
+        ["squeue", "--noheader", "--array", f"--jobs={job}", "--format=%T|%r"], capture_output=True, text=True
+    )
+    if done.returncode and "Invalid job id" not in done.stderr:
+        raise StageFailed(f"Slurm does not answer: {' '.join(done.stderr.split())}", retryable=True)
+    lines = [line.partition("|") for line in done.stdout.splitlines() if line]
+    return [(state, reason) for state, _, reason in lines if state != "COMPLETING"]
+
+
+def _told(tasks: list[tuple[str, str]]) -> str:
+    states = Counter(state.lower() for state, _ in tasks)
+    waits = sorted({reason for state, reason in tasks if state == "PENDING" and reason not in ("None", "")})
+    counts = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
+    return f"Slurm jobs: {counts or 'none'}{f' ({waits[0]})' if waits else ''}"
+
+
+class _Results:
+    """What the tasks of an array have written so far."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.read: dict[Path, int] = {}
+
+    def new(self) -> Iterator[dict[str, Any]]:
+        for path in sorted(self.folder.glob("results-*.jsonl")):
+            with path.open("rb") as file:
+                file.seek(self.read.get(path, 0))
+                for line in file:
+                    if line.endswith(b"\n"):
+                        self.read[path] = self.read.get(path, 0) + len(line)
+                        yield json.loads(line)
+
+
+def build_on_slurm(
+    cluster: SlurmCluster, spec_path: Path, stage: str, positions: Sequence[int]
+) -> Iterator[bool | str]:
+    """Build the shards at `positions`; yields for each whether it was built, and in between what the jobs do.
+
+    Raises:
+        InputError, StageFailed: as a shard does, with its position and its node; or if jobs are lost again and again.
+    """
+    name = f"scratchlm-{spec_path.parent.name[-32:]}"
+    _cancel_left_over(name)
+    missing, fruitless = list(positions), 0
+    for attempt in range(10**6):
+        before = len(missing)
+        folder = spec_path.parent / f"array-{attempt:03d}"
+        for told in _run_array(cluster, name, folder, spec_path, missing):
+            if isinstance(told, str):
+                yield told
+                continue
+            if "error" in told:
+                print(told["traceback"], flush=True)
+                raise_described(told, f"shard {told['position']} on {told['host']}")
+            if told["position"] in missing:
+                missing.remove(told["position"])
+                yield bool(told["built"])
+        if not missing:
+            return
+        fruitless = 0 if len(missing) < before else fruitless + 1
+        if fruitless == _LOST_ARRAYS:
+            raise StageFailed(
+                f"{_LOST_ARRAYS} arrays of Slurm ended without a shard of {stage}, perhaps for want of memory or time "
+                f"(machine.cluster.sbatch, machine.cluster.time); their logs are in {folder}\n{_tails(folder)}",
+                retryable=False,
+            )
+
+
+def _tails(folder: Path) -> str:
+    """The last lines of the logs of tasks."""
+    logs = [
+        path.read_text(errors="replace").splitlines()[-_TAIL_LINES:] for path in sorted(folder.glob("*.log"))
+    ]
+    return "\n".join(line for lines in logs[:3] for line in lines)
+
+
+def _run_array(
+    cluster: SlurmCluster, name: str, folder: Path, spec_path: Path, positions: list[int]
+) -> Iterator[dict[str, Any] | str]:
+    """Submit an array and follow it until nothing of it is left; however this ends, nothing of it stays in the queue."""
+    folder.mkdir()
+    n_jobs = min(len(positions), cluster.jobs)
+    for job in range(n_jobs):
+        (folder / f"positions-{job}.json").write_text(json.dumps(positions[job::n_jobs]))
+    results, waiting = _Results(folder), set(positions)
+    command = [sys.executable, "-m", worker.__name__, "--array", str(spec_path), str(folder)]
+    array = submit(cluster, name, folder, n_jobs, command)
+    looked, over_since, tasks = 0.0, None, [("PENDING", "")]
+    try:
+        while True:
+            for told in results.new():
+                waiting.discard(told["position"])
+                yield told
+            if not waiting:
+                return
+            now = time.monotonic()
+            if now - looked > _QUEUE_SECONDS:
+                looked, tasks = now, _queue(array)
+                over_since = None if tasks else over_since or now
+                yield _told(tasks)
+            if over_since and now - over_since > _VISIBLE_SECONDS:
+                return
+            time.sleep(_POLL_SECONDS)
+    finally:
+        subprocess.run(["scancel", array], capture_output=True)
+
+
+def examine_nodes(cluster: SlurmCluster, folder: Path) -> list[dict[str, Any]]:
+    """What each node of the partition has; see `tasks.engine.worker.examine`."""
+    where = (f"--partition={cluster.partition}",) if cluster.partition else ()
+    nodes = _slurm("sinfo", "--noheader", "--Node", "--responding", "--format=%N", *where).split()
+    command = [sys.executable, "-m", worker.__name__, "--examine", str(folder)]
+    for node in sorted(set(nodes)):
+        one = cluster.model_copy(update={"sbatch": {**cluster.sbatch, "nodelist": node}})
+        submit(one, "scratchlm-doctor", folder, 1, command)
+    deadline = time.monotonic() + _DOCTOR_SECONDS
+    while time.monotonic() < deadline and len(list(folder.glob("*.json"))) < len(set(nodes)):
+        time.sleep(_POLL_SECONDS)
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+
+
+_DOCTOR_SECONDS = 120.0

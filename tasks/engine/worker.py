@@ -1,0 +1,151 @@
+"""A worker of a cluster: checks that it may, and builds the shards at the positions that it is given.
+
+python -m tasks.engine.worker --array SPEC FOLDER TASK    the shards at the positions that FOLDER has for this task
+python -m tasks.engine.worker --examine FOLDER TASK       what this computer has, as a JSON file in FOLDER
+
+What is done, the store alone says; what a worker tells is for progress and for people.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import re
+import socket
+import sys
+import traceback
+import uuid
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from model.errors import StageFailed
+from model.files import write_whole
+from tasks.engine import process
+from tasks.engine.code import code_digests
+from tasks.engine.failures import describe
+from tasks.engine.job import build_shard, read_spec
+from tasks.engine.leases import is_held
+from tasks.engine.manifest import FORMAT_VERSION
+from tasks.engine.resolve import PYTHON, library_version
+from tasks.engine.spec import Spec
+from tasks.engine.stage import load_stage
+from tasks.engine.store import Store
+
+ATTEMPTS = "attempts"
+"""Below the folder of a build: what workers build in, each in a folder of its own."""
+
+
+class DriverGone(StageFailed):
+    """Whoever asked for the shards is not there any more."""
+
+
+def differences(spec: Spec) -> list[str]:
+    """How this computer differs from the one that asked for the shards, as far as a result may depend on it."""
+    told = []
+    if spec.format_version != FORMAT_VERSION:
+        told.append(f"scratchlm's format {FORMAT_VERSION} instead of {spec.format_version}")
+    if spec.ingredients["python"] != PYTHON:
+        told.append(f"Python {PYTHON} instead of {spec.ingredients['python']}")
+    for name, version in spec.ingredients["libraries"].items():
+        own = library_version(name)
+        if own != version:
+            told.append(f"{name} {own} instead of {version}")
+    own_code = code_digests(load_stage(spec.stage).fn.__module__)
+    edited = sorted(name for name, value in spec.ingredients["code"].items() if own_code.get(name) != value)
+    if edited:
+        told.append(f"other code in {', '.join(edited[:3])}")
+    return told
+
+
+@cache
+def _check(spec_path: Path, key: str) -> None:
+    told = differences(read_spec(spec_path))
+    if told:
+        raise StageFailed(
+            f"this node has {'; '.join(told)}: install the same code and libraries on every node (constraints.txt), and see "
+            "`scratchlm doctor --cluster`"
+        )
+
+
+def build_one(spec_path: Path, position: int) -> dict[str, Any]:
+    """Build one shard on this computer; returns position, host, and whether it was built, or the error that ended it."""
+    told: dict[str, Any] = {"position": position, "host": socket.gethostname()}
+    try:
+        spec = read_spec(spec_path)
+        stage = load_stage(spec.stage)
+        _check(spec_path, spec.key)
+        os.chdir(spec.folder)
+        if not is_held(Store(spec.store).lease(stage.name, spec.key)):
+            raise DriverGone("whoever asked for it has ended", retryable=True)
+        attempt = spec_path.parent / ATTEMPTS / f"{position}-{uuid.uuid4().hex[:8]}"
+        return {**told, "built": build_shard(spec, position, attempt)}
+    except BaseException as error:
+        return {**told, **describe(error), "traceback": traceback.format_exc()}
+
+
+def _libraries() -> dict[str, str]:
+    """Version of each distribution that the project asks for; those that are not installed are not in it."""
+    names = {
+        re.split(r"[^A-Za-z0-9._-]", wanted)[0]
+        for wanted in importlib.metadata.requires("scratchlm") or ()
+        if "extra ==" not in wanted
+    }
+    found = {}
+    for name in names:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def examine(folder: Path) -> dict[str, Any]:
+    """What this computer has, as far as results may depend on it.
+
+    Args:
+        folder: in the store; whether it is seen here is told too.
+    """
+    root = Path(__file__).resolve().parents[2]
+    modules = {
+        f"{path.relative_to(root)}": path.read_bytes()
+        for package in ("model", "tasks")
+        for path in sorted((root / package).rglob("*.py"))
+    }
+    return {
+        "host": socket.gethostname(),
+        "sees_store": folder.is_dir(),
+        "python": PYTHON,
+        "format": FORMAT_VERSION,
+        "code": {name: hashlib.sha256(content).hexdigest()[:16] for name, content in modules.items()},
+        "libraries": _libraries(),
+    }
+
+
+def build_array_task(spec_path: Path, folder: Path, task: str) -> int:
+    """Build the shards of one task of an array of jobs, and write a line for each."""
+    process.exit_on_sigterm()
+    with (folder / f"results-{task}.jsonl").open("a") as lines:
+        for position in json.loads((folder / f"positions-{task}.json").read_text()):
+            told = build_one(spec_path, position)
+            if told.get("traceback"):
+                print(told["traceback"], flush=True)
+            lines.write(json.dumps(told) + "\n")
+            lines.flush()
+            os.fsync(lines.fileno())
+            if "error" in told:
+                return 1
+    return 0
+
+
+def write_examination(folder: Path) -> None:
+    """Write what this computer has as a file of JSON."""
+    seen = examine(folder)
+    target = folder / f"{seen['host']}-{uuid.uuid4().hex[:8]}.json"
+    write_whole(target, json.dumps(seen))
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "--examine":
+        write_examination(Path(sys.argv[2]))
+    else:
+        sys.exit(build_array_task(Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4]))

@@ -1,0 +1,129 @@
+"""Leases between computers, and what a worker of a cluster refuses."""
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from tasks.engine import leases, worker
+from tasks.engine.build import _spec, look_up
+from tasks.engine.clusters import RayCluster
+from tasks.engine.machine import Machine
+from tasks.engine.sources import SourceDigests
+from tasks.engine.spec import Spec
+from tasks.engine.store import Store
+from tasks.text.ingest import ingest
+from tasks.text.sources import IngestConfig, Source
+
+
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch):
+    """Makes this process another computer, for as long as the test does not ask for the old one."""
+    return lambda name: monkeypatch.setattr(leases, "_here", lambda: name)
+
+
+def test_another_computer_does_not_get_what_is_held(tmp_path: Path, elsewhere):
+    store = Store(tmp_path)
+    elsewhere("one")
+    with store.lock("stage", "key", leased=True) as held:
+        assert held
+        elsewhere("two")
+        # The lock of the one computer says nothing on the other.
+        (tmp_path / "locks" / "stage-key").unlink()
+        with store.lock("stage", "key", wait=False, leased=True) as again:
+            assert not again
+        with store.lock("stage", "key", wait=False) as collected:
+            assert not collected
+        elsewhere("one")
+    with store.lock("stage", "key", wait=False, leased=True) as now:
+        assert now
+
+
+def test_a_lease_that_nobody_touches_is_nobodys(tmp_path: Path, elsewhere):
+    path = tmp_path / "locks" / "stage-key.lease"
+    path.parent.mkdir()
+    path.write_text("elsewhere")
+    store = Store(tmp_path)
+    with store.lock("stage", "key", wait=False, leased=True) as held:
+        assert not held
+    old = path.stat().st_mtime - 2 * leases.STALE_SECONDS
+    os.utime(path, (old, old))
+    with store.lock("stage", "key", wait=False, leased=True) as held:
+        assert held
+    assert not path.exists()
+
+
+def test_of_many_that_find_a_stale_lease_one_gets_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    # Each as a computer of its own, since on one the lock of the kernel lets one come so far.
+    monkeypatch.setattr(leases, "_here", lambda: threading.current_thread().name)
+    path = tmp_path / "a.lease"
+    path.write_text("elsewhere")
+    os.utime(path, (0, 0))
+    begin, ended, got = threading.Barrier(8), threading.Barrier(8), []
+
+    def take() -> None:
+        begin.wait()
+        with leases.hold(path) as held:
+            got.append(held)
+            ended.wait()
+
+    threads = [threading.Thread(target=take) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(got) == 1
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> Spec:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.txt").write_text("text")
+    node = ingest(IngestConfig(sources=(Source(path=str(tmp_path / "in")),)))
+    store = Store(tmp_path / "store")
+    resolved, key, _ = look_up(node, {}, store, SourceDigests())
+    return _spec(node, {}, resolved, key, store, Machine())
+
+
+def test_a_worker_that_differs_says_in_what(spec: Spec):
+    assert worker.differences(spec) == []
+    ingredients = {
+        **spec.ingredients,
+        "python": "3.9",
+        "libraries": {**spec.ingredients["libraries"], "pyarrow": "1.0"},
+        "code": {**spec.ingredients["code"], "tasks.text.ingest": "0"},
+    }
+    other = spec.model_copy(update={"ingredients": ingredients, "format_version": 1})
+    told = "; ".join(worker.differences(other))
+    for part in ("format", "instead of 3.9", "pyarrow", "instead of 1.0", "other code in tasks.text.ingest"):
+        assert part in told
+
+
+def test_a_worker_whose_driver_is_gone_builds_nothing(spec: Spec, tmp_path: Path):
+    folder = tmp_path / "store" / "building" / f"ingest-{spec.key}"
+    folder.mkdir(parents=True)
+    (folder / "spec.json").write_text(spec.model_dump_json())
+    told = worker.build_one(folder / "spec.json", 0)
+    assert "whoever asked for it has ended" in told["error"]
+    assert not (tmp_path / "store" / "shards").exists()
+    with Store(spec.store).lock("ingest", spec.key, leased=True):
+        assert worker.build_one(folder / "spec.json", 0)["built"]
+        assert not worker.build_one(folder / "spec.json", 0)["built"]
+
+
+def test_two_that_build_a_shard_at_once_leave_one(spec: Spec, tmp_path: Path):
+    from tasks.engine.job import build_shard
+
+    assert build_shard(spec, 0, tmp_path / "store" / "one")
+    (shard,) = (tmp_path / "store" / "shards" / "ingest").iterdir()
+    first = shard.stat().st_ino
+    forced = spec.model_copy(update={"force": True})
+    assert build_shard(forced, 0, tmp_path / "store" / "two")
+    assert shard.stat().st_ino == first
+    assert not (tmp_path / "store" / "two").exists()
+
+
+@pytest.mark.parametrize(("text", "size"), [("2GB", 2 * 10**9), ("500MB", 5 * 10**8), ("1.5 g", 1.5 * 10**9)])
+def test_sizes_of_memory(text: str, size: float):
+    assert RayCluster(kind="ray", memory_per_job=text).memory_bytes == size

@@ -42,6 +42,13 @@ def read_table(path: Path, columns: list[str] | None = None) -> "pa.Table":
     return pq.ParquetFile(path).read(columns=columns)
 
 
+def count_rows(path: Path) -> int:
+    """Number of rows of a Parquet file, from its footer."""
+    import pyarrow.parquet as pq
+
+    return pq.read_metadata(path).num_rows
+
+
 def read_column(path: Path, column: str) -> list[Any]:
     """One column of a Parquet file as Python values."""
     return read_table(path, [column]).column(column).to_pylist()

@@ -204,7 +204,10 @@ def fate_of(stage: str, metrics: dict[str, Any]) -> Fate | None:
         fields = metrics["dropped_by_field"]
         return Fate(metrics["kept"], metrics["dropped"], max(fields, key=fields.__getitem__, default=""))
     if stage in ("deduplicate", "deduplicate_conversations"):
-        removed = {"near-duplicates" if stage == "deduplicate" else "repeated": metrics["removed"]}
+        same = metrics.get("same_text", 0)
+        removed = {"near-duplicates": metrics["removed"] - same, "the same text": same}
+        if stage == "deduplicate_conversations":
+            removed = {"repeated": metrics["removed"]}
         return Fate(
             metrics["documents"] - metrics["removed"], {why: count for why, count in removed.items() if count}
         )

@@ -1,6 +1,7 @@
 """deduplicate: near-duplicates over all shards, the one of each that stays, and what must stay on one side of the split."""
 
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,10 @@ from pydantic import Field
 from model.base_config import Config
 from tasks.engine.progress import progress
 from tasks.engine.stage import Artifact, Metrics, stage
-from tasks.tables import read_table, write_table
+from tasks.tables import count_rows, read_table, write_table
 from tasks.text.groups import GROUPS, GROUPS_SCHEMA, LISTED, draw
 from tasks.text.selection import SELECTION, SIDES, TRAIN, VALIDATION
-from tasks.text.signatures import SIGNED, MinhashConfig, datatrove_config, signature_file
+from tasks.text.signatures import SIGNED, MinhashConfig
 from tasks.text.verdicts import VERDICTS, VERDICTS_SCHEMA, dropped, kept
 
 _Rows = list[dict[str, Any]]
@@ -33,143 +34,161 @@ class DeduplicateConfig(Config):
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of the sides: split.seed.")
 
 
-def _clusters(config: MinhashConfig, signatures: Artifact, folder: Path) -> dict[int, list[tuple[int, int]]]:
-    """Members (position, row) of each cluster of two and more, by datatrove's bucket and cluster steps."""
-    import struct
+class _Signed:
+    """What was signed, over all shards; only what is asked for is in memory.
 
-    from datatrove.pipeline.dedup.minhash import MinhashDedupBuckets, MinhashDedupCluster
-
-    for position, shard in enumerate(signatures.shards):
-        for bucket in range(config.buckets):
-            link = folder / "signatures" / signature_file(bucket, position)
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to(shard / signature_file(bucket))
-    shape = datatrove_config(config)
-    for bucket in range(config.buckets):
-        MinhashDedupBuckets(str(folder / "signatures"), str(folder / "buckets"), config=shape).run(
-            None, bucket, config.buckets
-        )
-        progress(bucket + 1, config.buckets, "buckets")
-    MinhashDedupCluster(
-        str(folder / "buckets"), str(folder / "clusters"), config=shape, save_cluster_id=True
-    ).run(None, 0, 1)
-    clusters: dict[int, list[tuple[int, int]]] = {}
-    for path in sorted((folder / "clusters").glob("*.clusters")):
-        for row, cluster in struct.iter_unpack("<2I", path.read_bytes()):
-            clusters.setdefault(cluster, []).append((int(path.stem), row))
-    return clusters
-
-
-def _former_sides(former: Artifact | None) -> dict[int, str]:
-    """Side of each text in an earlier selection, by its digest."""
-    sides: dict[int, str] = {}
-    for shard in former.shards if former else ():
-        for row in read_table(shard / SELECTION, ["side", "text_digest"]).to_pylist():
-            if row["side"] in SIDES:
-                sides[row["text_digest"]] = row["side"]
-    return sides
-
-
-def _signatures(config: MinhashConfig, signatures: Artifact, sizes: list[int]) -> tuple[Any, Any]:
-    """Every signature, (documents, hashes), and which documents have one: their number over all shards."""
-    import numpy as np
-
-    hashes, numbers = [], []
-    for shard, first in zip(signatures.shards, np.cumsum([0, *sizes[:-1]]), strict=True):
-        columns = []
-        for bucket in range(config.buckets):
-            record = np.fromfile(shard / signature_file(bucket), "<u4").reshape(
-                -1, config.hashes_per_bucket + 1
-            )
-            record = record[np.argsort(record[:, -1], kind="stable")]
-            columns.append(record[:, :-1])
-        hashes.append(np.hstack(columns))
-        numbers.append(first + record[:, -1].astype(np.int64))
-    return np.concatenate(hashes), np.concatenate(numbers)
-
-
-def _groups(config: DeduplicateConfig, signatures: Artifact, signed: list[_Rows]) -> list[dict[str, Any]]:
-    """draw and held of every document over all shards.
-
-    Args:
-        signed: what was signed, shard by shard, with the rank of each document.
+    Attributes:
+        sizes: documents of each shard.
+        firsts: number of the first document of each.
     """
+
+    def __init__(self, config: DeduplicateConfig, shards: tuple[Path, ...], former: Artifact | None) -> None:
+        import numpy as np
+
+        self.config, self.shards = config, shards
+        self.kept_ids = set(config.kept_ids)
+        self.sizes = [count_rows(shard / SIGNED) for shard in shards]
+        self.firsts = np.cumsum([0, *self.sizes[:-1]])
+        self.former = _former_sides(former)
+
+    def digests(self, shard: int) -> tuple[Any, Any]:
+        """Of each document of a shard, and of its text: uint64."""
+        table = read_table(self.shards[shard] / SIGNED, ["digest", "text_digest"])
+        return table.column("digest").to_numpy(), table.column("text_digest").to_numpy()
+
+    def rows(self, shard: int) -> _Rows:
+        """The documents of a shard, each with its rank among those that it is alike to."""
+        rows: _Rows = read_table(self.shards[shard] / SIGNED).to_pylist()
+        for row in rows:
+            listed = row["id"] in self.kept_ids or row["source"] == self.config.kept_source
+            row["rank"] = _RANKS.index(LISTED if listed else self._former_side(row["text_digest"]))
+        return rows
+
+    def _former_side(self, text_digest: int) -> str:
+        return next((side for side, known in self.former.items() if _holds(known, text_digest)), "")
+
+    def at(self, numbers: Any) -> dict[int, dict[str, Any]]:
+        """The documents with these numbers, sorted."""
+        import numpy as np
+
+        places = np.searchsorted(self.firsts, numbers, side="right") - 1
+        found = {}
+        for shard in np.unique(places).tolist():
+            rows, first = self.rows(shard), int(self.firsts[shard])
+            for number in numbers[places == shard].tolist():
+                found[number] = rows[number - first]
+        return found
+
+
+def _holds(known: Any, value: int) -> bool:
     import numpy as np
 
-    from tasks.text.likeness import alike
+    place = int(np.searchsorted(known, np.uint64(value)))
+    return place < len(known) and int(known[place]) == value
 
-    documents = [row for rows in signed for row in rows]
-    groups = np.arange(len(documents))
-    if documents:
-        hashes, numbers = _signatures(config.minhash, signatures, [len(rows) for rows in signed])
-        # By digest, so that groups do not depend on how shards are numbered.
-        digests = np.array([documents[number]["digest"] for number in numbers], np.uint64)
-        order = np.argsort(digests, kind="stable")
-        found = alike(hashes[order], config.minhash.hashes_per_bucket)
-        firsts = np.full(found.max(initial=-1) + 1, len(documents))
-        np.minimum.at(firsts, found, numbers[order])
-        groups[numbers[order]] = firsts[found]
+
+def _former_sides(former: Artifact | None) -> dict[str, Any]:
+    """Digests of the texts on each side of an earlier selection, sorted: uint64."""
+    import numpy as np
+
+    found: dict[str, list[Any]] = {side: [np.empty(0, np.uint64)] for side in SIDES}
+    for shard in former.shards if former else ():
+        table = read_table(shard / SELECTION, ["side", "text_digest"])
+        sides, digests = (
+            np.array(table.column("side").to_pylist(), object),
+            table.column("text_digest").to_numpy(),
+        )
+        for side in SIDES:
+            found[side].append(digests[sides == side])
+    return {side: np.sort(np.concatenate(parts)) for side, parts in found.items()}
+
+
+def _verdicts_on(clusters: tuple[Any, Any], signed: _Signed) -> dict[int, dict[str, Any]]:
+    """The verdicts that are not plainly to keep: on the documents of clusters, by number."""
+    numbers, labels = clusters
+    documents = signed.at(numbers)
+    members: dict[int, list[int]] = {}
+    for number, label in zip(numbers.tolist(), labels.tolist(), strict=True):
+        members.setdefault(label, []).append(number)
+    verdicts = {}
+    for cluster in members.values():
+        known = sorted((documents[n]["rank"], documents[n]["digest"], documents[n]["id"], n) for n in cluster)
+        survivor = documents[known[0][3]]
+        others = [identifier for rank, _, identifier, _ in known[1:] if rank]
+        if others:
+            more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+            verdicts[known[0][3]] = kept(f"stands for {', '.join(others[:3])}{more}")
+        for rank, _, _, number in known[1:]:
+            if rank:
+                is_equal = documents[number]["text_digest"] == survivor["text_digest"]
+                reason = "the same text" if is_equal else "near-duplicate"
+                what = "the same text as" if is_equal else "near-duplicate of"
+                detail = f"{what} {survivor['id']}, in a cluster of {len(known)}"
+                verdicts[number] = dropped("deduplicate", reason, detail)
+    return verdicts
+
+
+def _groups_of(groups: tuple[Any, Any], signed: _Signed, seed: int) -> dict[int, dict[str, Any]]:
+    """draw and held of the documents that are alike another one, by number."""
+    numbers, labels = (array.tolist() for array in groups)
+    documents = signed.at(groups[0])
     draws: dict[int, int] = {}
     ranks: dict[int, int] = {}
-    for group, row in zip(groups.tolist(), documents, strict=True):
-        own = draw(config.seed, row["text_digest"])
-        draws[group] = min(draws.get(group, own), own)
+    for number, label in zip(numbers, labels, strict=True):
+        own = draw(seed, documents[number]["text_digest"])
+        draws[label] = min(draws.get(label, own), own)
         # What is held out stays held out, whatever it turns out to be alike to.
-        ranks[group] = min(ranks.get(group, row["rank"]), row["rank"])
-    return [{"draw": draws[group], "held": _RANKS[ranks[group]]} for group in groups.tolist()]
+        ranks[label] = min(ranks.get(label, len(_RANKS)), documents[number]["rank"])
+    return {
+        number: {"draw": draws[label], "held": _RANKS[ranks[label]]}
+        for number, label in zip(numbers, labels, strict=True)
+    }
 
 
-def _signed(config: DeduplicateConfig, signatures: Artifact, former: Artifact | None) -> list[_Rows]:
-    """What was signed, shard by shard, each document with its rank among those that it is alike to."""
-    kept_ids, sides = set(config.kept_ids), _former_sides(former)
-    signed = [read_table(shard / SIGNED).to_pylist() for shard in signatures.shards]
-    for rows in signed:
-        for row in rows:
-            listed = row["id"] in kept_ids or row["source"] == config.kept_source
-            row["rank"] = _RANKS.index(LISTED if listed else sides.get(row["text_digest"], ""))
-    return signed
-
-
-@stage(libraries=("datatrove", "numpy", "scipy", "pyarrow"), role="deduplicate")
+@stage(libraries=("numpy", "scipy", "pyarrow"), role="deduplicate")
 def deduplicate(
     config: DeduplicateConfig, signatures: Artifact, out: Path, former: Artifact | None = None
 ) -> Metrics:
     """Write shards/NNNNN/verdicts.parquet and groups.parquet, aligned with the shards that were signed.
 
-    The survivor of a cluster is the document with the smallest digest of id and text, so it
-    does not depend on how shards are numbered; documents that the recipe lists as validation
-    all survive, and what is near to one of them does not. What an earlier run kept comes before
-    what is new, held-out text first, so that a new copy displaces none of it.
+    Equal texts and near-duplicates are one cluster. Its survivor is the document with the smallest digest of id and
+    text, so it does not depend on how shards are numbered; documents that the recipe lists as validation all survive,
+    and what is near to one of them does not. What an earlier run kept comes before what is new, held-out text first,
+    so that a new copy displaces none of it. Memory follows the duplicates, not the documents: keys are sorted part by
+    part on disk, and only what shares one is looked at.
 
     Args:
         former: selection of an earlier run, whose sides its texts keep.
     """
-    signed = _signed(config, signatures, former)
+    from tasks.text.likeness import Likeness, Signatures
+
+    signed = _Signed(config, signatures.shards, former)
+    n_shards = len(signatures.shards)
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:
-        clusters = _clusters(config.minhash, signatures, Path(folder))
-    verdicts = [[kept() for _ in rows] for rows in signed]
-    removed = 0
-    for members in clusters.values():
-        known = []
-        for position, row in members:
-            document = signed[position][row]
-            known.append((document["rank"], document["digest"], document["id"], position, row))
-        known.sort()
-        survivor = known[0][2]
-        others = [identifier for rank, _, identifier, _, _ in known[1:] if rank]
-        if others:
-            more = f" and {len(others) - 3} more" if len(others) > 3 else ""
-            verdicts[known[0][3]][known[0][4]]["detail"] = f"stands for {', '.join(others[:3])}{more}"
-        for rank, _, _, position, row in known[1:]:
-            if rank:
-                detail = f"near-duplicate of {survivor}, in a cluster of {len(known)}"
-                verdicts[position][row] = dropped("deduplicate", "near-duplicate", detail)
-                removed += 1
-    groups = _groups(config, signatures, signed)
-    first = 0
-    for position, rows in enumerate(verdicts):
-        folder_of_shard = out / "shards" / f"{position:05d}"
-        write_table(folder_of_shard / VERDICTS, rows, VERDICTS_SCHEMA)
-        write_table(folder_of_shard / GROUPS, groups[first : first + len(rows)], GROUPS_SCHEMA)
-        first += len(rows)
-    return {"documents": sum(len(rows) for rows in verdicts), "clusters": len(clusters), "removed": removed}
+        found = Signatures(signatures.shards, signed.firsts)
+        likeness = Likeness(config.minhash, found, sum(signed.sizes), Path(folder))
+        for shard in range(n_shards):
+            likeness.add(shard, int(signed.firsts[shard]), *signed.digests(shard))
+            progress(shard + 1, 2 * n_shards, "shards")
+        clusters = likeness.clusters()
+        verdicts = _verdicts_on(clusters, signed)
+        groups = _groups_of(likeness.groups(), signed, config.seed)
+    for shard in range(n_shards):
+        folder_of_shard, first = out / "shards" / f"{shard:05d}", int(signed.firsts[shard])
+        rows = signed.rows(shard)
+        own_verdicts = [verdicts.get(first + row) or kept() for row in range(len(rows))]
+        own_groups = [
+            groups.get(first + i)
+            or {"draw": draw(config.seed, row["text_digest"]), "held": _RANKS[row["rank"]]}
+            for i, row in enumerate(rows)
+        ]
+        write_table(folder_of_shard / VERDICTS, own_verdicts, VERDICTS_SCHEMA)
+        write_table(folder_of_shard / GROUPS, own_groups, GROUPS_SCHEMA)
+        progress(n_shards + shard + 1, 2 * n_shards, "shards")
+    gone = Counter(verdict["reason"] for verdict in verdicts.values() if not verdict["kept"])
+    return {
+        "documents": sum(signed.sizes),
+        "clusters": len(set(clusters[1].tolist())),
+        "removed": sum(gone.values()),
+        "same_text": gone["the same text"],
+    }

@@ -18,13 +18,15 @@ from tasks.engine.sources import SourceDigests
 from tasks.engine.stage import Artifact, Parts, Shard
 from tasks.ngrams import WordHasher, ngram_hashes
 from tasks.tables import read_table, write_table
+from tasks.text import equal_keys
 from tasks.text.clean import CleanConfig, clean
 from tasks.text.decontaminate import decontaminate
 from tasks.text.deduplicate import DeduplicateConfig, deduplicate
 from tasks.text.documents import DOCUMENTS_SCHEMA
 from tasks.text.groups import draw
+from tasks.text.likeness import Likeness, Signatures
 from tasks.text.minhash import minhash
-from tasks.text.signatures import MinhashConfig
+from tasks.text.signatures import ROWS, SIGNATURES, MinhashConfig
 from tasks.text.split import SplitConfig, split
 from tasks.text.verdicts import VERDICTS_SCHEMA, kept
 
@@ -211,17 +213,82 @@ def test_listed_documents_always_survive(tmp_path: Path, prose: list[str]):
     assert removed(tmp_path / "source", [shard], kept_source="s") == []
 
 
-def test_signatures_are_those_that_datatrove_reads(tmp_path: Path, prose: list[str]):
-    from datatrove.io import get_datafolder
-    from datatrove.pipeline.dedup.minhash import read_sigs
+def datatroves_clusters(folder: Path, shards: list[Path]) -> set[frozenset[tuple[int, int]]]:
+    """Clusters of (shard, row) by datatrove's own steps, on the same signatures."""
+    import struct
 
-    from tasks.text.signatures import datatrove_config, signature_file
+    from datatrove.pipeline.dedup.minhash import MinhashConfig as DatatroveConfig
+    from datatrove.pipeline.dedup.minhash import MinhashDedupBuckets, MinhashDedupCluster
+    from datatrove.utils.hashing import HashConfig
 
-    folder = sign(tmp_path, {str(i): text for i, text in enumerate(prose)})
-    for bucket in (0, 13):
-        file = get_datafolder(str(folder)).open(signature_file(bucket), "rb")
-        rows = [signature.doc_id for signature in read_sigs(file, 0, datatrove_config(MinhashConfig()))]
-        assert sorted(rows) == list(range(12))
+    shape = MinhashConfig()
+    config = DatatroveConfig(
+        num_buckets=shape.buckets,
+        hashes_per_bucket=shape.hashes_per_bucket,
+        hash_config=HashConfig(precision=32),
+    )
+    for position, shard in enumerate(shards):
+        signatures, rows = np.load(shard / SIGNATURES), np.load(shard / ROWS)
+        for bucket in range(shape.buckets):
+            columns = signatures[:, bucket * 8 : bucket * 8 + 8]
+            records = np.column_stack((columns, rows)).astype("<u4")
+            path = folder / "signatures" / f"bucket_{bucket:03d}" / f"{position:05d}.minhash.sig"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(np.ascontiguousarray(records[np.lexsort(records.T[::-1])]).tobytes())
+    for bucket in range(shape.buckets):
+        MinhashDedupBuckets(str(folder / "signatures"), str(folder / "buckets"), config=config).run(
+            None, bucket, 14
+        )
+    MinhashDedupCluster(
+        str(folder / "buckets"), str(folder / "clusters"), config=config, save_cluster_id=True
+    ).run(None, 0, 1)
+    clusters: dict[int, set[tuple[int, int]]] = {}
+    for path in sorted((folder / "clusters").glob("*.clusters")):
+        for row, cluster in struct.iter_unpack("<2I", path.read_bytes()):
+            clusters.setdefault(cluster, set()).add((int(path.stem), row))
+    return set(map(frozenset, clusters.values()))
+
+
+def own_clusters(folder: Path, shards: list[Path]) -> set[frozenset[tuple[int, int]]]:
+    sizes = [len(np.load(shard / ROWS)) for shard in shards]
+    firsts = np.cumsum([0, *sizes[:-1]])
+    folder.mkdir()
+    likeness = Likeness(MinhashConfig(), Signatures(tuple(shards), firsts), sum(sizes), folder)
+    for shard, size in enumerate(sizes):
+        numbers = np.arange(size, dtype=np.uint64) + np.uint64(1000 * shard)
+        likeness.add(shard, int(firsts[shard]), numbers, numbers)
+    numbers, labels = likeness.clusters()
+    places = np.searchsorted(firsts, numbers, side="right") - 1
+    clusters: dict[int, set[tuple[int, int]]] = {}
+    for number, place, label in zip(numbers.tolist(), places.tolist(), labels.tolist(), strict=True):
+        clusters.setdefault(label, set()).add((place, number - int(firsts[place])))
+    return set(map(frozenset, clusters.values()))
+
+
+@pytest.mark.parametrize("part_records", [4_000_000, 40])
+def test_clusters_are_those_of_datatrove(
+    tmp_path: Path, prose: list[str], monkeypatch: pytest.MonkeyPatch, part_records: int
+):
+    # In many small parts on disk as in one.
+    monkeypatch.setattr(equal_keys, "_PART_RECORDS", part_records)
+    monkeypatch.setattr(equal_keys, "_BUFFER_RECORDS", part_records)
+    texts = [
+        with_noise(text, noise, i) for noise in (0, 0.005, 0.02, 0.05, 0.1) for i, text in enumerate(prose)
+    ]
+    shards = [
+        sign(tmp_path / str(shard), {str(i): text for i, text in enumerate(texts) if i % 4 == shard})
+        for shard in range(4)
+    ]
+    found = own_clusters(tmp_path / "ours", shards)
+    assert found == datatroves_clusters(tmp_path / "theirs", shards)
+    assert len(found) >= 10
+
+
+def test_the_same_text_is_kept_once_however_short(tmp_path: Path):
+    shards = [sign(tmp_path / name, {f"{name}{i}": "สวัสดี" for i in range(5)}) for name in "ab"]
+    assert len(removed(tmp_path / "out", shards)) == 9
+    (first, *_) = [row for row in verdicts(tmp_path / "out" / "shards" / "00000") if not row["kept"]]
+    assert first["reason"] == "the same text"
 
 
 def test_no_signatures_no_duplicates(tmp_path: Path):

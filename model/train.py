@@ -135,12 +135,17 @@ def _first_ranks(figure: float) -> float:
     return figures[0]
 
 
-def train(spec: TrainSpec, progress: Callable[[int, int, str, str], None]) -> dict[str, Any]:
+def train(
+    spec: TrainSpec,
+    progress: Callable[[int, int, str, str], None],
+    enter: Callable[[str], None] = lambda phase: None,
+) -> dict[str, Any]:
     """Train one model as rank RANK of WORLD_SIZE (environment), from the newest checkpoint if there is one.
 
     Args:
         spec: what to train, on which tokens, where.
         progress: called with (done tokens, all tokens, "tokens", loss and speed in words) after every step, on rank 0.
+        enter: called by every rank with what it begins: step, validation or save; before them it loads.
 
     Returns:
         Figures: parameters, steps, step_seconds, tokens_per_second, the last losses, resumed_from_step.
@@ -189,21 +194,26 @@ def train(spec: TrainSpec, progress: Callable[[int, int, str, str], None]) -> di
         last_save = time.monotonic()
 
         def measure() -> float:
+            enter("validation")
             learner.eval()
             measured = measure_held_out(engine.module, validation, token_bytes, device=device)
             learner.train()
+            enter("step")
             return _first_ranks(measured.bits_per_byte)
 
         if spec.start and validation and not first_step:
             state["validation_bits_per_byte_before"] = measure()
 
         def save(steps: int) -> None:
+            enter("save")
             if metrics:
                 metrics.sync()
             save_checkpoint(engine, spec.work, steps, state, machine.keep_checkpoints, average.save)
             if metrics:
                 forget_others(spec.work, state)
+            enter("step")
 
+        enter("step")
         for step in range(first_step, config.n_steps):
             started = time.perf_counter()
             share = set_rates(config, optimizer, step)
@@ -238,6 +248,7 @@ def train(spec: TrainSpec, progress: Callable[[int, int, str, str], None]) -> di
                 last_save = time.monotonic()
             if stop:
                 raise _stopped(step + 1, config)
+        enter("save")
         with average.applied():
             _save_trained(learner.model, spec, state)
         if metrics:

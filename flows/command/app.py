@@ -52,6 +52,7 @@ COMMANDS = {
         "serve",
         "Start a Prefect server with UI, the deployments of these recipes, and a worker, on this computer.",
     ),
+    "join": ("join", "Train with another computer: be a node of the next training in a shared store."),
     "doctor": (
         "doctor",
         "Check Python, packages, torch, DeepSpeed, disk, memory and the Prefect server, and say the mend.",

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.markup import escape
@@ -25,6 +25,7 @@ from model.errors import InputError
 from tasks.engine.clusters import LocalCluster, RayCluster
 from tasks.engine.machine import Machine
 from tasks.engine.store import flock
+from tasks.engine.worker import compare
 from tasks.engine.worker import examine as examine_here
 
 app = make_app()
@@ -268,30 +269,10 @@ def _cluster(machine: Machine, store: Path) -> Iterator[Finding]:
         mend = "look whether jobs start there, and whether the nodes see the store"
         yield Finding(f"{cluster.kind} cluster", FAULT, "no node answered", mend)
     for node in nodes:
-        told = _differences(own, node)
+        told = compare(own, node)
         mend = "the same checkout, `pip install -c constraints.txt -e .`, and the same path of the store on every node"
         what = f"{cluster.kind} node {node['host']}"
         yield Finding(what, FAULT if told else OK, "; ".join(told) or "as here", mend if told else "")
-
-
-def _differences(own: dict[str, Any], node: dict[str, Any]) -> list[str]:
-    told = [] if node["sees_store"] else ["it does not see the store"]
-    told += [
-        f"{name} {node[name]} instead of {own[name]}"
-        for name in ("python", "format")
-        if own[name] != node[name]
-    ]
-    edited = [name for name, content in own["code"].items() if node["code"].get(name) != content]
-    if edited:
-        told.append(f"other code in {', '.join(edited[:3])}{' and more' if len(edited) > 3 else ''}")
-    names = sorted(own["libraries"].keys() & node["libraries"].keys())
-    other = [
-        f"{name} {node['libraries'][name]} instead of {own['libraries'][name]}"
-        for name in names
-        if own["libraries"][name] != node["libraries"][name]
-    ]
-    missing = sorted(own["libraries"].keys() - node["libraries"].keys())
-    return told + other[:5] + ([f"without {', '.join(missing[:5])}"] if missing else [])
 
 
 def examine(store: Path, machine: Machine | None = None) -> Iterator[Finding]:

@@ -146,7 +146,7 @@ async def build(
     resolved, key, stored = look_up(node, inputs, store, sources)
     if stored:
         return _outcome(stored, resolved, cached=True, built=0, started=started)
-    async with _locked(store, stage.name, key, leased=not machine.is_local):
+    async with _locked(store, stage.name, key, leased=machine.is_shared):
         # Another process may have built it while this one waited.
         stored = store.find_whole("artifacts", stage.name, key)
         if stored:

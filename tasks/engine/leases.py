@@ -1,6 +1,6 @@
 """Leases: who works on what, on a file system that several computers share, where `flock` may hold on one of them only.
 
-A lease is a file that its holder touches every few seconds. One that was not touched for a minute is nobody's. Its age is
+A lease is a file that its holder touches every few seconds. One that was not touched for half a minute is nobody's. Its age is
 told by the clock of the file system, so clocks that differ between computers mislead nobody.
 """
 
@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
-TOUCH_SECONDS, STALE_SECONDS = 5.0, 60.0
+TOUCH_SECONDS, STALE_SECONDS = 5.0, 30.0
 
 
 def _now(folder: Path) -> float:
@@ -36,9 +36,14 @@ def _here() -> str:
 def is_held(path: Path) -> bool:
     """Whether somebody holds a lease."""
     try:
-        touched = path.stat().st_mtime
+        # Opened, since what NFS remembers of a file is asked for anew only then.
+        descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
         return False
+    try:
+        touched = os.fstat(descriptor).st_mtime
+    finally:
+        os.close(descriptor)
     return _now(path.parent) - touched < STALE_SECONDS
 
 

@@ -18,6 +18,12 @@ class Machine(TrainingMachine):
     cluster: Cluster = Field(
         LocalCluster(kind="local"), description="Where shards are built: here, on Ray or on Slurm."
     )
+    nodes: int = Field(
+        0,
+        ge=0,
+        description="Computers that train, each with its part of the ranks. 0: this one. More: so many nodes of the Ray or Slurm "
+        "cluster; without one, this computer and others on which `scratchlm join` runs.",
+    )
     in_process: bool = Field(
         False,
         description="Build and train in one process, without workers, torchrun and its watch; `scratchlm task` does.",
@@ -44,26 +50,40 @@ class Machine(TrainingMachine):
         values = {name: getattr(self, name) for name in TrainingMachine.model_fields}
         if self.in_process:
             values["ranks"] = 1
+        elif self.nodes and self.ranks % self.nodes:
+            raise InputError(
+                f"machine.ranks {self.ranks} cannot be shared by machine.nodes {self.nodes}: take a multiple"
+            )
+        elif self.nodes and not self.is_local and not (self.ranks and self.device != "auto"):
+            raise InputError(
+                f"machine.nodes is {self.nodes}, on a cluster: say machine.device and machine.ranks (of all nodes together), since "
+                "this computer does not tell what those have"
+            )
         if self.device == "cpu":
-            values["ranks"] = values["ranks"] or 1
+            values["ranks"] = values["ranks"] or max(1, self.nodes)
         else:
             import torch
 
-            if self.device == "cuda" and not torch.cuda.is_available():
+            elsewhere = self.nodes and not self.is_local
+            if self.device == "cuda" and not elsewhere and not torch.cuda.is_available():
                 raise InputError(
                     "machine.device is cuda, and torch finds no CUDA device here: set it to cpu or auto"
                 )
             if self.device == "auto":
                 values["device"] = "cuda" if torch.cuda.is_available() else "cpu"
-            values["ranks"] = values["ranks"] or (
-                torch.cuda.device_count() if values["device"] == "cuda" else 1
-            )
+            own = torch.cuda.device_count() if values["device"] == "cuda" else 1
+            values["ranks"] = values["ranks"] or own * max(1, self.nodes)
         return TrainingMachine.model_validate(values)
 
     @property
     def is_local(self) -> bool:
         """Whether shards are built on this machine alone."""
         return self.in_process or isinstance(self.cluster, LocalCluster)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other computers take part, so that they have to know who builds what."""
+        return not self.in_process and (not self.is_local or self.nodes > 1)
 
     @property
     def n_workers(self) -> int:

@@ -67,6 +67,26 @@ def submit(cluster: SlurmCluster, name: str, folder: Path, n_jobs: int, command:
     return _slurm("sbatch", "--parsable", *flags, "--wrap", script).split(";")[0].strip()
 
 
+def submit_nodes(cluster: SlurmCluster, name: str, folder: Path, n_nodes: int, command: list[str]) -> str:
+    """Submit a job of so many nodes that runs `command` once on each; $SLURM_PROCID in it is the number of the node."""
+    _cancel_left_over(name)
+    options = {
+        "job-name": name,
+        "nodes": str(n_nodes),
+        "ntasks-per-node": "1",
+        "output": str(folder / "slurm.log"),
+        "time": cluster.time,
+        "cpus-per-task": str(cluster.cpus_per_job),
+        **({"partition": cluster.partition} if cluster.partition else {}),
+        **cluster.sbatch,
+    }
+    flags = [f"--{option}={value}" for option, value in options.items()]
+    # srun itself does not know the number of a task; the shell that it starts on each node does.
+    inner = " ".join(part if part.startswith("$") else shlex.quote(part) for part in command)
+    script = f"exec srun --kill-on-bad-exit=1 sh -c {shlex.quote('exec ' + inner)}"
+    return _slurm("sbatch", "--parsable", *flags, "--wrap", script).split(";")[0].strip()
+
+
 def _cancel_left_over(name: str) -> None:
     """End the arrays of a driver that was killed."""
     jobs = set(_slurm("squeue", "--me", "--noheader", f"--name={name}", "--format=%A").split())
@@ -74,7 +94,7 @@ def _cancel_left_over(name: str) -> None:
         _slurm("scancel", *sorted(jobs))
 
 
-def _queue(job: str) -> list[tuple[str, str]]:
+def queue_of(job: str) -> list[tuple[str, str]]:
     """State and reason of each task of an array that is not over."""
     done = subprocess.run(
         ["squeue", "--noheader", "--array", f"--jobs={job}", "--format=%T|%r"], capture_output=True, text=True
@@ -85,7 +105,7 @@ def _queue(job: str) -> list[tuple[str, str]]:
     return [(state, reason) for state, _, reason in lines if state != "COMPLETING"]
 
 
-def _told(tasks: list[tuple[str, str]]) -> str:
+def told_of(tasks: list[tuple[str, str]]) -> str:
     states = Counter(state.lower() for state, _ in tasks)
     waits = sorted({reason for state, reason in tasks if state == "PENDING" and reason not in ("None", "")})
     counts = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
@@ -173,9 +193,9 @@ def _run_array(
                 return
             now = time.monotonic()
             if now - looked > _QUEUE_SECONDS:
-                looked, tasks = now, _queue(array)
+                looked, tasks = now, queue_of(array)
                 over_since = None if tasks else over_since or now
-                yield _told(tasks)
+                yield told_of(tasks)
             if over_since and now - over_since > _VISIBLE_SECONDS:
                 return
             time.sleep(_POLL_SECONDS)

@@ -121,6 +121,27 @@ def examine(folder: Path) -> dict[str, Any]:
     }
 
 
+def compare(own: dict[str, Any], node: dict[str, Any]) -> list[str]:
+    """How what `examine` told of a node differs from what it told here."""
+    told = [] if node["sees_store"] else ["it does not see the store"]
+    told += [
+        f"{name} {node[name]} instead of {own[name]}"
+        for name in ("python", "format")
+        if own[name] != node[name]
+    ]
+    edited = [name for name, content in own["code"].items() if node["code"].get(name) != content]
+    if edited:
+        told.append(f"other code in {', '.join(edited[:3])}{' and more' if len(edited) > 3 else ''}")
+    names = sorted(own["libraries"].keys() & node["libraries"].keys())
+    other = [
+        f"{name} {node['libraries'][name]} instead of {own['libraries'][name]}"
+        for name in names
+        if own["libraries"][name] != node["libraries"][name]
+    ]
+    missing = sorted(own["libraries"].keys() - node["libraries"].keys())
+    return told + other[:5] + ([f"without {', '.join(missing[:5])}"] if missing else [])
+
+
 def build_array_task(spec_path: Path, folder: Path, task: str) -> int:
     """Build the shards of one task of an array of jobs, and write a line for each."""
     process.exit_on_sigterm()

@@ -80,6 +80,18 @@ def _learnable(text: str) -> Iterator[str]:
     yield text[start:]
 
 
+def _bytes_on_side(documents: Artifact, selection: Artifact, side: str) -> int:
+    """Bytes of text on one side, without making a Python object of any."""
+    import pyarrow.compute as pc
+
+    total = 0
+    for shard, chosen in zip(documents.shards, selection.shards, strict=True):
+        table = read_table(shard / DOCUMENTS, ["text"])
+        on_side = pc.equal(read_table(chosen / SELECTION, ["side"]).column("side"), side)
+        total += pc.sum(pc.binary_length(table.filter(on_side).column("text"))).as_py() or 0
+    return total
+
+
 class _Sample:
     """Training documents, about `sample_bytes` of them, chosen by hash: so the choice does not depend on their order.
 
@@ -94,7 +106,7 @@ class _Sample:
         self.n_bytes = 0
 
     def __iter__(self) -> Iterator[str]:
-        total = sum(len(text.encode()) for _, text in selected_texts(self.documents, self.selection, TRAIN))
+        total = _bytes_on_side(self.documents, self.selection, TRAIN)
         bound = 2**64 * min(1.0, self.sample_bytes / max(1, total))
         for identifier, text in selected_texts(self.documents, self.selection, TRAIN):
             for piece in _pieces(text, max(1, self.sample_bytes // _PIECES)):
@@ -123,11 +135,14 @@ def _train(config: TrainTokenizerConfig, texts: Iterable[str]) -> "Tokenizer":
     return tokenizer
 
 
-@stage(libraries=("tokenizers", "pyarrow"))
+@stage(libraries=("tokenizers", "fastokens", "numpy", "pyarrow"))
 def train_tokenizer(
     config: TrainTokenizerConfig, documents: Artifact, selection: Artifact, out: Path
 ) -> Metrics:
     """Write tokenizer.json, token_bytes.json (bytes that each id stands for) and figures/samples.json (for a person)."""
+    import fastokens
+    import numpy as np
+
     out.mkdir(parents=True, exist_ok=True)
     sample = _Sample(documents, selection, config.sample_bytes)
     _train(config, sample).save(str(out / TOKENIZER))
@@ -139,11 +154,12 @@ def train_tokenizer(
 
     n_tokens, n_bytes = 0, 0
     examples: list[list[str]] = []
+    encoder = fastokens.Tokenizer.from_file(str(out / TOKENIZER))
     for _, text in selected_texts(documents, selection, VALIDATION):
-        encoded = tokenizer.encode(text, add_special_tokens=False)
-        n_tokens, n_bytes = n_tokens + len(encoded.ids), n_bytes + len(text.encode())
+        ids = np.frombuffer(encoder.encode_batch_flat([text], split_special_tokens=True)[0], np.uint32)
+        n_tokens, n_bytes = n_tokens + len(ids), n_bytes + len(text.encode())
         if len(examples) < 3:
-            examples.append([tokenizer.decode([number]) for number in encoded.ids[:120]])
+            examples.append([tokenizer.decode([number]) for number in ids[:120].tolist()])
     longest = sorted(range(len(names)), key=lambda i: (-token_bytes[i], i))[:20]
     samples = {"validation": examples, "longest": [tokenizer.decode([number]) for number in longest]}
     (out / "figures").mkdir(exist_ok=True)

@@ -2,6 +2,8 @@
 
 python -m tasks.training.ranks launch N SPEC     torchrun with N ranks, or the only rank, bound to its parent
 python -m tasks.training.ranks rank SPEC         one rank
+python -m tasks.training.ranks node TEAM INDEX   one node of several: checks, and torchrun, watched
+python -m tasks.training.ranks torchrun N SPEC RENDEZVOUS...   its torchrun
 
 Each is bound to its parent before it imports torch, which takes seconds in which a parent may be killed.
 """
@@ -9,6 +11,7 @@ Each is bound to its parent before it imports torch, which takes seconds in whic
 import json
 import os
 import re
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -23,11 +26,15 @@ from tasks.engine import process
 from tasks.engine.progress import progress
 
 RESULT, ERRORS, PROGRESS = "result.json", "error-*.json", "progress.json"
+PRESENCE = "rank-*.json"
+"""What a rank does, and where: host, phase, and since when."""
 _PARENT = "SCRATCHLM_LAUNCHER"
 _PEER = re.compile(
     r"closed by peer|reset by peer|broken pipe|NCCL|gloo|Socket|connect(ion)? (timed out|refused)", re.I
 )
 """What torch.distributed says, as plain RuntimeErrors of gloo too, when it cannot reach another rank."""
+
+_LOST = "another rank is gone"
 
 Kind = Literal["input", "retry", "stage"]
 """Of a failure: another attempt cannot help; will help; is not known to."""
@@ -39,20 +46,21 @@ def launch(n_ranks: int, spec: str) -> None:
         os.environ.update(_only_rank())
         _train(Path(spec))
         return
+
+    run_torchrun(["--standalone"], n_ranks, spec)
+
+
+def run_torchrun(rendezvous: list[str], n_ranks: int, spec: str) -> None:
+    """Become the torchrun of so many ranks here.
+
+    Args:
+        rendezvous: how it finds those of other nodes.
+    """
     from torch.distributed import run
 
     os.environ[_PARENT] = str(os.getpid())
-    run.main(
-        [
-            "--standalone",
-            "--max-restarts=0",
-            f"--nproc-per-node={n_ranks}",
-            "-m",
-            "tasks.training.ranks",
-            "rank",
-            spec,
-        ]
-    )
+    ranks = ["--max-restarts=0", f"--nproc-per-node={n_ranks}", "-m", "tasks.training.ranks", "rank", spec]
+    run.main([*rendezvous, *ranks])
 
 
 def explain_failure(error: Exception, machine: TrainingMachine) -> tuple[Kind, str]:
@@ -74,17 +82,40 @@ def explain_failure(error: Exception, machine: TrainingMachine) -> tuple[Kind, s
             "machine.zero_stage on more ranks"
         )
     if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and _PEER.search(sentence)):
-        return "retry", f"another rank is gone ({sentence})"
+        return "retry", f"{_LOST} ({sentence})"
     return "stage", sentence
 
 
 def first_error(work: Path) -> tuple[Kind, str] | None:
-    """Why training failed: what the first rank that failed says; None if none came to say it."""
-    errors = [error for path in work.glob(ERRORS) if (error := read_json(path))]
+    """Why training failed, and on which rank: what the first that failed says; None if none came to say it.
+
+    One that lost another rank says so, and speaks only if nobody has another reason; then the rank that ended without a
+    word is named.
+    """
+    errors = {path: error for path in work.glob(ERRORS) if (error := read_json(path))}
     if not errors:
         return None
-    _, kind, sentence = min(errors)
+    path, (_, kind, sentence) = min(errors.items(), key=lambda item: (item[1][1] == "retry", item[1]))
+    presence = presences(work)
+    failed = {int(path.stem.removeprefix("error-")) for path in errors}
+    silent = sorted(presence.keys() - failed)
+    if kind == "retry" and silent and sentence.startswith(_LOST):
+        sentence = f"{where(silent[0], presence)} ended without a word; {sentence}"
+    elif len(presence) > 1:
+        sentence = f"{where(int(path.stem.removeprefix('error-')), presence)}: {sentence}"
     return kind, sentence
+
+
+def presences(work: Path) -> dict[int, dict[str, Any]]:
+    """What each rank does, and where, as far as ranks said."""
+    told = {path: read_json(path) for path in work.glob(PRESENCE)}
+    return {int(path.stem.removeprefix("rank-")): seen for path, seen in told.items() if seen}
+
+
+def where(rank: int, presence: dict[int, dict[str, Any]]) -> str:
+    """A rank with its host and its phase, for a person."""
+    seen = presence.get(rank)
+    return f"rank {rank} on {seen['host']} ({seen['phase']})" if seen else f"rank {rank}"
 
 
 def _only_rank() -> dict[str, str]:
@@ -109,19 +140,28 @@ def _train(spec_path: Path) -> None:
 
     spec = TrainSpec.model_validate_json(spec_path.read_bytes())
 
+    own_rank = os.environ["RANK"]
+
+    def enter(phase: str) -> None:
+        told = {"host": socket.gethostname(), "phase": phase, "since_ns": time.time_ns()}
+        write_whole(spec.work / PRESENCE.replace("*", own_rank), json.dumps(told))
+
     def fail(kind: Kind, sentence: str) -> None:
-        path = spec.work / ERRORS.replace("*", os.environ["RANK"])
+        path = spec.work / ERRORS.replace("*", own_rank)
         write_whole(path, json.dumps((time.time_ns(), kind, sentence)))
 
     try:
-        metrics = training.train(spec, lambda *state: write_whole(spec.work / PROGRESS, json.dumps(state)))
+        enter("load")
+        metrics = training.train(
+            spec, lambda *state: write_whole(spec.work / PROGRESS, json.dumps(state)), enter
+        )
     except training.Stopped as stopped:
         fail("retry", str(stopped))
         raise SystemExit(1) from None
     except Exception as error:
         fail(*explain_failure(error, spec.machine))
         raise
-    if os.environ["RANK"] == "0":
+    if own_rank == "0":
         write_whole(spec.work / RESULT, json.dumps(metrics))
 
 
@@ -147,7 +187,15 @@ def train_here(spec: TrainSpec, on_step: Callable[..., None] = progress) -> dict
 
 if __name__ == "__main__":
     process.adopt()
-    if sys.argv[1] == "launch":
-        launch(int(sys.argv[2]), sys.argv[3])
-    else:
-        rank(Path(sys.argv[2]))
+    match sys.argv[1]:
+        case "launch":
+            launch(int(sys.argv[2]), sys.argv[3])
+        case "torchrun":
+            run_torchrun(sys.argv[4:], int(sys.argv[2]), sys.argv[3])
+        case "node":
+            from tasks.training.team import run_node
+
+            process.exit_on_sigterm()
+            sys.exit(run_node(Path(sys.argv[2]), int(sys.argv[3])))
+        case _:
+            rank(Path(sys.argv[2]))

@@ -2,9 +2,9 @@
 
 import json
 import shutil
-import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -14,51 +14,95 @@ from model.files import read_json
 from model.machine import TrainingMachine
 from model.tokenizer import TOKEN_BYTES, tokenizer_sha256
 from model.train_spec import METRICS, TrainSpec
-from tasks.engine import process
 from tasks.engine.machine import Machine
 from tasks.engine.progress import progress
 from tasks.engine.stage import Artifact, Metrics
+from tasks.engine.worker import examine
 from tasks.text.selection import SIDES
 from tasks.training import ranks
 from tasks.training.settings import TrainModelConfig, check_machine
+from tasks.training.team import HereLauncher, Launcher, Team, launch_team
 
 _STOP_SECONDS = 20.0
 
 
-def _run_ranks(spec_path: Path, work: Path, machine: TrainingMachine, hang_seconds: float) -> None:
-    """Run torchrun until it ends.
+_PHASE_PATIENCE = {"step": 1, "load": 4, "validation": 4, "save": 4}
+"""How much longer than a step each phase of a rank may take."""
+
+
+def _launch(spec_path: Path, work: Path, resolved: TrainingMachine, machine: Machine) -> Launcher:
+    """Start the ranks: on this computer, or on as many nodes as the machine has."""
+    if machine.nodes <= 1 and (machine.is_local or not machine.nodes):
+        arguments = [sys.executable, "-m", ranks.__name__, "launch", str(resolved.ranks), str(spec_path)]
+        return HereLauncher(arguments, resolved.device)
+    # The working folder of a stage lies in its store, under the name of its lock.
+    store = work.parent.parent
+    team = Team(
+        identity=f"{work.name[-12:]}-{uuid.uuid4().hex[:8]}",
+        spec=spec_path,
+        folder=work / "team",
+        lease=store / "locks" / f"{work.name}.lease",
+        nodes=machine.nodes,
+        ranks_per_node=resolved.ranks // machine.nodes,
+        device=resolved.device,
+        has=examine(store),
+    )
+    return launch_team(machine, team, store)
+
+
+def _stuck(work: Path, seconds: float, hang_seconds: float) -> str | None:
+    """What to say of ranks that have not moved for so long; None if they may take that time."""
+    presence = ranks.presences(work)
+    if not presence:
+        return None
+    slowest = min(presence, key=lambda rank: presence[rank]["since_ns"])
+    patience = max(_PHASE_PATIENCE.get(seen["phase"], 1) for seen in presence.values())
+    if seconds <= hang_seconds * patience:
+        return None
+    return (
+        f"training made no step for {seconds:.0f} seconds (machine.hang_seconds {hang_seconds:g}, times {patience} in this phase) "
+        f"and was ended: longest without news is {ranks.where(slowest, presence)}"
+    )
+
+
+def _run_ranks(spec_path: Path, work: Path, resolved: TrainingMachine, machine: Machine) -> None:
+    """Run the ranks until they end.
 
     Raises:
         InputError: if a rank found that recipe or data make it impossible.
         StageFailed: if a rank failed, was killed, or hung.
     """
     progress_path = work / ranks.PROGRESS
-    for stale in (progress_path, *work.glob(ranks.ERRORS)):
+    for stale in (progress_path, *work.glob(ranks.ERRORS), *work.glob(ranks.PRESENCE)):
         stale.unlink(missing_ok=True)
-    arguments = [sys.executable, "-m", ranks.__name__, "launch", str(machine.ranks), str(spec_path)]
-    launcher = subprocess.Popen(arguments, env=process.child_environment({"DS_ACCELERATOR": machine.device}))
+    launcher = _launch(spec_path, work, resolved, machine)
     last_change, last_seen = time.monotonic(), None
     try:
-        while launcher.poll() is None:
+        while (status := launcher.poll()) is None:
             time.sleep(0.2)
-            seen = read_json(progress_path)
-            if seen:
-                progress(*seen)
+            steps = read_json(progress_path)
+            if steps:
+                progress(*steps)
+            elif told := launcher.told():
+                progress(0, 0, "tokens", told)
+            seen = (steps, ranks.presences(work))
             if seen != last_seen:
                 last_change, last_seen = time.monotonic(), seen
-            if time.monotonic() - last_change > hang_seconds:
-                raise StageFailed(
-                    f"training made no step for {hang_seconds:.0f} seconds (machine.hang_seconds) and was ended",
-                    retryable=True,
-                )
+            stuck = _stuck(work, time.monotonic() - last_change, machine.hang_seconds)
+            if stuck:
+                raise StageFailed(stuck, retryable=True)
     finally:
-        process.stop(launcher, _STOP_SECONDS)
+        launcher.stop(_STOP_SECONDS)
     error = ranks.first_error(work)
     if error:
         kind, message = error
         raise InputError(message) if kind == "input" else StageFailed(message, retryable=kind == "retry")
-    if launcher.returncode:
-        raise StageFailed(f"a training process ended with status {launcher.returncode}", retryable=True)
+    if status or not (work / ranks.RESULT).exists():
+        presence = ranks.presences(work)
+        there = "; ".join(ranks.where(rank, presence) for rank in sorted(presence))
+        raise StageFailed(
+            f"a training process ended with status {status}{f' ({there})' if there else ''}", retryable=True
+        )
 
 
 def train_under_torchrun(
@@ -109,7 +153,8 @@ def train_under_torchrun(
     else:
         spec_path = work / "spec.json"
         spec_path.write_text(spec.model_dump_json())
-        _run_ranks(spec_path, work, resolved, machine.hang_seconds)
+        (work / ranks.RESULT).unlink(missing_ok=True)
+        _run_ranks(spec_path, work, resolved, machine)
         metrics = json.loads((work / ranks.RESULT).read_text())
     (out / "figures").mkdir(exist_ok=True)
     shutil.copyfile(work / METRICS, out / "figures" / METRICS)

@@ -262,6 +262,17 @@ def test_whose_fault_the_failure_of_a_rank_is(tmp_path: Path):
     for rank, (at, kind, sentence) in enumerate([(20, "retry", "closed"), (10, "input", "too large")]):
         (tmp_path / f"error-{rank}.json").write_text(json.dumps([at, kind, sentence]))
     assert first_error(tmp_path) == ("input", "too large")
+    # Of several ranks the one is named, with its place; of those that only lost another one, the one that says nothing.
+    for rank, phase in enumerate(("step", "save", "step")):
+        seen = {"host": f"n{rank}", "phase": phase, "since_ns": 0}
+        (tmp_path / f"rank-{rank}.json").write_text(json.dumps(seen))
+    assert first_error(tmp_path) == ("input", "rank 1 on n1 (save): too large")
+    lost = [5, "retry", "another rank is gone (closed by peer)"]
+    for rank in (0, 1):
+        (tmp_path / f"error-{rank}.json").write_text(json.dumps(lost))
+    kind, sentence = first_error(tmp_path) or ("", "")
+    assert kind == "retry"
+    assert sentence == "rank 2 on n2 (step) ended without a word; another rank is gone (closed by peer)"
     assert first_error(tmp_path / "nowhere") is None
 
 

@@ -1,0 +1,372 @@
+"""Training on several computers: who takes part, how they find each other, and how all of them end together.
+
+What all have to know is a file of the store: the team. The first node says in a file beside it where the others meet it
+(torchrun's c10d rendezvous). Each node watches that whoever asked for the training is there still.
+"""
+
+import contextlib
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+from pydantic import BaseModel, ConfigDict
+
+from model.errors import InputError, StageFailed
+from model.files import read_json, write_whole
+from tasks.engine import process
+from tasks.engine.clusters import RayCluster, SlurmCluster
+from tasks.engine.leases import is_held
+from tasks.engine.machine import Machine
+
+TEAM, STOP, MEETING = "team.json", "stop", "meeting.json"
+WAITING = "teams"
+"""Folder of a store with the teams that wait for a computer on which `scratchlm join` runs."""
+_POLL_SECONDS, _STOP_SECONDS = 0.5, 15.0
+_JOIN_SECONDS = 7 * 24 * 3600
+
+
+class Team(BaseModel):
+    """What a node has to know to take part.
+
+    Attributes:
+        folder: where the nodes leave word for each other.
+        lease: touched by whoever asked for the training, for as long as that lives.
+        has: what whoever asked has, see `tasks.engine.worker.examine`.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+    identity: str
+    spec: Path
+    folder: Path
+    lease: Path
+    nodes: int
+    ranks_per_node: int
+    device: str
+    has: dict[str, Any]
+
+
+class Launcher(Protocol):
+    """What runs the ranks, somewhere."""
+
+    def poll(self) -> int | None:
+        """Its exit status, if it has ended."""
+
+    def stop(self, seconds: float) -> None:
+        """End it: politely, and after some seconds not."""
+
+    def told(self) -> str:
+        """What there is to say of it while no rank trains."""
+
+
+class HereLauncher:
+    """A process of this computer."""
+
+    def __init__(self, arguments: list[str], device: str) -> None:
+        self.child = subprocess.Popen(arguments, env=process.child_environment({"DS_ACCELERATOR": device}))
+
+    def poll(self) -> int | None:
+        """Its exit status, if it has ended."""
+        return self.child.poll()
+
+    def stop(self, seconds: float) -> None:
+        """End it: politely, and after some seconds not."""
+        process.stop(self.child, seconds)
+
+    def told(self) -> str:
+        """Nothing."""
+        return ""
+
+
+def node_command(team: Path, index: int | str) -> list[str]:
+    """The command that is one node of a team."""
+    return [sys.executable, "-m", "tasks.training.ranks", "node", str(team), str(index)]
+
+
+class JoinedLauncher(HereLauncher):
+    """This computer as the first node, and others on which somebody runs `scratchlm join`."""
+
+    def __init__(self, team: Team, store: Path) -> None:
+        self.team, self.team_path = team, write_team(team)
+        self.offer = store / WAITING / f"{team.identity}.json"
+        self.offer.parent.mkdir(mode=0o700, exist_ok=True)
+        write_whole(self.offer, json.dumps(str(self.team_path)))
+        super().__init__(node_command(self.team_path, 0), team.device)
+
+    def stop(self, seconds: float) -> None:
+        """End all nodes."""
+        self.offer.unlink(missing_ok=True)
+        (self.team.folder / STOP).touch()
+        super().stop(seconds)
+
+    def told(self) -> str:
+        """How many nodes are there."""
+        there = len(list(self.team.folder.glob("node-*")))
+        store = self.offer.parent.parent
+        missing = self.team.nodes - there
+        return (
+            f"waits for {missing} of {self.team.nodes} nodes: run `scratchlm join --store {store}` there"
+            if missing
+            else ""
+        )
+
+
+class SlurmLauncher:
+    """A batch job of so many nodes, one torchrun a node."""
+
+    def __init__(self, cluster: SlurmCluster, team: Team) -> None:
+        from tasks.engine.slurm_cluster import submit_nodes
+
+        self.team = team
+        command = node_command(write_team(team), "$SLURM_PROCID")
+        self.job = submit_nodes(cluster, f"scratchlm-{team.identity}", team.folder, team.nodes, command)
+        self.looked, self.state = time.monotonic(), "pending"
+
+    def poll(self) -> int | None:
+        """0 or 1 once the job is not in the queue any more."""
+        from tasks.engine.slurm_cluster import queue_of, told_of
+
+        if time.monotonic() - self.looked < 4 * _POLL_SECONDS:
+            return None
+        self.looked = time.monotonic()
+        tasks = queue_of(self.job)
+        self.state = told_of(tasks)
+        if tasks:
+            return None
+        log = self.team.folder / "slurm.log"
+        print(log.read_text(errors="replace")[-20_000:] if log.exists() else "", flush=True)
+        return read_json(self.team.folder / "status.json") or 0
+
+    def stop(self, seconds: float) -> None:
+        """End the job."""
+        (self.team.folder / STOP).touch()
+        deadline = time.monotonic() + seconds
+        from tasks.engine.slurm_cluster import queue_of
+
+        while time.monotonic() < deadline and queue_of(self.job):
+            time.sleep(_POLL_SECONDS)
+        subprocess.run(["scancel", self.job], capture_output=True)
+
+    def told(self) -> str:
+        """The state of the job."""
+        return self.state
+
+
+class RayLauncher:
+    """A placement group of so many nodes, one task a node that is torchrun's parent."""
+
+    def __init__(self, cluster: RayCluster, team: Team) -> None:
+        from ray.util.placement_group import placement_group
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        from tasks.engine.ray_cluster import connect
+
+        self.team, self.ray = team, connect(cluster)
+        path = write_team(team)
+        # An accelerator for each rank where the nodes have any; a core for each else.
+        bundle = {"CPU": cluster.cpus_per_job}
+        if team.device == "cuda":
+            bundle["GPU"] = team.ranks_per_node
+        self.group = placement_group([bundle] * team.nodes, strategy="STRICT_SPREAD")
+        remote = self.ray.remote(run_node_here)
+        self.tasks = [
+            remote.options(
+                num_cpus=bundle["CPU"],
+                num_gpus=bundle.get("GPU", 0),
+                max_retries=0,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(
+                    self.group, placement_group_bundle_index=index
+                ),
+            ).remote(path, index)
+            for index in range(team.nodes)
+        ]
+
+    def poll(self) -> int | None:
+        """The worst exit status once all tasks are over, or one of them failed."""
+        done, waiting = self.ray.wait(self.tasks, num_returns=len(self.tasks), timeout=0)
+        statuses = []
+        for task in done:
+            try:
+                status, log = self.ray.get(task)
+                print(log, flush=True)
+            except self.ray.exceptions.RayError as error:
+                status = 1
+                print(f"a node was lost: {type(error).__name__}: {str(error).splitlines()[0]}", flush=True)
+            statuses.append(status)
+        return max(statuses) if statuses and (not waiting or any(statuses)) else None
+
+    def stop(self, seconds: float) -> None:
+        """End the tasks, and give back the nodes."""
+        from ray.util.placement_group import remove_placement_group
+
+        (self.team.folder / STOP).touch()
+        _, waiting = self.ray.wait(self.tasks, num_returns=len(self.tasks), timeout=seconds)
+        for task in waiting:
+            self.ray.cancel(task, force=True)
+        remove_placement_group(self.group)
+
+    def told(self) -> str:
+        """How many nodes are there."""
+        there = len(list(self.team.folder.glob("node-*")))
+        return f"{there} of {self.team.nodes} nodes of Ray" if there < self.team.nodes else ""
+
+
+def launch_team(machine: Machine, team: Team, store: Path) -> Launcher:
+    """Start the nodes of a team, each way that there is."""
+    shutil.rmtree(team.folder, ignore_errors=True)
+    team.folder.mkdir(mode=0o700, parents=True)
+    if isinstance(machine.cluster, SlurmCluster):
+        return SlurmLauncher(machine.cluster, team)
+    if isinstance(machine.cluster, RayCluster):
+        return RayLauncher(machine.cluster, team)
+    return JoinedLauncher(team, store)
+
+
+def write_team(team: Team) -> Path:
+    """Write what the nodes have to know; returns the file."""
+    path = team.folder / TEAM
+    write_whole(path, team.model_dump_json())
+    return path
+
+
+def differences(team: Team) -> list[str]:
+    """How this computer differs from the one that asked for the training."""
+    from tasks.engine.worker import compare, examine
+
+    return compare(team.has, examine(team.folder))
+
+
+def _meet(team: Team, index: int) -> tuple[str, bool]:
+    """HOST:PORT at which the nodes meet, and whether that is here."""
+    path = team.folder / MEETING
+    if index == 0:
+        host = "127.0.0.1" if team.nodes == 1 else socket.gethostname()
+        endpoint = f"{host}:{process.free_port()}"
+        write_whole(path, json.dumps(endpoint))
+        return endpoint, True
+    while not (endpoint := read_json(path)):
+        if is_over(team):
+            raise SystemExit(1)
+        time.sleep(_POLL_SECONDS)
+    return endpoint, False
+
+
+def is_over(team: Team) -> bool:
+    """Whether the nodes have to end: they were asked to, or whoever asked for the training is gone."""
+    return (team.folder / STOP).exists() or not is_held(team.lease)
+
+
+def run_node(team_path: Path, index: int) -> int:
+    """Run torchrun as one node, until it ends or has to; returns its exit status."""
+    from tasks.training import ranks
+
+    team = Team.model_validate_json(team_path.read_bytes())
+    told = differences(team)
+    if told:
+        sentence = (
+            f"node {socket.gethostname()} has {'; '.join(told)}: install the same code and libraries there"
+        )
+        write_whole(
+            team.spec.parent / ranks.ERRORS.replace("*", str(index)),
+            json.dumps((time.time_ns(), "input", sentence)),
+        )
+        return 1
+    (team.folder / f"node-{index}").write_text(socket.gethostname())
+    endpoint, is_here = _meet(team, index)
+    arguments = [
+        sys.executable,
+        "-m",
+        ranks.__name__,
+        "torchrun",
+        str(team.ranks_per_node),
+        str(team.spec),
+        f"--nnodes={team.nodes}",
+        "--rdzv-backend=c10d",
+        f"--rdzv-endpoint={endpoint}",
+        f"--rdzv-id={team.identity}",
+        f"--rdzv-conf=is_host={str(is_here).lower()},join_timeout={_JOIN_SECONDS}",
+        f"--local-addr={socket.gethostname()}",
+    ]
+    launcher = HereLauncher(arguments, team.device)
+    try:
+        while (status := launcher.poll()) is None:
+            if is_over(team):
+                return 1
+            time.sleep(_POLL_SECONDS)
+        if status:
+            # So that no other node waits for peers that are not there any more.
+            write_whole(team.folder / "status.json", json.dumps(abs(status)))
+            (team.folder / STOP).touch()
+        return status
+    finally:
+        launcher.stop(_STOP_SECONDS)
+
+
+def run_node_here(team_path: Path, index: int) -> tuple[int, str]:
+    """`run_node` in a child process; returns its exit status and the end of what it printed."""
+    log = team_path.parent / f"node-{index}.log"
+    with log.open("wb") as printed:
+        child = subprocess.Popen(
+            node_command(team_path, index),
+            env=process.child_environment(),
+            stdout=printed,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            status = child.wait()
+        finally:
+            process.stop(child, _STOP_SECONDS)
+    return status, log.read_text(errors="replace")[-20_000:]
+
+
+def join(store: Path, wait: bool = True) -> int:
+    """Take part in the next training of a store that waits for this computer; returns the exit status of its ranks.
+
+    Raises:
+        InputError: if this computer differs from the one that asked, or the folder is no store.
+        StageFailed: if there is none and `wait` is false.
+    """
+    if not store.is_dir():
+        raise InputError(
+            f"--store {store}: there is no such folder on this computer: mount the store here under the same path"
+        )
+    while True:
+        for offer in sorted((store / WAITING).glob("*.json")):
+            path = Path(read_json(offer) or "")
+            with contextlib.suppress(OSError, ValueError):
+                team = Team.model_validate_json(path.read_bytes())
+                index = _claim_index(team)
+                if index is not None and not is_over(team):
+                    return _join_team(team, path, index)
+        if not wait:
+            raise StageFailed(f"no training in {store} waits for a computer", retryable=True)
+        time.sleep(_POLL_SECONDS)
+
+
+def _join_team(team: Team, path: Path, index: int) -> int:
+    told = differences(team)
+    if told:
+        (team.folder / f"claim-{index}").unlink()
+        raise InputError(
+            f"this computer has {'; '.join(told)}: install the same code and libraries (pip install -c constraints.txt -e .)"
+        )
+    child = subprocess.Popen(node_command(path, index), env=process.child_environment())
+    try:
+        return child.wait()
+    finally:
+        process.stop(child, _STOP_SECONDS)
+
+
+def _claim_index(team: Team) -> int | None:
+    """Number of a node that nobody is yet; the first is whoever asked."""
+    for index in range(1, team.nodes):
+        try:
+            (team.folder / f"claim-{index}").touch(exist_ok=False)
+            return index
+        except FileExistsError:
+            continue
+    return None

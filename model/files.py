@@ -45,15 +45,15 @@ def write_whole(path: Path, text: str, *, durable: bool = False) -> None:
         fsync_path(path.parent)
 
 
-def _checksum(record: dict[str, Any]) -> str:
-    as_read = json.loads(json.dumps(record))
+def _checksum(as_read: dict[str, Any]) -> str:
     text = json.dumps(as_read, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def write_record(path: Path, record: dict[str, Any]) -> None:
     """Replace a file of JSON durably; its last entry, `checksum`, is of all others."""
-    text = json.dumps({**record, CHECKSUM: _checksum(record)}, indent=1)
+    as_read = json.loads(json.dumps(record))
+    text = json.dumps({**record, CHECKSUM: _checksum(as_read)}, indent=1)
     write_whole(path, text + "\n", durable=True)
 
 

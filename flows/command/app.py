@@ -55,7 +55,7 @@ COMMANDS = {
     "join": ("join", "Train with another computer: be a node of the next training in a shared store."),
     "doctor": (
         "doctor",
-        "Check Python, packages, torch, DeepSpeed, disk, memory and the Prefect server, and say the mend.",
+        "Check Python, packages, torch, DeepSpeed, disk, memory, the store and the Prefect server, and say the mend.",
     ),
 }
 """Command -> its file in this folder, and the first sentence of its help."""

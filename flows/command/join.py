@@ -18,9 +18,9 @@ def join(
         bool, typer.Option("--again", help="When a training is over, wait for the next one.")
     ] = False,
 ) -> None:
-    """Train with another computer: wait for a training in a shared store that has machine.nodes, and be one of its nodes.
+    """Train with another computer: be a node of the next training in a shared store.
 
-    Says what differs in code, libraries or store, and does not join then. Run it on every computer but the one with `run`.
+    Waits for one that has machine.nodes. Says what differs in code, libraries or store, and does not join then. Run it on every computer but the one with `run`.
     """
     say(f"waiting for a training in {store} with machine.nodes; Ctrl-C ends this")
     while True:

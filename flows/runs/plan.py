@@ -82,6 +82,16 @@ def _plan_node(
     except NotKnownYet as unknown:
         return Planned(name, RUN, str(unknown)), UNKNOWN
 
+    stored, fault = None, None
+    if resolved.key is not None:
+        try:
+            stored = store.find("artifacts", node.stage.name, resolved.key)
+        except BrokenArtifact as error:
+            fault = str(error)
+    if stored:
+        count = None if stored.manifest.shards is None else len(stored.manifest.shards)
+        return Planned(name, CACHED, "", count, count, metrics=stored.manifest.metrics), Known.of(stored)
+
     # Shards that are there are there, whatever becomes of the whole.
     built = _built_shards(node.stage.name, resolved, store)
     digests = _digests_of_shards(node, built)
@@ -97,12 +107,6 @@ def _plan_node(
             None, digests
         )
 
-    try:
-        stored, fault = store.find("artifacts", node.stage.name, resolved.key), None
-    except BrokenArtifact as error:
-        stored, fault = None, str(error)
-    if stored:
-        return Planned(name, CACHED, "", ready, total, metrics=stored.manifest.metrics), Known.of(stored)
     reason = (
         f"artifact broken: {fault}"
         if fault

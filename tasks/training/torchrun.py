@@ -54,7 +54,9 @@ def _stuck(work: Path, seconds: float, hang_seconds: float) -> str | None:
     """What to say of ranks that have not moved for so long; None if they may take that time."""
     presence = ranks.presences(work)
     if not presence:
-        return None
+        patience = _PHASE_PATIENCE["load"]
+        told = f"no rank has begun for {seconds:.0f} seconds (machine.hang_seconds {hang_seconds:g}, times {patience}); training was ended"
+        return told if seconds > hang_seconds * patience else None
     slowest = min(presence, key=lambda rank: presence[rank]["since_ns"])
     patience = max(_PHASE_PATIENCE.get(seen["phase"], 1) for seen in presence.values())
     if seconds <= hang_seconds * patience:
@@ -83,8 +85,9 @@ def _run_ranks(spec_path: Path, work: Path, resolved: TrainingMachine, machine: 
             steps = read_json(progress_path)
             if steps:
                 progress(*steps)
-            elif told := launcher.told():
+            elif not ranks.presences(work) and (told := launcher.told()):
                 progress(0, 0, "tokens", told)
+                last_change = time.monotonic()  # computers are waited for, and ranks are not
             seen = (steps, ranks.presences(work))
             if seen != last_seen:
                 last_change, last_seen = time.monotonic(), seen

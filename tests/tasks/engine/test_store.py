@@ -1,5 +1,6 @@
 """What the store does so that a result is whole after a loss of power, private, and not collected while it is built."""
 
+import json
 import os
 import stat
 import subprocess
@@ -129,7 +130,7 @@ def test_a_folder_of_the_caller_is_on_no_childs_path(toy: Toy, tmp_path: Path):
 def test_a_hanging_training_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from model.errors import StageFailed
     from model.machine import TrainingMachine
-    from tasks.training import torchrun
+    from tasks.training import team, torchrun
 
     started: list[subprocess.Popen[bytes]] = []
 
@@ -138,11 +139,23 @@ def test_a_hanging_training_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyP
         return started[0]
 
     real = subprocess.Popen
-    monkeypatch.setattr(torchrun.subprocess, "Popen", hang)
-    with pytest.raises(StageFailed, match="made no step for 1 seconds") as failure:
-        torchrun._run_ranks(tmp_path / "spec.json", tmp_path, TrainingMachine(device="cpu"), 1.0)
+    monkeypatch.setattr(team.subprocess, "Popen", hang)
+    machine = Machine(device="cpu", hang_seconds=0.5)
+    resolved = TrainingMachine(device="cpu", ranks=1)
+    with pytest.raises(StageFailed, match="no rank has begun for 2 seconds") as failure:
+        torchrun._run_ranks(tmp_path / "spec.json", tmp_path, resolved, machine)
     assert failure.value.retryable
     assert started[0].poll() is not None
+
+    def hang_in_a_step(arguments: list[str], **options: Any) -> subprocess.Popen[bytes]:
+        for rank in (0, 1):
+            seen = {"host": f"n{rank}", "phase": "step", "since_ns": 10 - rank}
+            (tmp_path / f"rank-{rank}.json").write_text(json.dumps(seen))
+        return hang(arguments, **options)
+
+    monkeypatch.setattr(team.subprocess, "Popen", hang_in_a_step)
+    with pytest.raises(StageFailed, match=r"longest without news is rank 1 on n1 \(step\)"):
+        torchrun._run_ranks(tmp_path / "spec.json", tmp_path, resolved, machine)
 
 
 @pytest.mark.parametrize("fault", ["others may write", "another account"])

@@ -1,0 +1,203 @@
+"""What a shard costs beside its work, what workers gain, and what memory does as the text grows.
+
+python -m benchmarks.scale overhead --shards 2000 [--cluster machine.yaml]   milliseconds a shard of nothing, and the plan of them
+python -m benchmarks.scale workers TEXT_FOLDER                               ingest, clean and minhash with 1 and with 2 workers
+python -m benchmarks.scale memory TEXT_FOLDER                                peak memory of each stage at once and ten times the text
+python -m benchmarks.scale duplicates --documents 1000000                    deduplicate on random signatures
+python -m benchmarks.scale driver --shards 160000                            the keys and the spec of so many shards
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import resource
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.nothing import CountConfig, nothing, numbers
+from flows.pretrain import prepare_text
+from flows.recipe.read import load_machine
+from flows.recipe.recipe import Recipe
+from flows.runs.execute import Place, build_shown, run_nodes
+from flows.runs.plan import plan
+from tasks.engine.build import Outcome, look_up
+from tasks.engine.machine import Machine
+from tasks.engine.sources import SourceDigests
+from tasks.engine.stage import Artifact, Node
+from tasks.engine.store import Store, Stored
+from tasks.tables import write_arrays
+from tasks.text.deduplicate import DeduplicateConfig, deduplicate
+from tasks.text.signatures import ROWS, SIGNATURES, SIGNED, SIGNED_SCHEMA
+
+
+def build(nodes: list[Node], store: Path, machine: Machine) -> dict[str, Outcome]:
+    """Build nodes, each in its child process."""
+    place = Place(Store(store), SourceDigests(store / "sources.sqlite"), machine)
+
+    async def build_node(node: Node, inputs: dict[str, Stored]) -> Outcome:
+        return await build_shown(node, inputs, place, lambda progress: None)
+
+    return asyncio.run(run_nodes(nodes, build_node, lambda node, outcome: None))
+
+
+@contextmanager
+def store_on_disk() -> Iterator[Path]:
+    """A store in a temporary folder."""
+    with tempfile.TemporaryDirectory(prefix="scale-") as folder:
+        yield Path(folder)
+
+
+def overhead(n_shards: int, machine: Machine) -> None:
+    """Milliseconds a shard of nothing, and seconds of the plan of a store that has them."""
+    with store_on_disk() as folder:
+        first = numbers(CountConfig(shards=n_shards))
+        nodes = [first, nothing(numbers=first)]
+        outcomes = build(nodes, folder, machine)
+        for name, outcome in outcomes.items():
+            each = 1000 * outcome.seconds / n_shards
+            print(
+                f"{machine.cluster.kind}: {name}, {n_shards} shards: {outcome.seconds:.1f} s, {each:.1f} ms a shard"
+            )
+        store = Store(folder)
+        started = time.perf_counter()
+        plan(nodes, store, SourceDigests(), {})
+        print(f"plan of {2 * n_shards} shards, all there: {time.perf_counter() - started:.2f} s")
+
+
+def workers(text: Path) -> None:
+    """Seconds of the stages of the text with one worker and with two."""
+    recipe = Recipe.model_validate({"ingest": {"sources": [{"path": str(text)}]}})
+    taken: dict[str, list[float]] = {}
+    for count in (1, 2):
+        with store_on_disk() as folder:
+            prepared = prepare_text(recipe)
+            nodes = [prepared.documents, prepared.cleaned, prepared.signatures]
+            for name, outcome in build(nodes, folder, Machine(workers=count)).items():
+                taken.setdefault(name, []).append(outcome.seconds)
+    for name, (one, two) in taken.items():
+        print(f"{name}: {one:.1f} s with 1 worker, {two:.1f} s with 2: {one / two:.2f} times")
+    totals = [sum(seconds) for seconds in zip(*taken.values(), strict=True)]
+    print(f"together: {totals[0]:.1f} s, {totals[1]:.1f} s: {totals[0] / totals[1]:.2f} times")
+
+
+def memory(text: Path) -> None:
+    """Peak memory of each stage, on the text once and ten times, each copy made different."""
+    rows: dict[str, list[int]] = {}
+    for copies in (1, 10):
+        with store_on_disk() as folder:
+            for copy in range(copies):
+                target = folder / "text" / str(copy)
+                shutil.copytree(text, target)
+                for path in target.rglob("*.txt"):
+                    words = path.read_text(errors="replace").split(" ")
+                    path.write_text(
+                        " ".join(f"{word}{copy}" if i % 3 == 0 else word for i, word in enumerate(words))
+                    )
+            source = {"sources": [{"path": str(folder / "text")}], "shard_bytes": 1_000_000}
+            recipe = Recipe.model_validate({"ingest": source, "evaluate_model": {"tasks": []}})
+            prepared = prepare_text(recipe)
+            nodes = [
+                prepared.documents,
+                prepared.cleaned,
+                prepared.signatures,
+                prepared.duplicates,
+                prepared.index,
+                prepared.contaminated,
+                prepared.selection,
+            ]
+            for name, outcome in build(nodes, folder / "store", Machine(workers=2)).items():
+                rows.setdefault(name, []).append(outcome.stored.manifest.peak_memory_bytes)
+    for name, (once, tenfold) in rows.items():
+        print(f"{name}: {once / 1e6:.0f} MB once, {tenfold / 1e6:.0f} MB at ten times the text")
+
+
+def duplicates(n_documents: int) -> None:
+    """Seconds and peak memory of deduplicate, on random signatures of which one in twenty is repeated."""
+    generator = np.random.default_rng(0)
+    with store_on_disk() as folder:
+        per_shard, shards = 20_000, []
+        for first in range(0, n_documents, per_shard):
+            size = min(per_shard, n_documents - first)
+            signatures = generator.integers(0, 2**32, (size, 112), np.uint32)
+            repeated = generator.random(size) < 0.05
+            signatures[repeated] = signatures[0]
+            digests = generator.integers(0, 2**63, (2, size), np.uint64)
+            shard = folder / "in" / f"{first:09d}"
+            shard.mkdir(parents=True)
+            np.save(shard / SIGNATURES, signatures)
+            np.save(shard / ROWS, np.arange(size, dtype="<u4"))
+            columns = {
+                "id": [f"text/{first + i}" for i in range(size)],
+                "source": ["text"] * size,
+                "digest": digests[0],
+                "text_digest": digests[1],
+            }
+            write_arrays(shard / SIGNED, columns, SIGNED_SCHEMA)
+            shards.append(shard)
+        (folder / "out").mkdir()
+        before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+        figures = deduplicate.fn(
+            DeduplicateConfig(), signatures=Artifact(folder / "in", tuple(shards)), out=folder / "out"
+        )
+        seconds, peak = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        print(
+            f"{n_documents} documents in {len(shards)} shards: {seconds:.1f} s, "
+            f"{(peak - before) / 1024:.0f} MB above the {before / 1024:.0f} MB before; {figures}"
+        )
+
+
+def driver(n_shards: int) -> None:
+    """What the keys of so many shards, and the file that workers read, cost the driver."""
+    with store_on_disk() as folder:
+        started = time.perf_counter()
+        node = numbers(CountConfig(shards=n_shards))
+        resolved, _, _ = look_up(node, {}, Store(folder), SourceDigests())
+        keys = time.perf_counter() - started
+        text = json.dumps({"shard_keys": resolved.shard_keys, "pieces": resolved.pieces})
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(
+            f"{n_shards} shards: keys in {keys:.1f} s, a spec of {len(text) / 1e6:.0f} MB, peak {peak:.0f} MB"
+        )
+
+
+def main() -> None:
+    """Measure what the arguments ask for."""
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = options.add_subparsers(dest="what", required=True)
+    for name in ("overhead", "driver"):
+        commands.add_parser(name).add_argument("--shards", type=int, default=2000)
+    commands.choices["overhead"].add_argument(
+        "--cluster", type=Path, help="a machine file; this machine if left out"
+    )
+    for name in ("workers", "memory"):
+        commands.add_parser(name).add_argument("text", type=Path)
+    commands.add_parser("duplicates").add_argument("--documents", type=int, default=1_000_000)
+    given = options.parse_args()
+    # Children and workers find the stages of nothing here.
+    os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parents[1])
+    print(f"{os.cpu_count()} cores, Python {sys.version.split()[0]}")
+    match given.what:
+        case "overhead":
+            overhead(given.shards, load_machine(given.cluster))
+        case "workers":
+            workers(given.text)
+        case "memory":
+            memory(given.text)
+        case "duplicates":
+            duplicates(given.documents)
+        case _:
+            driver(given.shards)
+
+
+if __name__ == "__main__":
+    main()

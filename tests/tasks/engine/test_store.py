@@ -138,6 +138,12 @@ def test_a_hanging_training_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyP
         started.append(real([sys.executable, "-c", "import time; time.sleep(600)"], **options))
         return started[0]
 
+    def hang_in_a_step(arguments: list[str], **options: Any) -> subprocess.Popen[bytes]:
+        for rank in (0, 1):
+            seen = {"host": f"n{rank}", "phase": "step", "since_ns": 10 - rank}
+            (tmp_path / f"rank-{rank}.json").write_text(json.dumps(seen))
+        return hang(arguments, **options)
+
     real = subprocess.Popen
     monkeypatch.setattr(team.subprocess, "Popen", hang)
     machine = Machine(device="cpu", hang_seconds=0.5)
@@ -146,12 +152,6 @@ def test_a_hanging_training_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyP
         torchrun._run_ranks(tmp_path / "spec.json", tmp_path, resolved, machine)
     assert failure.value.retryable
     assert started[0].poll() is not None
-
-    def hang_in_a_step(arguments: list[str], **options: Any) -> subprocess.Popen[bytes]:
-        for rank in (0, 1):
-            seen = {"host": f"n{rank}", "phase": "step", "since_ns": 10 - rank}
-            (tmp_path / f"rank-{rank}.json").write_text(json.dumps(seen))
-        return hang(arguments, **options)
 
     monkeypatch.setattr(team.subprocess, "Popen", hang_in_a_step)
     with pytest.raises(StageFailed, match=r"longest without news is rank 1 on n1 \(step\)"):

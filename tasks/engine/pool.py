@@ -2,24 +2,25 @@
 
 import multiprocessing
 import os
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 from tasks.engine import process
 from tasks.engine.job import build_shard_of
 
 
-def build_in_pool(spec_path: Path, positions: Sequence[int], n_workers: int) -> Iterator[bool]:
-    """Build the shards at `positions` in processes that end with this one; yields for each whether it was built."""
-    pool = ProcessPoolExecutor(
-        min(len(positions), n_workers),
+@contextmanager
+def pool(spec_path: Path, n_workers: int) -> Iterator[Callable[[int], "Future[bool]"]]:
+    """Processes that build shards of a spec file; yields a function that hands over a position. They end with this process."""
+    executor = ProcessPoolExecutor(
+        n_workers,
         multiprocessing.get_context("spawn"),
         initializer=process.die_with_parent,
         initargs=(os.getpid(),),
     )
     try:
-        for job in as_completed(pool.submit(build_shard_of, spec_path, position) for position in positions):
-            yield job.result()
+        yield lambda position: executor.submit(build_shard_of, spec_path, position)
     finally:
-        pool.shutdown(cancel_futures=True)
+        executor.shutdown(cancel_futures=True)

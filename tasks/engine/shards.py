@@ -1,7 +1,9 @@
 """How a map stage is built: each missing shard by itself, here or by workers, then the list of all."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import ExitStack
 from pathlib import Path
 
 from model.errors import StageFailed
@@ -10,33 +12,58 @@ from tasks.engine.clusters import LocalCluster, RayCluster
 from tasks.engine.job import build_shard
 from tasks.engine.keys import digest
 from tasks.engine.manifest import OUT, Manifest, ShardRecord
-from tasks.engine.pool import build_in_pool
+from tasks.engine.pool import pool
 from tasks.engine.progress import progress
 from tasks.engine.slurm_cluster import build_on_slurm
 from tasks.engine.spec import Spec
 from tasks.engine.stage import Parts, Stage
 from tasks.engine.store import Store
 
-_SMALL_BYTES, _HERE_SECONDS = 4_000_000, 4.0
+_POOL_SECONDS, _LARGE_BYTES = 4.0, 4_000_000
+"""Work that other processes are worth, since they import for some seconds before they begin; or the size of such a shard."""
 
 
-def _is_small(spec: Spec, stage: Stage, position: int) -> bool:
+def _is_large(spec: Spec, stage: Stage, position: int) -> bool:
     folders = [spec.inputs[name].shards[position] for name in stage.shard_inputs]
-    return (
-        sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())
-        < _SMALL_BYTES
-    )
+    files = (path for folder in folders for path in folder.rglob("*") if path.is_file())
+    return sum(path.stat().st_size for path in files) > _LARGE_BYTES
 
 
-def _build_in_turn(spec: Spec, stage: Stage, positions: list[int]) -> Iterator[bool]:
-    """Build shards at `positions` until all are built, or workers would be faster; those are taken out."""
-    deadline = time.perf_counter() + _HERE_SECONDS
-    while positions and spec.machine.is_local:
-        # Small shards are built here for the first seconds, which workers need for their imports.
-        wants_workers = spec.machine.n_workers > 1 and len(positions) > 1
-        if wants_workers and (time.perf_counter() > deadline or not _is_small(spec, stage, positions[0])):
-            return
-        yield build_shard(spec, positions.pop(0))
+def _build_here(spec: Spec, spec_path: Path | None, stage: Stage, positions: list[int]) -> Iterator[bool]:
+    """Build shards on this machine: in this process, and beside it in others as soon as enough is left to do."""
+    waiting, started, done = list(positions), time.perf_counter(), 0
+    with ExitStack() as stack:
+        hand_over: Callable[[int], Future[bool]] | None = None
+        handed_over: set[Future[bool]] = set()
+        n_helpers = min(spec.machine.n_workers, len(waiting)) - 1
+        while waiting or handed_over:
+            if hand_over is None and n_helpers > 0 and spec_path and waiting:
+                # The first shard has the imports of this process in it.
+                left = (time.perf_counter() - started) / done * len(waiting) if done > 1 else 0.0
+                if left > _POOL_SECONDS or _is_large(spec, stage, waiting[0]):
+                    hand_over = stack.enter_context(pool(spec_path, n_helpers))
+            # One more than they work at, so that none waits while this process is at a shard of its own.
+            while hand_over and len(waiting) > 1 and len(handed_over) < 2 * n_helpers:
+                handed_over.add(hand_over(waiting.pop()))
+            if waiting:
+                yield build_shard(spec, waiting.pop(0))
+                done += 1
+            finished, handed_over = wait(handed_over, 0 if waiting else None, FIRST_COMPLETED)
+            for job in finished:
+                yield job.result()
+
+
+def _build(spec: Spec, spec_path: Path | None, stage: Stage, positions: list[int]) -> Iterator[bool | str]:
+    """Build shards where the machine says; yields for each whether it was built, and what else there is to say."""
+    cluster = spec.machine.cluster
+    if spec.machine.is_local or isinstance(cluster, LocalCluster) or not positions:
+        return _build_here(spec, spec_path, stage, positions)
+    assert spec_path is not None, "a build on a cluster has a spec file"
+    if isinstance(cluster, RayCluster):
+        from tasks.engine.ray_cluster import build_on_ray
+
+        return build_on_ray(cluster, spec_path, stage.name, positions)
+    return build_on_slurm(cluster, spec_path, stage.name, positions)
 
 
 def _build_shards(spec: Spec, spec_path: Path | None, stage: Stage, positions: list[int]) -> int:
@@ -45,28 +72,11 @@ def _build_shards(spec: Spec, spec_path: Path | None, stage: Stage, positions: l
     total, built = len(spec.shard_keys), 0
     finished, unit = total - len(positions), "pieces" if stage.list_pieces else "shards"
     progress(finished, total, unit)
-    waiting = list(positions)
-
-    def by_workers() -> Iterator[bool | str]:
-        assert spec_path is not None, "without a spec file there is one worker"
-        cluster = spec.machine.cluster
-        if spec.machine.is_local or isinstance(cluster, LocalCluster):
-            return build_in_pool(spec_path, waiting, spec.machine.n_workers)
-        if isinstance(cluster, RayCluster):
-            from tasks.engine.ray_cluster import build_on_ray
-
-            return build_on_ray(cluster, spec_path, stage.name, waiting)
-        return build_on_slurm(cluster, spec_path, stage.name, waiting)
-
-    def here() -> Iterator[bool | str]:
-        return _build_in_turn(spec, stage, waiting)
-
-    for way in (here, by_workers):
-        for done in way() if waiting else ():
-            if isinstance(done, bool):
-                built += done
-                finished += 1
-            progress(finished, total, unit, "" if isinstance(done, bool) else done)
+    for done in _build(spec, spec_path, stage, positions):
+        if isinstance(done, bool):
+            built += done
+            finished += 1
+        progress(finished, total, unit, "" if isinstance(done, bool) else done)
     return built
 
 

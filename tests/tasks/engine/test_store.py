@@ -136,7 +136,7 @@ def test_a_hanging_training_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     def hang(arguments: list[str], **options: Any) -> subprocess.Popen[bytes]:
         started.append(real([sys.executable, "-c", "import time; time.sleep(600)"], **options))
-        return started[0]
+        return started[-1]
 
     def hang_in_a_step(arguments: list[str], **options: Any) -> subprocess.Popen[bytes]:
         for rank in (0, 1):

@@ -11,6 +11,7 @@ from tasks.evaluation.evaluate_model import evaluate_model
 from tasks.text.clean import clean
 from tasks.text.decontaminate import decontaminate
 from tasks.text.deduplicate import DeduplicateConfig, deduplicate
+from tasks.text.find_duplicates import find_duplicates
 from tasks.text.ingest import ingest
 from tasks.text.minhash import minhash
 from tasks.text.split import split
@@ -28,6 +29,7 @@ class Text:
     documents: Node
     cleaned: Node
     signatures: Node
+    pairs: Node
     duplicates: Node
     index: Node
     contaminated: Node
@@ -57,14 +59,18 @@ def prepare_text(recipe: Recipe, tokenizer: Node | None = None, former: Node | N
     cleaned = clean(recipe.clean, documents=documents)
     signatures = minhash(recipe.minhash, documents=cleaned)
     sides = {"kept_ids": recipe.split.validation_ids, "kept_source": recipe.split.validation_source}
-    how = DeduplicateConfig(minhash=recipe.minhash, seed=recipe.split.seed, **sides)
-    duplicates = deduplicate(how, signatures=signatures, **({"former": former} if former else {}))
+    how = DeduplicateConfig(seed=recipe.split.seed, **sides)
+    pairs = find_duplicates(recipe.minhash, signatures=signatures)
+    earlier = {"former": former} if former else {}
+    duplicates = deduplicate(how, signatures=signatures, pairs=pairs, **earlier)
     index = index_benchmarks(IndexBenchmarksConfig.of(recipe.index_benchmarks, recipe.evaluate_model))
     contaminated = decontaminate(documents=cleaned, index=index)
     selection = split(recipe.split, documents=cleaned, duplicates=duplicates, contaminated=contaminated)
     tokenizer = tokenizer or train_tokenizer(recipe.train_tokenizer, documents=cleaned, selection=selection)
     tokens = tokenize(documents=cleaned, selection=selection, tokenizer=tokenizer)
-    return Text(documents, cleaned, signatures, duplicates, index, contaminated, selection, tokenizer, tokens)
+    return Text(
+        documents, cleaned, signatures, pairs, duplicates, index, contaminated, selection, tokenizer, tokens
+    )
 
 
 def train_from_scratch(recipe: Recipe, text: Text) -> Node:

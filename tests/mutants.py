@@ -80,9 +80,9 @@ MUTANTS = (
     ),
     Mutant(
         "a full disk has no sentence",
-        "tasks/engine/child.py",
-        '    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):\n        return (\n            f"the disk',
-        '    if False:\n        return (\n            f"the disk',
+        "tasks/engine/failures.py",
+        "    if isinstance(error, OSError) and _is_full(error):",
+        "    if False:",
         f"{ENGINE}/test_damage.py -k full_disk",
     ),
     Mutant(
@@ -109,8 +109,8 @@ MUTANTS = (
     Mutant(
         "a hang is not noticed",
         "tasks/training/torchrun.py",
-        "time.monotonic() - last_change > hang_seconds",
-        "time.monotonic() - last_change > 30 * hang_seconds + 60",
+        "    if seconds <= hang_seconds * patience:",
+        "    if seconds <= 300 * hang_seconds:",
         f"{ENGINE}/test_store.py -k hanging",
         45.0,
     ),
@@ -180,8 +180,8 @@ MUTANTS = (
     Mutant(
         "a killed rank is final",
         "tasks/training/ranks.py",
-        '        return "retry", f"another',
-        '        return "stage", f"another',
+        '        return "retry", f"{_LOST}',
+        '        return "stage", f"{_LOST}',
         "tests/model/test_train.py -k whose_fault",
     ),
     Mutant(
@@ -261,6 +261,62 @@ MUTANTS = (
         "        if text_digest(record.text) >= source.share * 2**64:",
         "        if text_digest(str(read_bytes)) >= source.share * 2**64:",
         f"{TEXT}/test_formats.py -k share",
+    ),
+    Mutant(
+        "a piece that changed while it was read is published",
+        "tasks/text/readers.py",
+        "    if now != (size, sha256):",
+        "    if False:",
+        f"{TEXT}/test_ingest.py -k while_it_is_read",
+    ),
+    Mutant(
+        "rows of a range are counted from its beginning",
+        "tasks/text/row_files.py",
+        "        reading.row, reading.size = part.first_row - 1, part.size",
+        "        reading.size = part.size",
+        f"{TEXT}/test_pieces.py -k large_file",
+    ),
+    Mutant(
+        "the place of a source is in the key of its pieces",
+        "tasks/text/pieces.py",
+        'shared = {"source": canonical(source), "shard_bytes": shard_bytes}',
+        'shared = {"source": source.model_dump(mode="json"), "shard_bytes": shard_bytes}',
+        f"{TEXT}/test_ingest.py -k not_of_place",
+    ),
+    Mutant(
+        "a worker with other libraries builds",
+        "tasks/engine/worker.py",
+        "        if own != version:",
+        "        if False:",
+        f"{ENGINE}/test_leases.py -k differs",
+    ),
+    Mutant(
+        "a worker outlives its driver",
+        "tasks/engine/worker.py",
+        "        if not is_held(Store(spec.store).lease(stage.name, spec.key)):",
+        "        if False:",
+        f"{ENGINE}/test_leases.py -k driver",
+    ),
+    Mutant(
+        "two take a stale lease",
+        "tasks/engine/leases.py",
+        "        if not is_held_elsewhere(path):\n            path.unlink",
+        "        if True:\n            path.unlink",
+        f"{ENGINE}/test_leases.py -k many",
+    ),
+    Mutant(
+        "runs of equal keys end at the parts of a buffer",
+        "tasks/text/equal_keys.py",
+        "parts = keys >> np.uint64(64 - self.bits) if self.bits",
+        "parts = digests >> np.uint64(64 - self.bits) if self.bits",
+        f"{TEXT}/test_documents.py -k datatrove",
+    ),
+    Mutant(
+        "an average keeps the random weights",
+        "model/average.py",
+        "pull = max(self.least_pull, 1 / steps)",
+        "pull = self.least_pull",
+        "tests/model/test_train.py -k random_weights",
     ),
 )
 

@@ -49,6 +49,7 @@ _RATES = {
     "ingest": _Rate(0.6, 30e6),
     "clean": _Rate(1.2, 3.0e6, shared=True),
     "minhash": _Rate(1.2, 16e6, shared=True),
+    "find_duplicates": _Rate(1.0, 100e6),
     "deduplicate": _Rate(1.0, 100e6),
     "decontaminate": _Rate(1.2, 4.0e6, shared=True),
     "split": _Rate(0.6, 60e6, shared=True),
@@ -148,7 +149,16 @@ def text_bytes_of(recipe: Recipe, *, taken: bool = True) -> float:
     return total
 
 
-_FOLLOW_TEXT = ("ingest", "clean", "minhash", "deduplicate", "decontaminate", "split", "tokenize")
+_FOLLOW_TEXT = (
+    "ingest",
+    "clean",
+    "minhash",
+    "find_duplicates",
+    "deduplicate",
+    "decontaminate",
+    "split",
+    "tokenize",
+)
 """Stages that take time in proportion to the text."""
 
 

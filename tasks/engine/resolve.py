@@ -81,7 +81,7 @@ def resolve(node: Node, inputs: dict[str, Known], sources: SourceDigests) -> Res
         return Resolved(ingredients, key, None)
 
     if stage.list_pieces:
-        return _resolve_pieces(node, ingredients, sources)
+        return _resolve_pieces(node, ingredients, all_known, sources)
 
     # The shards of the inputs are zipped by position, but no position enters a key.
     columns = {name: inputs[name].shards for name in stage.shard_inputs}
@@ -112,8 +112,8 @@ def _shard_key(shared: str, own: dict[str, Any]) -> str:
     return digest({"format": FORMAT_VERSION, "kind": "shard", "shared": shared, **own})
 
 
-def _resolve_pieces(node: Node, common: dict[str, Any], sources: SourceDigests) -> Resolved:
-    """Ingredients and keys of a map over what lies outside."""
+def _resolve_pieces(node: Node, common: dict[str, Any], all_known: bool, sources: SourceDigests) -> Resolved:
+    """Ingredients and keys of a map over pieces; its inputs go whole to each of them."""
     stage, config = node.stage, node.config
     assert stage.list_pieces
     listed = stage.list_pieces(config, sources)
@@ -121,6 +121,8 @@ def _resolve_pieces(node: Node, common: dict[str, Any], sources: SourceDigests) 
     fields = {name: value for name, value in common["config"].items() if name not in stage.whole_fields}
     shared = digest({**common, "config": fields})
     pieces = tuple(canonical(piece, f"{stage.name}.pieces") for piece in listed.each)
+    if not all_known:
+        return Resolved(ingredients, None, (None,) * len(pieces), pieces)
     shard_keys = [_shard_key(shared, {"piece": piece}) for piece in pieces]
     key = map_key(FORMAT_VERSION, stage.name, shard_keys, ingredients)
     return Resolved(ingredients, key, tuple(shard_keys), pieces)

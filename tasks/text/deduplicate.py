@@ -1,6 +1,5 @@
 """deduplicate: near-duplicates over all shards, the one of each that stays, and what must stay on one side of the split."""
 
-import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,10 @@ from pydantic import Field
 from model.base_config import Config
 from tasks.engine.progress import progress
 from tasks.engine.stage import Artifact, Metrics, stage
-from tasks.tables import count_rows, read_table, write_table
+from tasks.tables import read_table, write_table
 from tasks.text.groups import GROUPS, GROUPS_SCHEMA, LISTED, draw
 from tasks.text.selection import SELECTION, SIDES, TRAIN, VALIDATION
-from tasks.text.signatures import SIGNED, MinhashConfig
+from tasks.text.signatures import ALIKE, NEAR, SIGNED
 from tasks.text.verdicts import VERDICTS, VERDICTS_SCHEMA, dropped, kept
 
 _Rows = list[dict[str, Any]]
@@ -24,9 +23,6 @@ _RANKS = (LISTED, VALIDATION, TRAIN, "")
 class DeduplicateConfig(Config):
     """What signing and splitting say that matters here; filled in from their sections of the recipe."""
 
-    minhash: MinhashConfig = Field(
-        MinhashConfig(), description="Shape of the signatures, as in the section minhash."
-    )
     kept_ids: tuple[str, ...] = Field((), description="Documents that always stay: split.validation_ids.")
     kept_source: str | None = Field(
         None, description="Source whose documents always stay: split.validation_source."
@@ -38,23 +34,16 @@ class _Signed:
     """What was signed, over all shards; only what is asked for is in memory.
 
     Attributes:
-        sizes: documents of each shard.
         firsts: number of the first document of each.
     """
 
     def __init__(self, config: DeduplicateConfig, shards: tuple[Path, ...], former: Artifact | None) -> None:
-        import numpy as np
+        from tasks.text.likeness import first_numbers
 
         self.config, self.shards = config, shards
         self.kept_ids = set(config.kept_ids)
-        self.sizes = [count_rows(shard / SIGNED) for shard in shards]
-        self.firsts = np.cumsum([0, *self.sizes[:-1]])
+        self.firsts, self.n_documents = first_numbers(shards)
         self.former = _former_sides(former)
-
-    def digests(self, shard: int) -> tuple[Any, Any]:
-        """Of each document of a shard, and of its text: uint64."""
-        table = read_table(self.shards[shard] / SIGNED, ["digest", "text_digest"])
-        return table.column("digest").to_numpy(), table.column("text_digest").to_numpy()
 
     def rows(self, shard: int) -> _Rows:
         """The documents of a shard, each with its rank among those that it is alike to."""
@@ -147,32 +136,33 @@ def _groups_of(groups: tuple[Any, Any], signed: _Signed, seed: int) -> dict[int,
 
 @stage(libraries=("numpy", "scipy", "pyarrow"), role="deduplicate")
 def deduplicate(
-    config: DeduplicateConfig, signatures: Artifact, out: Path, former: Artifact | None = None
+    config: DeduplicateConfig,
+    signatures: Artifact,
+    pairs: Artifact,
+    out: Path,
+    former: Artifact | None = None,
 ) -> Metrics:
     """Write shards/NNNNN/verdicts.parquet and groups.parquet, aligned with the shards that were signed.
 
     Equal texts and near-duplicates are one cluster. Its survivor is the document with the smallest digest of id and
     text, so it does not depend on how shards are numbered; documents that the recipe lists as validation all survive,
     and what is near to one of them does not. What an earlier run kept comes before what is new, held-out text first,
-    so that a new copy displaces none of it. Memory follows the duplicates, not the documents: keys are sorted part by
-    part on disk, and only what shares one is looked at.
+    so that a new copy displaces none of it. Components are computed over pairs only, so memory follows the duplicates,
+    not the documents.
 
     Args:
+        pairs: result of find_duplicates.
         former: selection of an earlier run, whose sides its texts keep.
     """
-    from tasks.text.likeness import Likeness, Signatures
+    import numpy as np
+
+    from tasks.text.equal_keys import components
 
     signed = _Signed(config, signatures.shards, former)
     n_shards = len(signatures.shards)
-    with tempfile.TemporaryDirectory(dir=out.parent) as folder:
-        found = Signatures(signatures.shards, signed.firsts)
-        likeness = Likeness(config.minhash, found, sum(signed.sizes), Path(folder))
-        for shard in range(n_shards):
-            likeness.add(shard, int(signed.firsts[shard]), *signed.digests(shard))
-            progress(shard + 1, 2 * n_shards, "shards")
-        clusters = likeness.clusters()
-        verdicts = _verdicts_on(clusters, signed)
-        groups = _groups_of(likeness.groups(), signed, config.seed)
+    clusters = components([np.load(part / NEAR) for part in pairs.shards])
+    verdicts = _verdicts_on(clusters, signed)
+    groups = _groups_of(components([np.load(part / ALIKE) for part in pairs.shards]), signed, config.seed)
     for shard in range(n_shards):
         folder_of_shard, first = out / "shards" / f"{shard:05d}", int(signed.firsts[shard])
         rows = signed.rows(shard)
@@ -184,10 +174,10 @@ def deduplicate(
         ]
         write_table(folder_of_shard / VERDICTS, own_verdicts, VERDICTS_SCHEMA)
         write_table(folder_of_shard / GROUPS, own_groups, GROUPS_SCHEMA)
-        progress(n_shards + shard + 1, 2 * n_shards, "shards")
+        progress(shard + 1, n_shards, "shards")
     gone = Counter(verdict["reason"] for verdict in verdicts.values() if not verdict["kept"])
     return {
-        "documents": sum(signed.sizes),
+        "documents": signed.n_documents,
         "clusters": len(set(clusters[1].tolist())),
         "removed": sum(gone.values()),
         "same_text": gone["the same text"],

@@ -1,114 +1,122 @@
-"""Which texts are alike, by their signatures: near-duplicates, and, at a looser threshold, what has to stay on one side."""
+"""Pairs of texts that are alike, by their signatures: near-duplicates, and, at a looser threshold, what stays on one side.
 
+Near-duplicates share a bucket of hashes (Broder 1997; Leskovec et al., Mining of Massive Datasets, section 3.4). For groups,
+documents that share a band of two hashes are candidates, found with probability 1 - (1 - s^2)^56 in 14 buckets of 8 at a
+Jaccard similarity s: 0.9993 at s = 0.35, which is a text with every tenth word replaced. Of them those with at least a fifth
+of equal hashes are alike, which misses one of a thousand at s = 0.35 and none at 0.5.
+"""
+
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from tasks.text.equal_keys import KeyRuns, components, pairs_of
-from tasks.text.signatures import ROWS, SIGNATURES, MinhashConfig
+from tasks.tables import count_rows, read_table
+from tasks.text.equal_keys import KeyRuns, pairs_of
+from tasks.text.signatures import ROWS, SIGNATURES, SIGNED, MinhashConfig
 
 _HASHES_OF_A_BAND, _LEAST_SHARE = 2, 0.2
 _PAIRS = 100_000
 
 
+def first_numbers(shards: tuple[Path, ...]) -> tuple[np.ndarray, int]:
+    """Number of the first document of each signed shard, counted over all, and how many documents there are."""
+    sizes = [count_rows(shard / SIGNED) for shard in shards]
+    return np.cumsum([0, *sizes[:-1]]), sum(sizes)
+
+
 class Signatures:
-    """The signatures of many shards; only those that are asked for are read.
+    """The signatures of many shards; only those that are asked for are read."""
 
-    Args:
-        shards: folders that minhash wrote.
-        firsts: number of the first document of each.
-    """
-
-    def __init__(self, shards: tuple[Path, ...], firsts: np.ndarray) -> None:
-        self.shards, self.firsts = shards, firsts
+    def __init__(self, shards: tuple[Path, ...]) -> None:
+        self.shards = shards
+        self.firsts, self.n_documents = first_numbers(shards)
 
     def of(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
-        """Signatures of a shard, and the numbers of their documents."""
+        """Hashes of a shard, uint32 (hashes, signed documents), and the numbers of their documents."""
         numbers = self.firsts[shard] + np.load(self.shards[shard] / ROWS).astype(np.int64)
         return np.load(self.shards[shard] / SIGNATURES, mmap_mode="r"), numbers
 
-    def at(self, numbers: np.ndarray) -> np.ndarray:
-        """The signatures of documents that have one, uint32 (documents, hashes)."""
+    def digests(self, shard: int, column: str) -> np.ndarray:
+        """A digest of each document of a shard: `digest` of id and text, or `text_digest`."""
+        return read_table(self.shards[shard] / SIGNED, [column]).column(column).to_numpy()
+
+    def at(self, numbers: np.ndarray, hashes: slice) -> np.ndarray:
+        """Some hashes of documents that have a signature, uint32 (documents, hashes)."""
         places = np.searchsorted(self.firsts, numbers, side="right") - 1
-        order = np.argsort(places, kind="stable")
         found = None
         for shard in np.unique(places):
-            own = order[places[order] == shard]
+            own = np.flatnonzero(places == shard)
             signatures, there = self.of(int(shard))
-            rows = signatures[np.searchsorted(there, numbers[own])]
-            found = np.empty((len(numbers), rows.shape[1]), np.uint32) if found is None else found
-            found[own] = rows
+            columns = signatures[hashes, np.searchsorted(there, numbers[own])].T
+            found = np.empty((len(numbers), columns.shape[1]), np.uint32) if found is None else found
+            found[own] = columns
         assert found is not None, "asked for none"
         return found
 
 
 def _key(hashes: np.ndarray) -> np.ndarray:
-    """64 bits of several hashes of each document."""
+    """64 bits of several hashes, uint32 (hashes, documents), of each document."""
     with np.errstate(over="ignore"):
-        key = np.zeros(len(hashes), np.uint64)
-        for column in range(hashes.shape[1]):
-            key = (key ^ hashes[:, column]) * np.uint64(0x9E3779B97F4A7C15)
+        key = np.zeros(hashes.shape[1], np.uint64)
+        for own in hashes:
+            key = (key ^ own) * np.uint64(0x9E3779B97F4A7C15)
             key ^= key >> np.uint64(32)
         return key
 
 
-class Likeness:
-    """Finds pairs of documents with equal texts, equal buckets, and equal bands.
+def _checked(signatures: Signatures, pairs: np.ndarray, hashes: slice, least_share: float) -> np.ndarray:
+    """Those of the pairs of which so large a share of these hashes is equal."""
+    kept = [np.empty((0, 2), np.int64)]
+    for first in range(0, len(pairs), _PAIRS):
+        some = pairs[first : first + _PAIRS]
+        left, right = (signatures.at(some[:, side], hashes) for side in (0, 1))
+        kept.append(some[(left == right).mean(1) >= least_share])
+    return np.concatenate(kept)
 
-    Near-duplicates share a bucket of hashes (Broder 1997; Leskovec et al., section 3.4). For groups, documents that share a
-    band of two hashes are candidates, found with probability 1 - (1 - s^2)^56 in 14 buckets of 8 at a Jaccard similarity s:
-    0.9993 at s = 0.35, which is a text with every tenth word replaced. Of them those with at least a fifth of equal hashes
-    are alike, which misses one of a thousand at s = 0.35 and none at 0.5.
+
+def _merged(pairs: Iterator[np.ndarray]) -> np.ndarray:
+    return np.unique(np.concatenate([np.empty((0, 2), np.int64), *pairs]), axis=0)
+
+
+def pairs_of_texts(signatures: Signatures, folder: Path) -> np.ndarray:
+    """Pairs of documents with equal texts, by number, int64 (pairs, 2).
+
+    Args:
+        folder: an empty folder.
+    """
+    runs = KeyRuns(folder, 1, signatures.n_documents)
+    for shard, first in enumerate(signatures.firsts.tolist()):
+        digests = signatures.digests(shard, "digest")
+        numbers = first + np.arange(len(digests), dtype=np.uint64)
+        runs.add(0, signatures.digests(shard, "text_digest"), digests, numbers)
+    return _merged(pairs_of(*run) for run in runs.runs(0))
+
+
+def pairs_of_bucket(
+    config: MinhashConfig, bucket: int, signatures: Signatures, folder: Path
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs that share a bucket of hashes, and pairs that share a band of it and are alike; by number, int64 (pairs, 2).
 
     Memory follows the duplicates, not the documents.
 
     Args:
         folder: an empty folder.
     """
-
-    def __init__(self, config: MinhashConfig, signatures: Signatures, n_documents: int, folder: Path) -> None:
-        self.config, self.signatures = config, signatures
-        per_bucket, self.n_hashes = config.hashes_per_bucket, config.buckets * config.hashes_per_bucket
-        firsts = range(0, self.n_hashes - _HASHES_OF_A_BAND + 1, _HASHES_OF_A_BAND)
-        bands = [
-            (first, _HASHES_OF_A_BAND)
-            for first in firsts
-            if first % per_bucket + _HASHES_OF_A_BAND <= per_bucket
-        ]
-        self.buckets = [(bucket * per_bucket, per_bucket) for bucket in range(config.buckets)]
-        self.columns = [*self.buckets, *bands]
-        self.runs = KeyRuns(folder, len(self.columns) + 1, n_documents)
-
-    def add(self, shard: int, first: int, digests: np.ndarray, text_digests: np.ndarray) -> None:
-        """Take in the documents of a shard, by the digests of each of them and of its text."""
-        numbers = first + np.arange(len(digests), dtype=np.int64)
-        self.runs.add(len(self.columns), text_digests, digests, numbers.astype(np.uint64))
-        signatures, signed = self.signatures.of(shard)
-        for kind, (begin, length) in enumerate(self.columns):
-            keys = _key(signatures[:, begin : begin + length])
-            self.runs.add(kind, keys, digests[signed - first], signed.astype(np.uint64))
-
-    def clusters(self) -> tuple[np.ndarray, np.ndarray]:
-        """Documents that are equal or near-duplicates, and the cluster of each, by number; others are in none."""
-        edges = [pairs_of(*run) for run in self.runs.runs(len(self.columns))]
-        for kind, (begin, length) in enumerate(self.buckets):
-            for run in self.runs.runs(kind):
-                edges.append(self._checked(pairs_of(*run), slice(begin, begin + length), 1.0))
-        return components(edges)
-
-    def groups(self) -> tuple[np.ndarray, np.ndarray]:
-        """Documents that are alike another one, and the group of each, by number; groups are what is connected by likeness."""
-        edges = []
-        for kind in range(len(self.buckets), len(self.columns)):
-            for run in self.runs.runs(kind):
-                edges.append(self._checked(pairs_of(*run), slice(None), _LEAST_SHARE))
-        return components(edges)
-
-    def _checked(self, pairs: np.ndarray, columns: slice, least_share: float) -> np.ndarray:
-        """Those of the pairs of which so large a share of these hashes is equal."""
-        kept = [np.empty((0, 2), np.int64)]
-        for first in range(0, len(pairs), _PAIRS):
-            some = pairs[first : first + _PAIRS]
-            left, right = self.signatures.at(some[:, 0]), self.signatures.at(some[:, 1])
-            kept.append(some[(left[:, columns] == right[:, columns]).mean(1) >= least_share])
-        return np.concatenate(kept)
+    begin, length = bucket * config.hashes_per_bucket, config.hashes_per_bucket
+    bands = range(begin, begin + length - _HASHES_OF_A_BAND + 1, _HASHES_OF_A_BAND)
+    kinds = [(begin, length), *((first, _HASHES_OF_A_BAND) for first in bands)]
+    runs = KeyRuns(folder, len(kinds), signatures.n_documents)
+    for shard, first in enumerate(signatures.firsts.tolist()):
+        hashes, signed = signatures.of(shard)
+        digests = signatures.digests(shard, "digest")[signed - first]
+        for kind, (start, n_hashes) in enumerate(kinds):
+            runs.add(kind, _key(hashes[start : start + n_hashes]), digests, signed.astype(np.uint64))
+    whole = slice(begin, begin + length)
+    near = _merged(_checked(signatures, pairs_of(*run), whole, 1.0) for run in runs.runs(0))
+    alike = _merged(
+        _checked(signatures, pairs_of(*run), slice(None), _LEAST_SHARE)
+        for kind in range(1, len(kinds))
+        for run in runs.runs(kind)
+    )
+    return near, alike

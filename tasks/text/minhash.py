@@ -32,7 +32,8 @@ def minhash(config: MinhashConfig, documents: Shard, out: Path) -> Metrics:
         matrix = rensa.RMinHash.digest_matrix_from_flat_token_hashes(flat, offsets, n_hashes, config.seed)
         signatures[:] = np.array(matrix.to_rows(), np.uint32)
     out.mkdir(parents=True, exist_ok=True)
-    np.save(out / SIGNATURES, signatures)
+    # Hash by hash, so that whoever needs a bucket reads that much and no more.
+    np.save(out / SIGNATURES, np.ascontiguousarray(signatures.T))
     np.save(out / ROWS, rows.astype("<u4"))
     sources = table.column("source").to_pylist()
     signed = [

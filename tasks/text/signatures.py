@@ -6,7 +6,9 @@ from model.base_config import Config
 from tasks.tables import Schema
 
 SIGNATURES, ROWS = "signatures.npy", "rows.npy"
-"""The signatures of a shard, uint32 (signed documents, hashes), and which rows of its documents they are of, in order."""
+"""The signatures of a shard, uint32 (hashes, signed documents), and which rows of its documents they are of, in order."""
+NEAR, ALIKE = "near.npy", "alike.npy"
+"""Pairs of documents that are near-duplicates, and pairs that are alike, int64 (pairs, 2)."""
 SIGNED = "signed.parquet"
 """Beside the signatures: what was signed, a row for each row of the documents."""
 

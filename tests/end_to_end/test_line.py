@@ -18,6 +18,7 @@ STAGES = [
     "ingest",
     "clean",
     "minhash",
+    "find_duplicates",
     "deduplicate",
     "index_benchmarks",
     "decontaminate",

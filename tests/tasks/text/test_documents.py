@@ -15,7 +15,7 @@ from tasks.benchmarks.index_benchmarks import IndexBenchmarksConfig, index_bench
 from tasks.benchmarks.items import fingerprint_benchmarks
 from tasks.engine.call import drain
 from tasks.engine.sources import SourceDigests
-from tasks.engine.stage import Artifact, Parts, Shard
+from tasks.engine.stage import Artifact, Parts, Piece, Shard
 from tasks.ngrams import WordHasher, ngram_hashes
 from tasks.tables import read_table, write_table
 from tasks.text import equal_keys
@@ -23,10 +23,11 @@ from tasks.text.clean import CleanConfig, clean
 from tasks.text.decontaminate import decontaminate
 from tasks.text.deduplicate import DeduplicateConfig, deduplicate
 from tasks.text.documents import DOCUMENTS_SCHEMA
+from tasks.text.find_duplicates import find_duplicates, list_buckets
 from tasks.text.groups import draw
-from tasks.text.likeness import Likeness, Signatures
+from tasks.text.likeness import first_numbers
 from tasks.text.minhash import minhash
-from tasks.text.signatures import ROWS, SIGNATURES, MinhashConfig
+from tasks.text.signatures import NEAR, ROWS, SIGNATURES, MinhashConfig
 from tasks.text.split import SplitConfig, split
 from tasks.text.verdicts import VERDICTS_SCHEMA, kept
 
@@ -171,9 +172,22 @@ def sign(folder: Path, texts: dict[str, str]) -> Path:
     return out
 
 
+def find_pairs(out: Path, shards: list[Path]) -> Artifact:
+    """Result of find_duplicates."""
+    parts = []
+    for number, piece in enumerate(list_buckets(MinhashConfig(), SourceDigests()).each):
+        parts.append(out / str(number))
+        parts[-1].mkdir(parents=True)
+        signed = Artifact(out, tuple(shards))
+        find_duplicates.fn(MinhashConfig(), signatures=signed, piece=Piece(piece), out=parts[-1])
+    return Artifact(out, tuple(parts))
+
+
 def removed(out: Path, shards: list[Path], **config) -> list[tuple[int, int]]:
     out.mkdir(parents=True)
-    deduplicate.fn(DeduplicateConfig(**config), signatures=Artifact(out, tuple(shards)), out=out)
+    pairs = find_pairs(out / "pairs", shards)
+    signatures = Artifact(out, tuple(shards))
+    deduplicate.fn(DeduplicateConfig(**config), signatures=signatures, pairs=pairs, out=out)
     return [
         (position, row)
         for position in range(len(shards))
@@ -230,7 +244,7 @@ def datatroves_clusters(folder: Path, shards: list[Path]) -> set[frozenset[tuple
     for position, shard in enumerate(shards):
         signatures, rows = np.load(shard / SIGNATURES), np.load(shard / ROWS)
         for bucket in range(shape.buckets):
-            columns = signatures[:, bucket * 8 : bucket * 8 + 8]
+            columns = signatures[bucket * 8 : bucket * 8 + 8].T
             records = np.column_stack((columns, rows)).astype("<u4")
             path = folder / "signatures" / f"bucket_{bucket:03d}" / f"{position:05d}.minhash.sig"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -250,14 +264,10 @@ def datatroves_clusters(folder: Path, shards: list[Path]) -> set[frozenset[tuple
 
 
 def own_clusters(folder: Path, shards: list[Path]) -> set[frozenset[tuple[int, int]]]:
-    sizes = [len(np.load(shard / ROWS)) for shard in shards]
-    firsts = np.cumsum([0, *sizes[:-1]])
-    folder.mkdir()
-    likeness = Likeness(MinhashConfig(), Signatures(tuple(shards), firsts), sum(sizes), folder)
-    for shard, size in enumerate(sizes):
-        numbers = np.arange(size, dtype=np.uint64) + np.uint64(1000 * shard)
-        likeness.add(shard, int(firsts[shard]), numbers, numbers)
-    numbers, labels = likeness.clusters()
+    firsts, _ = first_numbers(tuple(shards))
+    numbers, labels = equal_keys.components(
+        [np.load(part / NEAR) for part in find_pairs(folder, shards).shards]
+    )
     places = np.searchsorted(firsts, numbers, side="right") - 1
     clusters: dict[int, set[tuple[int, int]]] = {}
     for number, place, label in zip(numbers.tolist(), places.tolist(), labels.tolist(), strict=True):
@@ -410,7 +420,8 @@ def sides_of(
     (folder / "duplicates").mkdir()
     how = DeduplicateConfig(kept_ids=config.validation_ids, seed=config.seed)
     signed = Artifact(folder, (folder / "signed",))
-    deduplicate.fn(how, signatures=signed, out=folder / "duplicates", former=former)
+    pairs = find_pairs(folder / "pairs", [folder / "signed"])
+    deduplicate.fn(how, signatures=signed, pairs=pairs, out=folder / "duplicates", former=former)
     (folder / "clean").mkdir()
     write_table(folder / "clean" / "verdicts.parquet", [kept() for _ in texts], VERDICTS_SCHEMA)
     duplicates = Shard(folder / "duplicates" / "shards" / "00000")

@@ -56,10 +56,15 @@ class ProgressArtifact:
         artifact: Any = None
         while True:
             await asyncio.sleep(_ARTIFACT_SECONDS)
-            if not self.newest or not self.newest.total:
+            if not self.newest or not (self.newest.total or self.newest.note):
                 continue
-            percent = 100 * self.newest.done / self.newest.total
-            description = f"{self.stage}: {self.newest.done:,} of {self.newest.total:,} {self.newest.unit}"
+            percent = 100 * self.newest.done / max(1, self.newest.total)
+            counted = (
+                f"{self.newest.done:,} of {self.newest.total:,} {self.newest.unit}"
+                if self.newest.total
+                else ""
+            )
+            description = f"{self.stage}: {', '.join(filter(None, (counted, self.newest.note)))}"
             try:
                 if artifact is None:
                     artifact = await acreate_progress_artifact(percent, description=description)

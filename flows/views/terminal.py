@@ -88,12 +88,16 @@ class TerminalDisplay:
         """Move the bar; without a terminal, print a line now and then."""
         now = time.monotonic()
         silent = now - self.spoke.get(node, self.began[node])
-        if not self.console.is_terminal and progress.total and silent > _LINE_SECONDS:
+        if not self.console.is_terminal and (progress.total or progress.note) and silent > _LINE_SECONDS:
             self.spoke[node] = now
-            share = f"{100 * progress.done / progress.total:.0f}% of {progress.total:,} {progress.unit}"
+            share = (
+                f"{100 * progress.done / progress.total:.0f}% of {progress.total:,} {progress.unit}, "
+                if progress.total
+                else ""
+            )
             note = f", {progress.note}" if progress.note else ""
             self.console.print(
-                f"  {node.name:<18} {share}, {duration(now - self.began[node])}{note}", highlight=False
+                f"  {node.name:<18} {share}{duration(now - self.began[node])}{note}", highlight=False
             )
         self.bars.update(
             self.rows[node],

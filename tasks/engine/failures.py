@@ -44,9 +44,10 @@ def describe(error: BaseException) -> dict[str, Any]:
     }
 
 
-def raise_described(described: dict[str, Any], where: str) -> None:
-    """Raise what `describe` told, with where it happened before it."""
-    sentence = f"{where}: {described['error']}"
+def raise_described(described: dict[str, Any]) -> None:
+    """Raise what `describe` told of a shard, with its position and its node, and how it is built alone."""
+    alone = f"`scratchlm task STAGE RECIPE --shard {described['position']}` builds it here"
+    sentence = f"shard {described['position']} on {described['host']}: {described['error']} ({alone})"
     if described["kind"] == "input":
         raise InputError(sentence)
     raise StageFailed(sentence, retryable=described["retryable"])

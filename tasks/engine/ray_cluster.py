@@ -87,7 +87,7 @@ def build_on_ray(
                     ) from error
                 if "error" in told:
                     print(told["traceback"], flush=True)
-                    raise_described(told, f"shard {position} on {told['host']}")
+                    raise_described(told)
                 yield bool(told["built"])
     finally:
         for reference in running:

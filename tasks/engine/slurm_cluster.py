@@ -149,7 +149,7 @@ def build_on_slurm(
                 continue
             if "error" in told:
                 print(told["traceback"], flush=True)
-                raise_described(told, f"shard {told['position']} on {told['host']}")
+                raise_described(told)
             if told["position"] in missing:
                 missing.remove(told["position"])
                 yield bool(told["built"])

@@ -1,0 +1,289 @@
+"""Real clusters: the same bytes as here, whoever is killed, and nothing stays behind; and training on two nodes.
+
+One file, so that one worker of pytest has the clusters, and starts each once.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from safetensors.numpy import load_file
+
+from tests.cluster.conftest import Nodes
+from tests.conftest import Toy
+from tests.end_to_end.conftest import RECIPE, Line
+from tests.waiting import HANGING_SECONDS, assert_no_process_of, processes_of, wait_until
+
+pytestmark = pytest.mark.end_to_end
+
+NUMBERS = {f"n{i:02d}": i for i in range(12)}
+
+
+def toy_digests(built: dict) -> dict[str, str]:
+    return {name: entry["digest"] for name, entry in built.items()}
+
+
+SLEEP = '    time.sleep(float(os.environ.get("TOY_DELAY", "0")))'
+
+
+def slowly(toy: Toy, seconds: float) -> None:
+    """Let each shard take so long. An environment reaches no worker of Ray, the code does."""
+    toy.edit("stages", SLEEP, f"    time.sleep({seconds})")
+
+
+def hear_ctrl_c() -> None:
+    """Before a command begins: what a shell starts in the background does not hear Ctrl-C, and neither do its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def start(toy: Toy, nodes: Nodes) -> subprocess.Popen:
+    return subprocess.Popen(
+        toy.command(cluster=nodes.settings),
+        preexec_fn=hear_ctrl_c,
+        env=toy.environment(**nodes.environment),
+        cwd=toy.root,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def jobs_in_queue(nodes: Nodes) -> list[str]:
+    done = subprocess.run(
+        ["squeue", "-h", "-o", "%j"], env={**os.environ, **nodes.environment}, capture_output=True, text=True
+    )
+    return [name for name in done.stdout.split() if name.startswith("scratchlm")]
+
+
+def test_shards_are_the_same_bytes_as_here(toy: Toy, nodes: Nodes, tmp_path: Path):
+    toy.write(**NUMBERS)
+    here = toy.run(store=tmp_path / "here")
+    there = toy.run(cluster=nodes.settings, env=nodes.environment)
+    assert toy_digests(there) == toy_digests(here)
+    assert there["double"]["built"] == 12
+    again = toy.run(cluster=nodes.settings, env=nodes.environment)
+    assert all(entry["cached"] for entry in again.values())
+
+
+def test_the_fault_of_a_shard_comes_home_with_its_place_and_its_log(toy: Toy, nodes: Nodes):
+    toy.write(bad="crash", **NUMBERS)
+    told = toy.run(cluster=nodes.settings, env=nodes.environment, fails=True)
+    assert "double: shard" in told["failed"]
+    assert "ZeroDivisionError: a number that cannot be" in told["failed"]
+    assert "in double" in told["log"]
+    toy.write(bad=7)
+    toy.run(cluster=nodes.settings, env=nodes.environment)
+
+
+def test_a_driver_that_is_killed_leaves_nothing_and_the_next_goes_on(toy: Toy, nodes: Nodes, tmp_path: Path):
+    toy.write(**NUMBERS)
+    here = toy.run(store=tmp_path / "here")
+    slowly(toy, 0.5)
+    driver = start(toy, nodes)
+    shards = toy.store / "shards" / "double"
+    wait_until(lambda: shards.exists() and len(list(shards.iterdir())) >= 2, "two shards", driver)
+    driver.kill()
+    driver.wait()
+    ready = len(list(shards.iterdir()))
+    there = toy.run(cluster=nodes.settings, env=nodes.environment)
+    assert toy_digests(there) == toy_digests(here)
+    assert there["double"]["reused"] >= ready
+    assert jobs_in_queue(nodes) == [] if nodes.settings["kind"] == "slurm" else True
+
+
+def test_a_driver_that_is_asked_to_end_takes_its_jobs_with_it(toy: Toy, nodes: Nodes):
+    toy.write(**NUMBERS)
+    slowly(toy, 1.0)
+    driver = start(toy, nodes)
+    shards = toy.store / "shards" / "double"
+    wait_until(lambda: shards.exists() and list(shards.iterdir()), "a shard", driver)
+    driver.send_signal(signal.SIGINT)
+    driver.wait()
+    if nodes.settings["kind"] == "slurm":
+        wait_until(lambda: not jobs_in_queue(nodes), "an empty queue")
+    count = len(list(shards.iterdir()))
+    assert count < 12
+    assert not list((toy.store / "locks").glob("*.lease"))
+
+
+def test_a_worker_that_is_killed_costs_its_shard(toy: Toy, nodes: Nodes, tmp_path: Path):
+    toy.write(**NUMBERS)
+    here = toy.run(store=tmp_path / "here")
+    kill_once = tmp_path / "killed"
+    toy.edit(
+        "stages",
+        SLEEP,
+        f"    mark = {str(kill_once)!r}\n"
+        "    if not os.path.exists(mark):\n"
+        "        open(mark, 'w').close()\n"
+        "        os.kill(os.getpid(), 9)",
+    )
+    there = toy.run(cluster=nodes.settings, env=nodes.environment)
+    assert kill_once.exists()
+    assert toy_digests(there) == toy_digests(here)
+
+
+def on(line: Line, nodes: Nodes, folder: Path) -> tuple[Line, dict[str, str]]:
+    """The line with an empty store of its own, and a machine file of the cluster."""
+    made = Line(folder / "line", line.server)
+    made.root.mkdir()
+    shutil.copytree(line.corpus, made.corpus)
+    made.write_recipe(machine={"threads": 1, "device": "cpu", "cluster": nodes.settings})
+    return made, {**made.environment(), **nodes.environment}
+
+
+def run(made: Line, environment: dict[str, str]) -> subprocess.Popen:
+    return subprocess.Popen(
+        made.command("run", "recipe.yaml"),
+        cwd=made.root,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def digests(line: Line) -> dict[str, Any]:
+    """Digest of each stage of the newest run."""
+    record = yaml.safe_load((line.store / "runs" / "latest" / "run.json").read_text())
+    return {name: entry["digest"] for name, entry in record["stages"].items()}
+
+
+def test_a_recipe_is_the_same_on_a_cluster_that_loses_a_node(line: Line, nodes: Nodes, tmp_path: Path):
+    made, environment = on(line, nodes, tmp_path)
+    process = run(made, environment)
+    cleaned = made.store / "shards" / "clean"
+    wait_until(lambda: cleaned.exists() and list(cleaned.iterdir()), "a cleaned shard", process)
+    if nodes.cluster:
+        nodes.cluster.remove_node(nodes.cluster.list_all_nodes()[-1], allow_graceful=False)
+    else:
+        down = ["scontrol", "update", "nodename=n2", "state=down", "reason=test"]
+        subprocess.run(down, env=environment, check=True)
+    printed = process.communicate()[0]
+    if nodes.cluster:
+        nodes.cluster.add_node(num_cpus=1, object_store_memory=80_000_000)
+    else:
+        # A node that answers again may be back by itself (ReturnToService), which scontrol calls invalid.
+        subprocess.run(["scontrol", "update", "nodename=n2", "state=resume"], env=environment)
+    assert process.returncode == 0, printed
+    here, there = digests(line), digests(made)
+    assert there == here
+
+
+def test_doctor_examines_every_node(line: Line, nodes: Nodes, tmp_path: Path):
+    made, environment = on(line, nodes, tmp_path)
+    machine = made.root / "machine.yaml"
+    machine.write_text(yaml.safe_dump({"cluster": nodes.settings}))
+    done = subprocess.run(
+        made.command("doctor", "--cluster", str(machine)),
+        cwd=made.root,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.count(f"{nodes.settings['kind']} node") >= 2
+    assert "as here" in done.stdout
+
+
+LONGER = {**RECIPE["train_model"], "tokens": 61_440, "seed": 5}
+
+
+@pytest.fixture(params=["joined", "slurm", "ray"])
+def kind(request: pytest.FixtureRequest) -> Nodes:
+    """Each way to have two nodes."""
+    if request.param == "joined":
+        return Nodes({"kind": "local"})
+    return request.getfixturevalue(f"{request.param}_nodes")
+
+
+@contextmanager
+def joined(made: Line, environment: dict[str, str], nodes: Nodes) -> Iterator[None]:
+    """Another computer that joins, where somebody has to."""
+    if nodes.settings["kind"] != "local":
+        yield
+        return
+    join = subprocess.Popen(
+        made.command("join", "--again"),
+        preexec_fn=hear_ctrl_c,
+        cwd=made.root,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        yield
+    finally:
+        join.send_signal(signal.SIGINT)
+        join.wait(HANGING_SECONDS)
+
+
+def prepare(line: Line, where: Nodes, **machine: Any) -> dict[str, str]:
+    own = {"threads": 1, "device": "cpu", "ranks": 2, "nodes": 2, "cluster": where.settings, **machine}
+    line.write_recipe(train_model=LONGER, machine=own, evaluate_model={"tasks": []})
+    return {**line.environment(), **where.environment}
+
+
+def trained(line: Line) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    record = json.loads((line.store / "runs" / "latest" / "run.json").read_text())
+    result = line.store / "artifacts" / "train_model" / record["stages"]["train_model"]["key"]
+    return load_file(result / "out" / "model.safetensors"), json.loads(
+        (result / "manifest.json").read_text()
+    )["metrics"]
+
+
+@pytest.fixture(scope="session")
+def on_one(line: Line, tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+    """The weights of two ranks on one node."""
+    own = copy(line, tmp_path_factory.mktemp("one"))
+    environment = prepare(own, Nodes({"kind": "local"}), nodes=0)
+    process = run(own, environment)
+    printed = process.communicate()[0]
+    assert process.returncode == 0, printed
+    return trained(own)[0]
+
+
+def copy(line: Line, folder: Path) -> Line:
+    made = Line(folder / "line", line.server)
+    shutil.copytree(line.root, made.root, symlinks=True)
+    return made
+
+
+def ranks_of(folder: Path) -> list[int]:
+    """Process ids of the ranks that train there."""
+    found = []
+    for pid in processes_of(folder):
+        try:
+            command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if b"rank" in command and b"tasks.training.ranks" in command:
+            found.append(pid)
+    return found
+
+
+def test_two_nodes_that_lose_a_rank_train_as_one_does(
+    line: Line, on_one: dict[str, np.ndarray], kind: Nodes, tmp_path: Path
+):
+    made = copy(line, tmp_path)
+    environment = prepare(made, kind, checkpoint_every_seconds=0)
+    with joined(made, environment, kind):
+        process = run(made, environment)
+        work = made.store / "work"
+        wait_until(lambda: len(list(work.glob("train_model-*/step-*"))) >= 2, "two checkpoints", process)
+        pids = wait_until(lambda: ranks_of(made.store), "ranks", process)
+        os.kill(pids[-1], signal.SIGKILL)
+        printed = process.communicate()[0]
+    assert process.returncode == 0, printed
+    weights, metrics = trained(made)
+    assert metrics["resumed_from_step"]
+    for name, value in on_one.items():
+        np.testing.assert_allclose(weights[name], value, rtol=1e-4, atol=1e-5)
+    assert_no_process_of(made.store)

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tasks.engine.process import free_port
-from tests.waiting import HANGING_SECONDS, wait_until
 
+_UP_SECONDS = 180.0
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "squeue", "scancel", "sinfo", "scontrol")
 
 
@@ -88,14 +88,34 @@ def slurm(folder: Path) -> Iterator[dict[str, str]]:
         *(["slurmd", "-f", str(configuration), "-N", node] for node in ("n1", "n2")),
     ]
     try:
-        for command in commands:
-            subprocess.run(command, env=environment, check=True, timeout=HANGING_SECONDS, capture_output=True)
-        wait_until(lambda: _idle(environment) == 2, "two idle nodes")
+        _start(commands, environment, folder)
         yield environment
     finally:
         subprocess.run(["scancel", "--me"], env=environment, capture_output=True)
         for name in ("slurmd-n1", "slurmd-n2", "ctld", "munged"):
             _end(folder / "run" / f"{name}.pid")
+
+
+class NotHere(Exception):
+    """This computer lets no Slurm run, and why."""
+
+
+def _start(commands: list[list[str]], environment: dict[str, str], folder: Path) -> None:
+    """Start the daemons, and wait for both nodes.
+
+    Raises:
+        NotHere: if they do not come up.
+    """
+    for command in commands:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        if done.returncode:
+            raise NotHere(f"{command[0]} does not start: {done.stderr.strip()[-300:]}")
+    deadline = time.monotonic() + _UP_SECONDS
+    while _idle(environment) != 2:
+        if time.monotonic() > deadline:
+            logs = [path.read_text(errors="replace")[-300:] for path in sorted(folder.glob("*.log"))]
+            raise NotHere(f"its nodes do not come up: {' '.join(' '.join(logs).split())}")
+        time.sleep(0.2)
 
 
 def _idle(environment: dict[str, str]) -> int:

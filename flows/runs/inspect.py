@@ -136,7 +136,7 @@ def _garbage_paths(store: Store, keep_runs: int) -> list[Path]:
     kept = _kept_runs(store, runs, keep_runs)
     artifacts, shards = _needed(store, kept)
     garbage = [*(store.root / DAMAGED).glob("*")]
-    for kind in ("building", "work"):
+    for kind in ("building", "work", "attempts"):
         for path in (store.root / kind).glob("*"):
             stage, _, key = path.name.rpartition("-")
             if kind == "work" and (stage, key) in artifacts:

@@ -5,6 +5,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from model.errors import StageFailed
 from tasks.engine.call import Stopwatch, call
 from tasks.engine.manifest import OUT
 from tasks.engine.spec import Spec
@@ -28,6 +29,7 @@ def build_shard(spec: Spec, position: int, folder: Path | None = None) -> bool:
         watch = Stopwatch.start()
         building = store.start_building(stage.name, key) if folder is None else folder
         (building / OUT).mkdir(parents=True, exist_ok=True)
+        begun = (building / OUT).stat().st_ino
         for name in stage.shard_inputs:
             store.check_input(spec.inputs[name].shards[position])
         inputs: dict[str, Any] = {
@@ -39,6 +41,9 @@ def build_shard(spec: Spec, position: int, folder: Path | None = None) -> bool:
         if spec.pieces is not None:
             inputs["piece"] = Piece(spec.pieces[position])
         metrics = call(stage, spec, store, key, inputs, building / OUT)
+        # A collection may have removed the folder of a worker whose driver is long gone; what was written since is not all.
+        if not (building / OUT).exists() or (building / OUT).stat().st_ino != begun:
+            raise StageFailed("the folder that it was built in was removed meanwhile", retryable=True)
         store.publish(
             "shards", watch.manifest(spec, stage, key, metrics, digest="", ingredients={}), building
         )

@@ -1,5 +1,6 @@
 """How a map stage is built: each missing shard by itself, here or by workers, then the list of all."""
 
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -126,4 +127,5 @@ def build_map(spec: Spec, spec_path: Path | None, stage: Stage, store: Store) ->
         spec, stage, spec.key, metrics, digest=whole, ingredients=spec.ingredients, shards=records
     )
     store.publish("artifacts", manifest, building)
+    shutil.rmtree(store.attempts(stage.name, spec.key), ignore_errors=True)
     return built

@@ -3,6 +3,7 @@
 artifacts/STAGE/KEY/   manifest.json, log.txt, out/     a finished result
 shards/STAGE/KEY/      the same, for one shard of a map stage
 building/STAGE-KEY/    what is being built; nothing reads it
+attempts/STAGE-KEY/    the same, by workers of a cluster
 work/STAGE-KEY/        what a stage keeps between attempts (training checkpoints)
 damaged/               results that were not what their manifests say
 locks/                 one file a key, held with flock while it is built; roots, see `Store.roots`
@@ -83,6 +84,10 @@ class Store:
     def building(self, stage: str, key: str) -> Path:
         """Where it is built."""
         return self.root / "building" / f"{stage}-{key}"
+
+    def attempts(self, stage: str, key: str) -> Path:
+        """Where workers of a cluster build its shards, each in a folder of its own. Nobody else removes one while they may."""
+        return self.root / "attempts" / f"{stage}-{key}"
 
     def work(self, stage: str, key: str) -> Path:
         """What the stage keeps between attempts."""

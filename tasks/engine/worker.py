@@ -33,9 +33,6 @@ from tasks.engine.spec import Spec
 from tasks.engine.stage import load_stage
 from tasks.engine.store import Store
 
-ATTEMPTS = "attempts"
-"""Below the folder of a build: what workers build in, each in a folder of its own."""
-
 
 class DriverGone(StageFailed):
     """Whoever asked for the shards is not there any more."""
@@ -79,8 +76,10 @@ def build_one(spec_path: Path, position: int) -> dict[str, Any]:
         os.chdir(spec.folder)
         if not is_held(Store(spec.store).lease(stage.name, spec.key)):
             raise DriverGone("whoever asked for it has ended", retryable=True)
-        attempt = spec_path.parent / ATTEMPTS / f"{position}-{uuid.uuid4().hex[:8]}"
+        attempt = Store(spec.store).attempts(stage.name, spec.key) / uuid.uuid4().hex
         return {**told, "built": build_shard(spec, position, attempt)}
+    except (SystemExit, KeyboardInterrupt):
+        raise  # this worker is asked to end, and its shard is built elsewhere
     except BaseException as error:
         return {**told, **describe(error), "traceback": traceback.format_exc()}
 

@@ -11,6 +11,7 @@ _MAX_DEPTH = 1000
 _MAX_OPTIONS = 5000
 """It takes time in the square of the options of a list, too: 0.3 s at 5,000."""
 _TAG = re.compile(rb"<(?:!--|(/?)([a-zA-Z][a-zA-Z0-9]*))")
+_COMMENT_END = re.compile(rb"--!?>")
 _RAW_TEXT = frozenset(b"script style textarea title xmp iframe noembed noframes".split())
 """Elements in which a tag is text (HTML Living Standard, section 13.2.5.1)."""
 _FOREIGN = frozenset((b"svg", b"math"))
@@ -34,7 +35,9 @@ def _deepest(page: bytes) -> int:
     position, deepest, lowered = 0, 0, page.lower()
     while tag := _TAG.search(page, position):
         is_comment = tag[2] is None
-        end = page.find(b"-->" if is_comment else b">", tag.end())
+        # A comment may end in its own beginning: <!--> and <!---> are empty ones (section 13.2.5.43).
+        ending = _COMMENT_END.search(page, tag.start() + 2) if is_comment else None
+        end = (ending.end() - 1 if ending else -1) if is_comment else page.find(b">", tag.end())
         if end < 0:
             break
         position = end + 1
@@ -48,7 +51,7 @@ def _deepest(page: bytes) -> int:
                 counts[closed] -= 1
                 if closed == name:
                     break
-        elif name in _RAW_TEXT:
+        elif name in _RAW_TEXT and not any(counts[foreign] for foreign in _FOREIGN):
             last = lowered.find(b"</" + name, position)
             if last < 0:
                 break

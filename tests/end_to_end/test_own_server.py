@@ -98,7 +98,8 @@ def own(line: Line, tmp_path: Path) -> Iterator[OwnServer]:
         "work_pools/gpu",
         "v2/concurrency_limits/accelerator",
     ):
-        assert made.api.delete(path).is_success, path
+        # SQLite answers with 503 while it is busy.
+        wait_until(lambda path=path: made.api.delete(path).is_success, path)
 
 
 def make_secret(own: OwnServer, name: str, value: str) -> None:

@@ -1,12 +1,14 @@
 """Leases between computers, and what a worker of a cluster refuses."""
 
 import os
+import shutil
 import threading
 from pathlib import Path
 
 import pytest
 
-from tasks.engine import leases, worker
+from model.errors import StageFailed
+from tasks.engine import job, leases, worker
 from tasks.engine.build import _spec, look_up
 from tasks.engine.clusters import RayCluster
 from tasks.engine.machine import Machine
@@ -113,15 +115,47 @@ def test_a_worker_whose_driver_is_gone_builds_nothing(spec: Spec, tmp_path: Path
 
 
 def test_two_that_build_a_shard_at_once_leave_one(spec: Spec, tmp_path: Path):
-    from tasks.engine.job import build_shard
-
-    assert build_shard(spec, 0, tmp_path / "store" / "one")
+    assert job.build_shard(spec, 0, tmp_path / "store" / "one")
     (shard,) = (tmp_path / "store" / "shards" / "ingest").iterdir()
     first = shard.stat().st_ino
     forced = spec.model_copy(update={"force": True})
-    assert build_shard(forced, 0, tmp_path / "store" / "two")
+    assert job.build_shard(forced, 0, tmp_path / "store" / "two")
     assert shard.stat().st_ino == first
     assert not (tmp_path / "store" / "two").exists()
+
+
+def test_a_shard_whose_folder_was_removed_in_the_middle_is_not_published(
+    spec: Spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    real = job.call
+
+    def remove_and_go_on(*arguments) -> dict:
+        figures = real(*arguments)
+        out = arguments[-1]
+        shutil.rmtree(out.parent)
+        (out / "shards" / "00001").mkdir(parents=True)
+        (out / "shards" / "00001" / "documents.parquet").write_text("the rest")
+        return figures
+
+    monkeypatch.setattr(job, "call", remove_and_go_on)
+    with pytest.raises(StageFailed, match="was removed meanwhile"):
+        job.build_shard(spec, 0, tmp_path / "store" / "attempts" / "one")
+    assert not (tmp_path / "store" / "shards").exists()
+
+
+def test_a_worker_that_is_asked_to_end_reports_no_fault_of_the_shard(
+    spec: Spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder = tmp_path / "store" / "building" / f"ingest-{spec.key}"
+    folder.mkdir(parents=True)
+    (folder / "spec.json").write_text(spec.model_dump_json())
+
+    def asked_to_end(*arguments) -> dict:
+        raise SystemExit(143)
+
+    monkeypatch.setattr(job, "call", asked_to_end)
+    with Store(spec.store).lock("ingest", spec.key, leased=True), pytest.raises(SystemExit):
+        worker.build_one(folder / "spec.json", 0)
 
 
 @pytest.mark.parametrize(("text", "size"), [("2GB", 2 * 10**9), ("500MB", 5 * 10**8), ("1.5 g", 1.5 * 10**9)])

@@ -106,7 +106,16 @@ def test_ordinary_pages_are_read(more: str):
 
 @pytest.mark.parametrize(
     "page",
-    ["</x>" * 5000 + "<div>" * 5000, "<div></x>" * 5000, "<select>" + "<option>a" * 20_000, "<i><b>" * 3000],
+    [
+        "</x>" * 5000 + "<div>" * 5000,
+        "<div></x>" * 5000,
+        "<select>" + "<option>a" * 20_000,
+        "<!-->" + "<div>" * 5000,
+        "<!--->" + "<div>" * 5000,
+        "<!-- a --!>" + "<div>" * 5000,
+        "<math><title>" + "<div>" * 5000,
+        "<i><b>" * 3000,
+    ],
 )
 def test_pages_that_would_take_minutes_are_refused(page: str):
     with pytest.raises(BadPage):

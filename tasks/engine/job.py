@@ -10,7 +10,7 @@ from tasks.engine.call import Stopwatch, call
 from tasks.engine.manifest import OUT
 from tasks.engine.spec import Spec
 from tasks.engine.stage import Piece, Shard, load_stage
-from tasks.engine.store import Store
+from tasks.engine.store import ATTEMPT, Store
 
 
 def build_shard(spec: Spec, position: int, folder: Path | None = None) -> bool:
@@ -29,7 +29,8 @@ def build_shard(spec: Spec, position: int, folder: Path | None = None) -> bool:
         watch = Stopwatch.start()
         building = store.start_building(stage.name, key) if folder is None else folder
         (building / OUT).mkdir(parents=True, exist_ok=True)
-        begun = (building / OUT).stat().st_ino
+        mark = building / ATTEMPT
+        mark.touch()
         for name in stage.shard_inputs:
             store.check_input(spec.inputs[name].shards[position])
         inputs: dict[str, Any] = {
@@ -42,7 +43,7 @@ def build_shard(spec: Spec, position: int, folder: Path | None = None) -> bool:
             inputs["piece"] = Piece(spec.pieces[position])
         metrics = call(stage, spec, store, key, inputs, building / OUT)
         # A collection may have removed the folder of a worker whose driver is long gone; what was written since is not all.
-        if not (building / OUT).exists() or (building / OUT).stat().st_ino != begun:
+        if not mark.exists():
             raise StageFailed("the folder that it was built in was removed meanwhile", retryable=True)
         store.publish(
             "shards", watch.manifest(spec, stage, key, metrics, digest="", ingredients={}), building

@@ -36,7 +36,7 @@ from tasks.engine.manifest import (
     record_files,
 )
 
-DAMAGED = "damaged"
+DAMAGED, ATTEMPT = "damaged", "attempt"
 Kind = Literal["artifacts", "shards"]
 
 
@@ -195,7 +195,7 @@ class Store:
         ]:
             fsync_path(path)
         write_record(building / MANIFEST, manifest.model_dump(mode="json"))
-        for leftover in ("spec.json", "progress.json"):
+        for leftover in ("spec.json", "progress.json", ATTEMPT):
             (building / leftover).unlink(missing_ok=True)
         path = self.path(kind, stage, key)
         path.parent.mkdir(parents=True, exist_ok=True)

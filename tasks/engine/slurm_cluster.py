@@ -27,6 +27,8 @@ _VISIBLE_SECONDS = 10.0
 _LOST_ARRAYS = 5
 """Arrays without a finished shard after which it is no accident."""
 _TAIL_LINES = 20
+_SILENCE_SECONDS, _CANCEL_ATTEMPTS = 600.0, 5
+"""A controller that is started again is away for minutes, and its jobs run on."""
 
 
 def _slurm(*arguments: str) -> str:
@@ -70,6 +72,9 @@ def submit(cluster: SlurmCluster, name: str, folder: Path, n_jobs: int, command:
 def submit_nodes(cluster: SlurmCluster, name: str, folder: Path, n_nodes: int, command: list[str]) -> str:
     """Submit a job of so many nodes that runs `command` once on each; $SLURM_PROCID in it is the number of the node."""
     _cancel_left_over(name)
+    deadline = time.monotonic() + _VISIBLE_SECONDS
+    while time.monotonic() < deadline and _slurm("squeue", "--me", "--noheader", f"--name={name}").strip():
+        time.sleep(_POLL_SECONDS)
     options = {
         "job-name": name,
         "nodes": str(n_nodes),
@@ -94,15 +99,45 @@ def _cancel_left_over(name: str) -> None:
         _slurm("scancel", *sorted(jobs))
 
 
-def queue_of(job: str) -> list[tuple[str, str]]:
-    """State and reason of each task of an array that is not over."""
+def queue_of(job: str) -> list[tuple[str, str]] | None:
+    """State and reason of each task of a job that is not over; None while Slurm does not answer."""
     done = subprocess.run(
         ["squeue", "--noheader", "--array", f"--jobs={job}", "--format=%T|%r"], capture_output=True, text=True
     )
     if done.returncode and "Invalid job id" not in done.stderr:
-        raise StageFailed(f"Slurm does not answer: {' '.join(done.stderr.split())}", retryable=True)
+        print(f"squeue: {' '.join(done.stderr.split())}", flush=True)
+        return None
     lines = [line.partition("|") for line in done.stdout.splitlines() if line]
     return [(state, reason) for state, _, reason in lines if state != "COMPLETING"]
+
+
+def cancel(job: str) -> None:
+    """End a job, whatever Slurm's controller is at: it may be starting again."""
+    for _ in range(_CANCEL_ATTEMPTS):
+        if subprocess.run(["scancel", job], capture_output=True).returncode == 0:
+            return
+        time.sleep(_QUEUE_SECONDS)
+    print(f"scancel {job} was refused {_CANCEL_ATTEMPTS} times: cancel it by hand", flush=True)
+
+
+class Silence:
+    """For how long Slurm has not answered."""
+
+    def __init__(self) -> None:
+        self.since: float | None = None
+
+    def note(self, answered: bool) -> None:
+        """Say whether it answered.
+
+        Raises:
+            StageFailed: if it has not for `_SILENCE_SECONDS`.
+        """
+        if answered:
+            self.since = None
+            return
+        self.since = self.since or time.monotonic()
+        if time.monotonic() - self.since > _SILENCE_SECONDS:
+            raise StageFailed(f"Slurm has not answered for {_SILENCE_SECONDS:.0f} seconds", retryable=True)
 
 
 def told_of(tasks: list[tuple[str, str]]) -> str:
@@ -183,7 +218,7 @@ def _run_array(
     results, waiting = _Results(folder), set(positions)
     command = [sys.executable, "-m", worker.__name__, "--array", str(spec_path), str(folder)]
     array = submit(cluster, name, folder, n_jobs, command)
-    looked, over_since, tasks = 0.0, None, [("PENDING", "")]
+    looked, over_since, silence = 0.0, None, Silence()
     try:
         while True:
             for told in results.new():
@@ -194,13 +229,14 @@ def _run_array(
             now = time.monotonic()
             if now - looked > _QUEUE_SECONDS:
                 looked, tasks = now, queue_of(array)
-                over_since = None if tasks else over_since or now
-                yield told_of(tasks)
+                silence.note(tasks is not None)
+                over_since = over_since or now if tasks == [] else None
+                yield "Slurm does not answer" if tasks is None else told_of(tasks)
             if over_since and now - over_since > _VISIBLE_SECONDS:
                 return
             time.sleep(_POLL_SECONDS)
     finally:
-        subprocess.run(["scancel", array], capture_output=True)
+        cancel(array)
 
 
 def examine_nodes(cluster: SlurmCluster, folder: Path) -> list[dict[str, Any]]:

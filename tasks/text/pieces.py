@@ -21,6 +21,7 @@ from tasks.text.content_cuts import Cuts
 from tasks.text.sources import (
     Entry,
     IngestConfig,
+    Kind,
     Listing,
     Source,
     hub_commit,
@@ -48,6 +49,8 @@ class RowGroups(Config):
     first: int = Field(description="The first of them.")
     end: int = Field(description="The one after the last of them.")
     first_row: int = Field(description="Rows of the file before it.")
+    offset: int = Field(description="Where it begins, in bytes.")
+    size: int = Field(description="Its length, in bytes.")
 
 
 class TextPiece(Config):
@@ -71,14 +74,35 @@ class TextPiece(Config):
         return str(self.source["name"])
 
 
-def sha256_of_lines(path: Path, lines: Lines) -> str:
-    """SHA-256 of a range of a file."""
-    total, left = hashlib.sha256(), lines.size
+def _hash_of_bytes(path: Path, offset: int, size: int) -> Any:
+    total, left = hashlib.sha256(), size
     with path.open("rb") as file:
-        file.seek(lines.offset)
+        file.seek(offset)
         while left and (block := file.read(min(left, 1 << 20))):
             total.update(block)
             left -= len(block)
+    return total
+
+
+def sha256_of_lines(path: Path, lines: Lines) -> str:
+    """SHA-256 of a range of lines."""
+    return _hash_of_bytes(path, lines.offset, lines.size).hexdigest()
+
+
+def sha256_of_row_groups(path: Path, part: RowGroups) -> str:
+    """SHA-256 of the bytes of row groups, and of the columns as the file describes them.
+
+    Raises:
+        OSError: if the file has no footer that can be read.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    total = _hash_of_bytes(path, part.offset, part.size)
+    try:
+        total.update(pq.read_schema(path).to_string(show_schema_metadata=False).encode())
+    except pa.ArrowException as error:
+        raise OSError(str(error)) from error
     return total.hexdigest()
 
 
@@ -105,23 +129,36 @@ def _ranges_of_lines(path: Path, range_bytes: int) -> str:
             offset += size
 
 
-def _row_groups(path: Path, range_bytes: int) -> Iterator[RowGroups]:
-    """Ranges of row groups; one range of all if the footer cannot be read."""
+def _ranges_of_row_groups(path: Path, range_bytes: int) -> str:
+    """Ranges of row groups, and SHA-256 of each, as JSON; nothing if the footer cannot be read.
+
+    Row groups that are added at the end change the last range only.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         metadata = pq.read_metadata(path)
-    except (OSError, pa.ArrowException):
-        yield RowGroups(first=0, end=0, first_row=0)
-        return
+    except pa.ArrowException:
+        return "[]"
+    ranges: list[tuple[dict[str, int], str]] = []
     first = row = first_row = size = 0
+    begin, end = None, 0
     for group in range(metadata.num_row_groups):
         footer = metadata.row_group(group)
+        for number in range(footer.num_columns):
+            column = footer.column(number)
+            pages = [column.data_page_offset]
+            if column.has_dictionary_page and column.dictionary_page_offset is not None:
+                pages.append(column.dictionary_page_offset)
+            begin = min(pages) if begin is None else min(begin, *pages)
+            end = max(end, min(pages) + column.total_compressed_size)
         row, size = row + footer.num_rows, size + footer.total_byte_size
-        if size >= range_bytes or group == metadata.num_row_groups - 1:
-            yield RowGroups(first=first, end=group + 1, first_row=first_row)
-            first, first_row, size = group + 1, row, 0
+        if begin is not None and (size >= range_bytes or group == metadata.num_row_groups - 1):
+            part = RowGroups(first=first, end=group + 1, first_row=first_row, offset=begin, size=end - begin)
+            ranges.append((part.model_dump(), sha256_of_row_groups(path, part)))
+            first, first_row, size, begin, end = group + 1, row, 0, None, 0
+    return json.dumps(ranges)
 
 
 def _stamp(entry: Entry, facts: Facts) -> tuple[str, int, str]:
@@ -130,25 +167,31 @@ def _stamp(entry: Entry, facts: Facts) -> tuple[str, int, str]:
     return entry.name, *facts.size_and_sha256(entry.path)
 
 
+def _ranges(entry: Entry, path: Path, kind: Kind, range_bytes: int, facts: Facts) -> Iterator[dict[str, Any]]:
+    """The ranges of a large file; none if it is read as a whole."""
+    if kind.of == "lines" and not kind.compression:
+        told = facts.fact(path, f"lines {range_bytes}", lambda path: _ranges_of_lines(path, range_bytes))
+        for offset, size, first_row, sha256 in json.loads(told):
+            lines = Lines(offset=offset, size=size, first_row=first_row)
+            yield {"files": ((entry.name, size, sha256),), "lines": lines}
+    elif kind.of == "parquet":
+        name = f"row groups {range_bytes}"
+        told = facts.fact(path, name, lambda path: _ranges_of_row_groups(path, range_bytes))
+        for values, sha256 in json.loads(told):
+            part = RowGroups.model_validate(values)
+            yield {"files": ((entry.name, part.size, sha256),), "row_groups": part}
+
+
 def _large(entry: Entry, range_bytes: int, facts: Facts) -> Iterator[dict[str, Any]]:
     """The pieces of a large file, without what all pieces have."""
     kind = kind_of(Path(entry.name))
     if entry.path is not None and kind and entry.size > range_bytes:
-        if kind.of == "lines" and not kind.compression:
-
-            def find(path: Path) -> str:
-                return _ranges_of_lines(path, range_bytes)
-
-            for offset, size, first_row, sha256 in json.loads(
-                facts.fact(entry.path, f"lines {range_bytes}", find)
-            ):
-                lines = Lines(offset=offset, size=size, first_row=first_row)
-                yield {"files": ((entry.name, size, sha256),), "lines": lines}
-            return
-        if kind.of == "parquet":
-            stamp = _stamp(entry, facts)
-            for row_groups in _row_groups(entry.path, range_bytes):
-                yield {"files": (stamp,), "row_groups": row_groups if row_groups.end else None}
+        try:
+            found = list(_ranges(entry, entry.path, kind, range_bytes, facts))
+        except OSError:
+            found = []  # reading it will fail in the same way, and be counted and named there
+        if found:
+            yield from found
             return
     yield {"files": (_stamp(entry, facts),)}
 

@@ -13,7 +13,14 @@ from tasks.engine.keys import canonical
 from tasks.engine.sources import SourceDigests
 from tasks.text.cut import LARGE_BYTES, cut_text, has_pages
 from tasks.text.documents import text_digest
-from tasks.text.pieces import Lines, RowGroups, TextPiece, dataset_print, sha256_of_lines
+from tasks.text.pieces import (
+    Lines,
+    RowGroups,
+    TextPiece,
+    dataset_print,
+    sha256_of_lines,
+    sha256_of_row_groups,
+)
 from tasks.text.records import (
     EMPTY_FILE,
     TOO_LARGE,
@@ -32,10 +39,10 @@ from tasks.text.sources import (
     IngestConfig,
     Kind,
     Source,
-    files_of,
     hub_commit,
     is_remote,
     kind_of,
+    path_of_name,
     root_of,
 )
 
@@ -193,9 +200,7 @@ def _here(source: Source, piece: TextPiece, name: str) -> Iterator[Path]:
         with fetched(source.path, name, size, version) as path:
             yield path
         return
-    path = root_of(source) / name
-    # A name that is not UTF-8 was made readable, and is no path any more.
-    yield path if path.exists() or path.is_symlink() else files_of(source).by_name.get(name, path)
+    yield path_of_name(root_of(source), name)
 
 
 def _check_unchanged(source: Source, piece: TextPiece, path: Path, stamp: tuple[str, int, str]) -> None:
@@ -208,6 +213,8 @@ def _check_unchanged(source: Source, piece: TextPiece, path: Path, stamp: tuple[
     try:
         if piece.lines:
             now = piece.lines.size, sha256_of_lines(path, piece.lines)
+        elif piece.row_groups:
+            now = piece.row_groups.size, sha256_of_row_groups(path, piece.row_groups)
         else:
             now = path.stat().st_size, sha256_of_file(path)
     except OSError as error:

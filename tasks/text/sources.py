@@ -3,6 +3,7 @@
 import glob
 import importlib.util
 import os
+import re
 import socket
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -158,11 +159,23 @@ def kind_of(path: Path) -> Kind | None:
 
 
 def relative_name(path: Path, root: Path) -> str:
-    """Path of a file below its root; a name that is not UTF-8 is kept readable."""
+    """Path of a file below its root; bytes that are not UTF-8 are spelt out, and so are backslashes, see `path_of_name`."""
     # By their spelling: of a million files `relative_to` alone takes ten seconds.
     whole, prefix = str(path), f"{root}{os.sep}"
     name = whole[len(prefix) :] if whole.startswith(prefix) else path.relative_to(root).as_posix()
-    return name if name.isascii() else name.encode("utf-8", "backslashreplace").decode()
+    if name.isascii() and "\\" not in name:
+        return name
+    return name.replace("\\", "\\\\").encode("utf-8", "backslashreplace").decode()
+
+
+_SPELT_OUT = re.compile(r"\\(\\|udc[0-9a-f]{2})")
+
+
+def path_of_name(root: Path, name: str) -> Path:
+    """The file that `relative_name` named."""
+    if "\\" in name:
+        name = _SPELT_OUT.sub(lambda spelt: "\\" if spelt[1] == "\\" else chr(int(spelt[1][1:], 16)), name)
+    return root / name
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ What all have to know is a file of the store: the team. The first node says in a
 
 import contextlib
 import json
-import shutil
 import socket
 import subprocess
 import sys
@@ -24,16 +23,20 @@ from tasks.engine.leases import is_held
 from tasks.engine.machine import Machine
 
 TEAM, STOP, MEETING = "team.json", "stop", "meeting.json"
+TEAM_FOLDER = "team-"
+"""Below the working folder of a training: a folder for each attempt to start its nodes."""
 WAITING = "teams"
 """Folder of a store with the teams that wait for a computer on which `scratchlm join` runs."""
 _POLL_SECONDS, _STOP_SECONDS = 0.5, 15.0
-_JOIN_SECONDS = 7 * 24 * 3600
+_JOIN_SECONDS, _CLAIM_SECONDS = 7 * 24 * 3600, 300.0
 
 
 class Team(BaseModel):
     """What a node has to know to take part.
 
     Attributes:
+        identity: of this attempt.
+        key: of the training.
         folder: where the nodes leave word for each other.
         lease: touched by whoever asked for the training, for as long as that lives.
         has: what whoever asked has, see `tasks.engine.worker.examine`.
@@ -41,6 +44,7 @@ class Team(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     identity: str
+    key: str
     spec: Path
     folder: Path
     lease: Path
@@ -109,7 +113,7 @@ class JoinedLauncher(HereLauncher):
         store = self.offer.parent.parent
         missing = self.team.nodes - there
         return (
-            f"waits for {missing} of {self.team.nodes} nodes: run `scratchlm join --store {store}` there"
+            f"waits for {missing} of {self.team.nodes} nodes: run `scratchlm join --again --store {store}` there"
             if missing
             else ""
         )
@@ -119,12 +123,12 @@ class SlurmLauncher:
     """A batch job of so many nodes, one torchrun a node."""
 
     def __init__(self, cluster: SlurmCluster, team: Team) -> None:
-        from tasks.engine.slurm_cluster import submit_nodes
+        from tasks.engine.slurm_cluster import Silence, submit_nodes
 
         self.team = team
         command = node_command(write_team(team), "$SLURM_PROCID")
-        self.job = submit_nodes(cluster, f"scratchlm-{team.identity}", team.folder, team.nodes, command)
-        self.looked, self.state = time.monotonic(), "pending"
+        self.job = submit_nodes(cluster, f"scratchlm-{team.key}", team.folder, team.nodes, command)
+        self.looked, self.state, self.silence = time.monotonic(), "Slurm jobs: 1 pending", Silence()
 
     def poll(self) -> int | None:
         """0 or 1 once the job is not in the queue any more."""
@@ -134,8 +138,9 @@ class SlurmLauncher:
             return None
         self.looked = time.monotonic()
         tasks = queue_of(self.job)
-        self.state = told_of(tasks)
-        if tasks:
+        self.silence.note(tasks is not None)
+        if tasks is None or tasks:
+            self.state = told_of(tasks or [])
             return None
         log = self.team.folder / "slurm.log"
         print(log.read_text(errors="replace")[-20_000:] if log.exists() else "", flush=True)
@@ -143,17 +148,19 @@ class SlurmLauncher:
 
     def stop(self, seconds: float) -> None:
         """End the job."""
+        from tasks.engine.slurm_cluster import cancel, queue_of
+
         (self.team.folder / STOP).touch()
         deadline = time.monotonic() + seconds
-        from tasks.engine.slurm_cluster import queue_of
-
-        while time.monotonic() < deadline and queue_of(self.job):
-            time.sleep(_POLL_SECONDS)
-        subprocess.run(["scancel", self.job], capture_output=True)
+        try:
+            while time.monotonic() < deadline and queue_of(self.job) != []:
+                time.sleep(_POLL_SECONDS)
+        finally:
+            cancel(self.job)
 
     def told(self) -> str:
-        """The state of the job."""
-        return self.state
+        """The state of the job, until its nodes are there."""
+        return self.state if len(list(self.team.folder.glob("node-*"))) < self.team.nodes else ""
 
 
 class RayLauncher:
@@ -217,7 +224,9 @@ class RayLauncher:
 
 def launch_team(machine: Machine, team: Team, store: Path) -> Launcher:
     """Start the nodes of a team, each way that there is."""
-    shutil.rmtree(team.folder, ignore_errors=True)
+    for former in team.folder.parent.glob(f"{TEAM_FOLDER}*"):
+        # Nodes of a driver that was killed see the lease of this one; this they see, too.
+        (former / STOP).touch()
     team.folder.mkdir(mode=0o700, parents=True)
     if isinstance(machine.cluster, SlurmCluster):
         return SlurmLauncher(machine.cluster, team)
@@ -359,14 +368,20 @@ def _join_team(team: Team, path: Path, index: int) -> int:
         return child.wait()
     finally:
         process.stop(child, _STOP_SECONDS)
+        if not (team.folder / f"node-{index}").exists():
+            (team.folder / f"claim-{index}").unlink(missing_ok=True)  # for another computer
 
 
 def _claim_index(team: Team) -> int | None:
     """Number of a node that nobody is yet; the first is whoever asked."""
     for index in range(1, team.nodes):
-        try:
-            (team.folder / f"claim-{index}").touch(exist_ok=False)
+        claim = team.folder / f"claim-{index}"
+        with contextlib.suppress(FileNotFoundError):
+            # Whoever claimed it came no further: it was killed, or lost its network.
+            is_old = time.time() - claim.stat().st_mtime > _CLAIM_SECONDS
+            if is_old and not (team.folder / f"node-{index}").exists():
+                claim.unlink()
+        with contextlib.suppress(FileExistsError):
+            claim.touch(exist_ok=False)
             return index
-        except FileExistsError:
-            continue
     return None

@@ -21,7 +21,7 @@ from tasks.engine.worker import examine
 from tasks.text.selection import SIDES
 from tasks.training import ranks
 from tasks.training.settings import TrainModelConfig, check_machine
-from tasks.training.team import HereLauncher, Launcher, Team, launch_team
+from tasks.training.team import TEAM_FOLDER, HereLauncher, Launcher, Team, launch_team
 
 _STOP_SECONDS = 20.0
 
@@ -36,11 +36,12 @@ def _launch(spec_path: Path, work: Path, resolved: TrainingMachine, machine: Mac
         arguments = [sys.executable, "-m", ranks.__name__, "launch", str(resolved.ranks), str(spec_path)]
         return HereLauncher(arguments, resolved.device)
     # The working folder of a stage lies in its store, under the name of its lock.
-    store = work.parent.parent
+    store, identity = work.parent.parent, f"{work.name[-12:]}-{uuid.uuid4().hex[:8]}"
     team = Team(
-        identity=f"{work.name[-12:]}-{uuid.uuid4().hex[:8]}",
+        identity=identity,
+        key=work.name[-32:],
         spec=spec_path,
-        folder=work / "team",
+        folder=work / f"{TEAM_FOLDER}{identity}",
         lease=store / "locks" / f"{work.name}.lease",
         nodes=machine.nodes,
         ranks_per_node=resolved.ranks // machine.nodes,

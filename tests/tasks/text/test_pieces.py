@@ -1,6 +1,7 @@
 """Pieces: each is read by itself, together they are the text, and what is added changes its own piece only."""
 
 import json
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from tasks.engine.sources import SourceDigests
 from tasks.tables import read_json_lines, read_table
 from tasks.text.pieces import Lines, _ranges_of_lines, list_pieces, sha256_of_lines
-from tasks.text.sources import IngestConfig, Source
+from tasks.text.sources import IngestConfig, Source, files_of, path_of_name
 from tests.reading import read_text
 
 
@@ -106,3 +107,44 @@ def test_what_is_left_out_is_told_and_changes_no_piece(tmp_path: Path):
     skipped = read_json_lines(tmp_path / "out" / "figures" / "skipped.jsonl")
     assert [row["where"] for row in skipped] == [".hidden", "b.pdf"]
     assert read_json_lines(tmp_path / "out" / "figures" / "pieces.jsonl") == after.each
+
+
+def test_row_groups_that_are_added_at_the_end_change_the_last_range(tmp_path: Path):
+    path = tmp_path / "in" / "a.parquet"
+    path.parent.mkdir()
+    tables = [pa.table({"text": [f"{i} {part} " * 20 for i in range(50)]}) for part in range(20)]
+
+    def write(parts: int) -> list[str]:
+        with pq.ParquetWriter(path, tables[0].schema) as writer:
+            for table in tables[:parts]:
+                writer.write_table(table)
+        return pieces_of(path.parent)
+
+    before, after = write(19), write(20)
+    assert len(before) > 5
+    assert before[:-1] == after[: len(before) - 1]
+    tables[3] = tables[4]
+    assert sum(piece in after for piece in write(20)) == len(after) - 1
+
+
+def test_a_large_file_that_cannot_be_read_is_counted(tmp_path: Path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "good.txt").write_text("good")
+    for name in ("a.jsonl", "b.parquet"):
+        (tmp_path / "in" / name).write_bytes(b"\xff" * 50_000)
+    _, metrics = read_text(config_of(tmp_path / "in"), tmp_path / "out")
+    assert metrics["documents"] == 1
+    assert sum(metrics["errors"].values()) >= 2
+
+
+@given(st.lists(st.binary(min_size=1, max_size=6), min_size=1, max_size=6, unique=True))
+def test_every_name_is_one_of_its_own_and_leads_back(tmp_path_factory, names: list[bytes]):
+    root = tmp_path_factory.mktemp("names")
+    wanted = [name.replace(b"/", b"-").replace(b"\0", b"-").strip(b".") for name in names]
+    for name in {name + b"\\udcff.txt" for name in wanted} | {name + b"\xff.txt" for name in wanted}:
+        (Path(os.fsdecode(os.fsencode(root) + b"/x" + name))).write_text("text")
+    files = files_of(Source(path=str(root)))
+    assert len(files.by_name) == len(files.paths)
+    for name, path in files.by_name.items():
+        name.encode()
+        assert path_of_name(root, name) == path

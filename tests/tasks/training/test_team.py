@@ -1,0 +1,72 @@
+"""Who is a node of a training, and when it has to end."""
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from model.errors import StageFailed
+from tasks.engine import slurm_cluster
+from tasks.engine.leases import hold
+from tasks.training import team
+from tasks.training.team import STOP, TEAM_FOLDER, Team, _claim_index, is_over, launch_team
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Team:
+    folder = tmp_path / "work" / f"{TEAM_FOLDER}b"
+    folder.mkdir(parents=True)
+    return Team(
+        identity="b",
+        key="k",
+        spec=tmp_path / "spec.json",
+        folder=folder,
+        lease=tmp_path / "lease",
+        nodes=3,
+        ranks_per_node=1,
+        device="cpu",
+        has={},
+    )
+
+
+def test_a_seat_is_taken_once_and_is_free_again_if_nobody_sat_down(made: Team):
+    assert [_claim_index(made) for _ in range(3)] == [1, 2, None]
+    claim = made.folder / "claim-1"
+    old = claim.stat().st_mtime - 2 * team._CLAIM_SECONDS
+    os.utime(claim, (old, old))
+    assert _claim_index(made) == 1
+    os.utime(claim, (old, old))
+    (made.folder / "node-1").touch()
+    assert _claim_index(made) is None
+
+
+def test_nodes_end_with_whoever_asked_and_with_a_later_attempt(made: Team, monkeypatch: pytest.MonkeyPatch):
+    assert is_over(made)
+    with hold(made.lease) as held:
+        assert held
+        assert not is_over(made)
+        # The next driver of the same training holds the same lease.
+        monkeypatch.setattr(team, "JoinedLauncher", lambda later, store: later)
+        later = made.model_copy(update={"folder": made.folder.parent / f"{TEAM_FOLDER}c"})
+        launch_team(team.Machine(nodes=3), later, made.folder)
+        assert (made.folder / STOP).exists()
+        assert is_over(made)
+        assert not is_over(later)
+
+
+def test_a_controller_that_is_away_ends_nothing_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    squeue = tmp_path / "squeue"
+    squeue.write_text(
+        "#!/bin/sh\necho 'slurm_load_jobs error: Unable to contact slurm controller' >&2\nexit 1\n"
+    )
+    squeue.chmod(squeue.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    silence = slurm_cluster.Silence()
+    assert slurm_cluster.queue_of("1") is None
+    silence.note(False)
+    silence.note(True)
+    monkeypatch.setattr(slurm_cluster, "_SILENCE_SECONDS", -1.0)
+    with pytest.raises(StageFailed, match="has not answered") as failure:
+        silence.note(False)
+    assert failure.value.retryable

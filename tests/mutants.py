@@ -272,8 +272,8 @@ MUTANTS = (
     Mutant(
         "rows of a range are counted from its beginning",
         "tasks/text/row_files.py",
-        "        reading.row, reading.size = part.first_row - 1, part.size",
-        "        reading.size = part.size",
+        "        reading.row, reading.size, reading.is_range = part.first_row - 1, part.size, True",
+        "        reading.size, reading.is_range = part.size, True",
         f"{TEXT}/test_pieces.py -k large_file",
     ),
     Mutant(

@@ -50,7 +50,7 @@ def is_held(path: Path) -> bool:
 def is_held_elsewhere(path: Path) -> bool:
     """Whether another computer holds a lease; here `flock` tells, which the kernel frees when a process dies."""
     try:
-        return path.read_text().strip() != _here() and is_held(path)
+        return not path.read_text().startswith(_here()) and is_held(path)
     except FileNotFoundError:
         return False
 
@@ -84,13 +84,16 @@ def hold(path: Path) -> Iterator[bool]:
     except FileExistsError:
         yield False
         return
-    os.write(descriptor, _here().encode())
+    own = f"{_here()} {uuid.uuid4().hex}"
+    os.write(descriptor, own.encode())
     os.close(descriptor)
     ended = threading.Event()
 
     def touch() -> None:
         while not ended.wait(TOUCH_SECONDS):
             with suppress(OSError):
+                if path.read_text() != own:
+                    return  # this computer slept, and another one has it now
                 os.utime(path)
 
     thread = threading.Thread(target=touch, daemon=True)
@@ -100,4 +103,6 @@ def hold(path: Path) -> Iterator[bool]:
     finally:
         ended.set()
         thread.join()
-        path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            if path.read_text() == own:
+                path.unlink()

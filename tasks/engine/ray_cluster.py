@@ -16,6 +16,7 @@ from tasks.engine.clusters import RayCluster
 from tasks.engine.failures import raise_described
 from tasks.engine.worker import build_one, examine
 
+_DOCTOR_SECONDS = 120.0
 _WINDOW, _POLL_SECONDS, _LOST_NODES = 1000, 1.0, 5
 
 
@@ -52,6 +53,17 @@ def connect(cluster: RayCluster) -> Any:
     return ray
 
 
+def _why_waiting(ray: Any, cluster: RayCluster) -> str:
+    """That no node of now can hold a job at all; nothing else, since others may be on their way."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    fits = any(
+        node.get("CPU", 0) >= cluster.cpus_per_job and node.get("memory", 0) >= cluster.memory_bytes
+        for node in nodes
+    )
+    wanted = f"{cluster.cpus_per_job:g} cores and {cluster.memory_per_job}"
+    return "" if fits else f", and no node has {wanted} (machine.cluster)"
+
+
 def build_on_ray(
     cluster: RayCluster, spec_path: Path, stage: str, positions: Sequence[int]
 ) -> Iterator[bool | str]:
@@ -73,7 +85,7 @@ def build_on_ray(
                 running[remote.remote(spec_path, position)] = position
             done, _ = ray.wait(list(running), num_returns=1, timeout=_POLL_SECONDS)
             if not done:
-                yield f"{len(running) + len(waiting)} jobs on Ray"
+                yield f"{len(running) + len(waiting)} jobs on Ray{_why_waiting(ray, cluster)}"
             for reference in done:
                 position = running.pop(reference)
                 try:
@@ -102,4 +114,5 @@ def examine_nodes(cluster: RayCluster, folder: Path) -> list[dict[str, Any]]:
     nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
     remote = ray.remote(num_cpus=0)(examine)
     strategies = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
-    return ray.get([remote.options(scheduling_strategy=strategy).remote(folder) for strategy in strategies])
+    asked = [remote.options(scheduling_strategy=strategy).remote(folder) for strategy in strategies]
+    return ray.get(asked, timeout=_DOCTOR_SECONDS)

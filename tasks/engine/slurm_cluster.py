@@ -5,6 +5,7 @@ is lost. Here the driver stays, follows the array, and submits again what did no
 what is done.
 """
 
+import hashlib
 import json
 import shlex
 import shutil
@@ -13,6 +14,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +69,11 @@ def submit(cluster: SlurmCluster, name: str, folder: Path, n_jobs: int, command:
     flags = [f"--{option}={value}" for option, value in options.items()]
     script = f'exec {shlex.join(command)} "$SLURM_ARRAY_TASK_ID"'
     return _slurm("sbatch", "--parsable", *flags, "--wrap", script).split(";")[0].strip()
+
+
+def job_name(store: Path, key: str) -> str:
+    """Name of the jobs that build a key of a store: by it those of a driver that was killed are found."""
+    return f"scratchlm-{hashlib.sha256(str(store).encode()).hexdigest()[:8]}-{key}"
 
 
 def submit_nodes(cluster: SlurmCluster, name: str, folder: Path, n_nodes: int, command: list[str]) -> str:
@@ -159,8 +166,11 @@ class _Results:
             with path.open("rb") as file:
                 file.seek(self.read.get(path, 0))
                 for line in file:
-                    if line.endswith(b"\n"):
-                        self.read[path] = self.read.get(path, 0) + len(line)
+                    if not line.endswith(b"\n"):
+                        break
+                    self.read[path] = self.read.get(path, 0) + len(line)
+                    # A process that was killed in the middle of a line says nothing with it.
+                    with suppress(ValueError):
                         yield json.loads(line)
 
 
@@ -172,7 +182,7 @@ def build_on_slurm(
     Raises:
         InputError, StageFailed: as a shard does, with its position and its node; or if jobs are lost again and again.
     """
-    name = f"scratchlm-{spec_path.parent.name[-32:]}"
+    name = job_name(spec_path.parents[2], spec_path.parent.name[-32:])
     _cancel_left_over(name)
     missing, fruitless = list(positions), 0
     for attempt in range(10**6):
@@ -211,7 +221,7 @@ def _run_array(
     cluster: SlurmCluster, name: str, folder: Path, spec_path: Path, positions: list[int]
 ) -> Iterator[dict[str, Any] | str]:
     """Submit an array and follow it until nothing of it is left; however this ends, nothing of it stays in the queue."""
-    folder.mkdir()
+    folder.mkdir(mode=0o700)
     n_jobs = min(len(positions), cluster.jobs)
     for job in range(n_jobs):
         (folder / f"positions-{job}.json").write_text(json.dumps(positions[job::n_jobs]))
@@ -242,15 +252,27 @@ def _run_array(
 def examine_nodes(cluster: SlurmCluster, folder: Path) -> list[dict[str, Any]]:
     """What each node of the partition has; see `tasks.engine.worker.examine`."""
     where = (f"--partition={cluster.partition}",) if cluster.partition else ()
-    nodes = _slurm("sinfo", "--noheader", "--Node", "--responding", "--format=%N", *where).split()
+    nodes = sorted(
+        set(_slurm("sinfo", "--noheader", "--Node", "--responding", "--format=%N", *where).split())
+    )
     command = [sys.executable, "-m", worker.__name__, "--examine", str(folder)]
-    for node in sorted(set(nodes)):
-        one = cluster.model_copy(update={"sbatch": {**cluster.sbatch, "nodelist": node}})
-        submit(one, "scratchlm-doctor", folder, 1, command)
-    deadline = time.monotonic() + _DOCTOR_SECONDS
-    while time.monotonic() < deadline and len(list(folder.glob("*.json"))) < len(set(nodes)):
-        time.sleep(_POLL_SECONDS)
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    jobs = []
+    try:
+        for node in nodes:
+            one = cluster.model_copy(update={"sbatch": {**cluster.sbatch, "nodelist": node}})
+            jobs.append(submit(one, "scratchlm-doctor", folder, 1, command))
+        deadline = time.monotonic() + _DOCTOR_SECONDS
+        while time.monotonic() < deadline and len(list(folder.glob("*.json"))) < len(nodes):
+            time.sleep(_POLL_SECONDS)
+    finally:
+        for job in jobs:
+            cancel(job)
+    told = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    if len(told) < len(nodes):
+        print(
+            f"{len(nodes) - len(told)} of the nodes {', '.join(nodes)} did not answer within {_DOCTOR_SECONDS:.0f} s"
+        )
+    return told
 
 
 _DOCTOR_SECONDS = 120.0

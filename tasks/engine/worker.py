@@ -13,6 +13,8 @@ import os
 import re
 import socket
 import sys
+import threading
+import time
 import traceback
 import uuid
 from contextlib import suppress
@@ -26,9 +28,10 @@ from tasks.engine import process
 from tasks.engine.code import code_digests
 from tasks.engine.failures import describe
 from tasks.engine.job import build_shard, read_spec
-from tasks.engine.leases import is_held
+from tasks.engine.leases import TOUCH_SECONDS, is_held
 from tasks.engine.manifest import FORMAT_VERSION
 from tasks.engine.resolve import PYTHON, library_version
+from tasks.engine.secrets import redact
 from tasks.engine.spec import Spec
 from tasks.engine.stage import load_stage
 from tasks.engine.store import Store
@@ -81,7 +84,7 @@ def build_one(spec_path: Path, position: int) -> dict[str, Any]:
     except (SystemExit, KeyboardInterrupt):
         raise  # this worker is asked to end, and its shard is built elsewhere
     except BaseException as error:
-        return {**told, **describe(error), "traceback": traceback.format_exc()}
+        return {**told, **describe(error), "traceback": redact(traceback.format_exc())}
 
 
 def _libraries() -> dict[str, str]:
@@ -141,10 +144,23 @@ def compare(own: dict[str, Any], node: dict[str, Any]) -> list[str]:
     return told + other[:5] + ([f"without {', '.join(missing[:5])}"] if missing else [])
 
 
+def _end_with_driver(lease: Path) -> None:
+    """End this process once whoever asked for its shards is gone, also in the middle of one."""
+    while True:
+        time.sleep(TOUCH_SECONDS)
+        if not is_held(lease):
+            print("whoever asked for the shards has ended", flush=True)
+            os._exit(1)
+
+
 def build_array_task(spec_path: Path, folder: Path, task: str) -> int:
     """Build the shards of one task of an array of jobs, and write a line for each."""
     process.exit_on_sigterm()
+    spec = read_spec(spec_path)
+    lease = Store(spec.store).lease(load_stage(spec.stage).name, spec.key)
+    threading.Thread(target=_end_with_driver, args=(lease,), daemon=True).start()
     with (folder / f"results-{task}.jsonl").open("a") as lines:
+        lines.write("\n")  # after what an earlier process of this task may have begun
         for position in json.loads((folder / f"positions-{task}.json").read_text()):
             told = build_one(spec_path, position)
             if told.get("traceback"):

@@ -60,11 +60,11 @@ class _Signed:
         """The documents with these numbers, sorted."""
         import numpy as np
 
-        places = np.searchsorted(self.firsts, numbers, side="right") - 1
+        bounds = np.searchsorted(numbers, [*self.firsts, self.n_documents])
         found = {}
-        for shard in np.unique(places).tolist():
+        for shard in np.flatnonzero(np.diff(bounds)).tolist():
             rows, first = self.rows(shard), int(self.firsts[shard])
-            for number in numbers[places == shard].tolist():
+            for number in numbers[bounds[shard] : bounds[shard + 1]].tolist():
                 found[number] = rows[number - first]
         return found
 

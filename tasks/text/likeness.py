@@ -16,7 +16,7 @@ from tasks.text.equal_keys import KeyRuns, pairs_of
 from tasks.text.signatures import ROWS, SIGNATURES, SIGNED, MinhashConfig
 
 _HASHES_OF_A_BAND, _LEAST_SHARE = 2, 0.2
-_PAIRS = 100_000
+_HASHES_AT_ONCE = 16_000_000
 
 
 def first_numbers(shards: tuple[Path, ...]) -> tuple[np.ndarray, int]:
@@ -32,9 +32,14 @@ class Signatures:
         self.shards = shards
         self.firsts, self.n_documents = first_numbers(shards)
 
+    @property
+    def n_hashes(self) -> int:
+        """Hashes of a signature."""
+        return self.of(0)[0].shape[0] if self.shards else 0
+
     def of(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
         """Hashes of a shard, uint32 (hashes, signed documents), and the numbers of their documents."""
-        numbers = self.firsts[shard] + np.load(self.shards[shard] / ROWS).astype(np.int64)
+        numbers = self.firsts[shard] + np.load(self.shards[shard] / ROWS, mmap_mode="r").astype(np.int64)
         return np.load(self.shards[shard] / SIGNATURES, mmap_mode="r"), numbers
 
     def digests(self, shard: int, column: str) -> np.ndarray:
@@ -68,8 +73,10 @@ def _key(hashes: np.ndarray) -> np.ndarray:
 def _checked(signatures: Signatures, pairs: np.ndarray, hashes: slice, least_share: float) -> np.ndarray:
     """Those of the pairs of which so large a share of these hashes is equal."""
     kept = [np.empty((0, 2), np.int64)]
-    for first in range(0, len(pairs), _PAIRS):
-        some = pairs[first : first + _PAIRS]
+    n_hashes = len(range(*hashes.indices(signatures.n_hashes)))
+    at_once = max(1, _HASHES_AT_ONCE // max(1, n_hashes))
+    for first in range(0, len(pairs), at_once):
+        some = pairs[first : first + at_once]
         left, right = (signatures.at(some[:, side], hashes) for side in (0, 1))
         kept.append(some[(left == right).mean(1) >= least_share])
     return np.concatenate(kept)

@@ -25,6 +25,7 @@ from tasks.text.sources import (
     Listing,
     Source,
     hub_commit,
+    is_remote,
     kind_of,
     list_source,
     text_bytes_in,
@@ -58,6 +59,9 @@ class TextPiece(Config):
 
     source: dict[str, Any] = Field(
         description="The source as the recipe describes it, without where it lies."
+    )
+    url: str | None = Field(
+        None, description="Where it lies, if not here: a version says what changed in one place, and no more."
     )
     shard_bytes: int = Field(description="Typical size of a shard, in bytes of text.")
     files: tuple[tuple[str, int, str], ...] = Field(
@@ -240,6 +244,8 @@ def list_pieces(config: IngestConfig, digests: SourceDigests) -> Pieces:
     with digests.remembering() as facts:
         for source, listing in zip(config.sources, listings, strict=True):
             shared = {"source": canonical(source), "shard_bytes": shard_bytes}
+            if is_remote(source.path):
+                shared["url"] = source.path
             own = (
                 iter([{"dataset": dataset_print(source, digests)}])
                 if source.dataset is not None

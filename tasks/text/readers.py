@@ -11,6 +11,7 @@ from model.files import sha256_of_file
 from tasks.dataset_folders import check_dataset_folder
 from tasks.engine.keys import canonical
 from tasks.engine.sources import SourceDigests
+from tasks.tables import sorted_json
 from tasks.text.cut import LARGE_BYTES, cut_text, has_pages
 from tasks.text.documents import text_digest
 from tasks.text.pieces import (
@@ -256,9 +257,10 @@ def unread_texts(config: IngestConfig, before: list[Any], now: list[Any]) -> Ite
     Args:
         before, now: pieces of the sources, as `list_pieces` gives them. A dataset of another commit is read as a whole.
     """
+    former = {sorted_json(values) for values in before}
     known = {tuple(stamp) for piece in before for _, *stamp in piece.get("files", ())}
     for values in now:
-        if values in before:
+        if sorted_json(values) in former:
             continue
         piece = TextPiece.model_validate(values)
         new = tuple(stamp for stamp in piece.files if stamp[1:] not in known)

@@ -159,12 +159,16 @@ class Reading:
 
     def __init__(self, where: str, path: Path) -> None:
         self.where, self.size = where, path.stat().st_size
-        self.row, self.read = -1, 0
+        self.row, self.read, self.is_range = -1, 0, False
 
     def broken(self, error: BaseException, raw: BinaryIO) -> Record:
         """The record of a fault in the middle."""
         rest = f" after row {self.row}" if self.row >= 0 else ""
         # What is left of a compressed file would have grown as what was read of it did.
+        if self.is_range:
+            lost = max(1, self.size - self.read)
+            sentence = f"unreadable{rest}: {type(error).__name__}"
+            return Record(self.where, self.row + 1, error=sentence, size=lost, rows=None)
         consumed = max(1, raw.tell()) if not raw.closed else self.size
         lost = round(max(1, self.size - consumed) * max(1.0, self.read / consumed))
         sentence = f"unreadable{rest}: {type(error).__name__}"
@@ -174,7 +178,8 @@ class Reading:
 def reading_faults() -> tuple[type[BaseException], ...]:
     import pyarrow as pa
 
-    return OSError, EOFError, zlib.error, pa.ArrowException, MemoryError
+    # Not MemoryError: what a computer has too little memory for, another one may read.
+    return OSError, EOFError, zlib.error, pa.ArrowException
 
 
 def read_whole(path: Path, compression: str, limit: int) -> bytes | None:

@@ -68,7 +68,9 @@ def list_remote(url: str) -> tuple[list[tuple[str, int, str]], list[tuple[str, s
                 f"ingest.sources: the server of {url!r} does not tell the size of {name}: download it"
             )
         else:
-            entries.append((name, int(info["size"]), _version(url, info)))
+            # What lists a folder of a web server tells no version; each file does.
+            full = info if any(info.get(one) for one in _VERSIONS) else file_system.info(path)
+            entries.append((name, int(info["size"]), _version(url, full)))
     return sorted(entries), sorted(skipped)
 
 
@@ -89,6 +91,7 @@ def fetched(url: str, name: str, size: int, version: str) -> Iterator[Path]:
         try:
             path = root if file_system.isfile(root) else f"{root.rstrip('/')}/{name}"
             file_system.get_file(path, str(copy))
+            file_system.invalidate_cache()
             now = file_system.info(path)
         except Exception as error:  # each file system has its own
             sentence = f"{name} of {url} cannot be fetched: {type(error).__name__}: {str(error)[:200]}"

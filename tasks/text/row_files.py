@@ -47,7 +47,7 @@ def read_lines(
     reading = Reading(where, path)
     section = None if part is None else (part.offset, part.size)
     if part is not None:
-        reading.row, reading.size = part.first_row - 1, part.size
+        reading.row, reading.size, reading.is_range = part.first_row - 1, part.size, True
     raw, lines = open_file(path, kind.compression, section)
     with raw, lines:
         try:

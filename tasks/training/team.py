@@ -45,6 +45,7 @@ class Team(BaseModel):
     model_config = ConfigDict(extra="forbid")
     identity: str
     key: str
+    store: Path
     spec: Path
     folder: Path
     lease: Path
@@ -123,11 +124,11 @@ class SlurmLauncher:
     """A batch job of so many nodes, one torchrun a node."""
 
     def __init__(self, cluster: SlurmCluster, team: Team) -> None:
-        from tasks.engine.slurm_cluster import Silence, submit_nodes
+        from tasks.engine.slurm_cluster import Silence, job_name, submit_nodes
 
         self.team = team
         command = node_command(write_team(team), "$SLURM_PROCID")
-        self.job = submit_nodes(cluster, f"scratchlm-{team.key}", team.folder, team.nodes, command)
+        self.job = submit_nodes(cluster, job_name(team.store, team.key), team.folder, team.nodes, command)
         self.looked, self.state, self.silence = time.monotonic(), "Slurm jobs: 1 pending", Silence()
 
     def poll(self) -> int | None:
@@ -174,6 +175,7 @@ class RayLauncher:
 
         self.team, self.ray = team, connect(cluster)
         path = write_team(team)
+        self.statuses: dict[Any, int] = {}
         # An accelerator for each rank where the nodes have any; a core for each else.
         bundle = {"CPU": cluster.cpus_per_job}
         if team.device == "cuda":
@@ -195,16 +197,16 @@ class RayLauncher:
     def poll(self) -> int | None:
         """The worst exit status once all tasks are over, or one of them failed."""
         done, waiting = self.ray.wait(self.tasks, num_returns=len(self.tasks), timeout=0)
-        statuses = []
-        for task in done:
+        for task in set(done) - self.statuses.keys():
             try:
                 status, log = self.ray.get(task)
                 print(log, flush=True)
             except self.ray.exceptions.RayError as error:
                 status = 1
                 print(f"a node was lost: {type(error).__name__}: {str(error).splitlines()[0]}", flush=True)
-            statuses.append(status)
-        return max(statuses) if statuses and (not waiting or any(statuses)) else None
+            self.statuses[task] = status
+        worst = max(self.statuses.values(), default=0)
+        return worst if worst or not waiting else None
 
     def stop(self, seconds: float) -> None:
         """End the tasks, and give back the nodes."""

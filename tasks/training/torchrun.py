@@ -40,6 +40,7 @@ def _launch(spec_path: Path, work: Path, resolved: TrainingMachine, machine: Mac
     team = Team(
         identity=identity,
         key=work.name[-32:],
+        store=store,
         spec=spec_path,
         folder=work / f"{TEAM_FOLDER}{identity}",
         lease=store / "locks" / f"{work.name}.lease",

@@ -3,6 +3,7 @@
 import os
 import shutil
 import threading
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -161,3 +162,18 @@ def test_a_worker_that_is_asked_to_end_reports_no_fault_of_the_shard(
 @pytest.mark.parametrize(("text", "size"), [("2GB", 2 * 10**9), ("500MB", 5 * 10**8), ("1.5 g", 1.5 * 10**9)])
 def test_sizes_of_memory(text: str, size: float):
     assert RayCluster(kind="ray", memory_per_job=text).memory_bytes == size
+
+
+def test_a_computer_that_slept_takes_no_lease_from_the_next(tmp_path: Path, elsewhere):
+    path = tmp_path / "a.lease"
+    elsewhere("one")
+    with ExitStack() as two:
+        with leases.hold(path) as held:
+            assert held
+            old = path.stat().st_mtime - 2 * leases.STALE_SECONDS
+            os.utime(path, (old, old))
+            elsewhere("two")
+            assert two.enter_context(leases.hold(path))
+        assert leases.is_held(path)
+        assert path.read_text().startswith("two")
+    assert not path.exists()

@@ -20,6 +20,7 @@ def made(tmp_path: Path) -> Team:
     return Team(
         identity="b",
         key="k",
+        store=tmp_path,
         spec=tmp_path / "spec.json",
         folder=folder,
         lease=tmp_path / "lease",

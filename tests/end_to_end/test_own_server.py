@@ -49,19 +49,30 @@ class OwnServer:
             stderr=subprocess.DEVNULL,
         )
 
+    def ask(self, method: str, path: str, **options: Any) -> httpx.Response:
+        """Ask the server, again while it says 503: SQLite is busy, and nothing was done."""
+        answers: list[httpx.Response] = []
+
+        def is_answered() -> bool:
+            answers.append(self.api.request(method, path, **options))
+            return answers[-1].status_code != 503
+
+        wait_until(is_answered, path)
+        return answers[-1]
+
     def post(self, path: str, body: dict[str, Any]) -> Any:
-        answer = self.api.post(path, json=body)
+        answer = self.ask("POST", path, json=body)
         assert answer.is_success, answer.text
         return answer.json() if answer.content else None
 
     def start(self, name: str, job_variables: dict[str, Any] | None = None, **parameters: object) -> str:
-        deployment = self.api.get(f"deployments/name/{name}").json()
+        deployment = self.ask("GET", f"deployments/name/{name}").json()
         given = {**deployment["parameters"], "store": str(self.line.store), **parameters}
         body = {"parameters": given, "job_variables": job_variables or {}}
         return self.post(f"deployments/{deployment['id']}/create_flow_run", body)["id"]
 
     def state(self, run: str) -> dict:
-        return self.api.get(f"flow_runs/{run}").json()["state"]
+        return self.ask("GET", f"flow_runs/{run}").json()["state"]
 
     def end(self, run: str) -> dict:
         wait_until(lambda: self.state(run)["type"] in TERMINAL, what="the end of the run")
@@ -91,19 +102,18 @@ def own(line: Line, tmp_path: Path) -> Iterator[OwnServer]:
         # Prefect's own worker does not always end when it is asked to.
         os.killpg(worker.pid, signal.SIGKILL)
         worker.wait()
-    deployments = [made.api.get(f"deployments/name/{name}").json()["id"] for name in DEPLOYMENTS]
+    deployments = [made.ask("GET", f"deployments/name/{name}").json()["id"] for name in DEPLOYMENTS]
     for path in (
         *(f"deployments/{deployment}" for deployment in deployments),
         "work_pools/cpu",
         "work_pools/gpu",
         "v2/concurrency_limits/accelerator",
     ):
-        # SQLite answers with 503 while it is busy.
-        wait_until(lambda path=path: made.api.delete(path).is_success, path)
+        assert made.ask("DELETE", path).is_success, path
 
 
 def make_secret(own: OwnServer, name: str, value: str) -> None:
-    block_type = own.api.get("block_types/slug/secret").json()["id"]
+    block_type = own.ask("GET", "block_types/slug/secret").json()["id"]
     schema = own.post("block_schemas/filter", {"block_schemas": {"block_type_id": {"any_": [block_type]}}})[
         0
     ]["id"]
@@ -133,7 +143,7 @@ def test_deployed_flows_run_on_workers_that_lack_the_deployers_folder(own: OwnSe
     own.post("v2/concurrency_limits/decrement", SLOT)
     assert own.end(training)["type"] == "COMPLETED", own.state(training)["message"]
     assert "there is no folder 'nowhere'" in own.end(nowhere)["message"]
-    assert own.api.get("v2/concurrency_limits/accelerator").json()["active_slots"] == 0
+    assert own.ask("GET", "v2/concurrency_limits/accelerator").json()["active_slots"] == 0
     # Limits on tags, and the history of a stage, go by these.
     tasks = own.tasks(training)
     assert set(tasks["train_model"]["tags"]) == {"stage:train_model", "accelerator"}

@@ -37,10 +37,6 @@ from tasks.engine.stage import load_stage
 from tasks.engine.store import Store
 
 
-class DriverGone(StageFailed):
-    """Whoever asked for the shards is not there any more."""
-
-
 def differences(spec: Spec) -> list[str]:
     """How this computer differs from the one that asked for the shards, as far as a result may depend on it."""
     told = []
@@ -78,7 +74,7 @@ def build_one(spec_path: Path, position: int) -> dict[str, Any]:
         _check(spec_path, spec.key)
         os.chdir(spec.folder)
         if not is_held(Store(spec.store).lease(stage.name, spec.key)):
-            raise DriverGone("whoever asked for it has ended", retryable=True)
+            raise StageFailed("whoever asked for it has ended", retryable=True)
         attempt = Store(spec.store).attempts(stage.name, spec.key) / uuid.uuid4().hex
         return {**told, "built": build_shard(spec, position, attempt)}
     except (SystemExit, KeyboardInterrupt):

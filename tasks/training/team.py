@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
-from model.errors import InputError, StageFailed
+from model.errors import InputError
 from model.files import read_json, write_whole
 from tasks.engine import process
 from tasks.engine.clusters import RayCluster, SlurmCluster
@@ -53,6 +53,10 @@ class Team(BaseModel):
     ranks_per_node: int
     device: str
     has: dict[str, Any]
+
+    def count_nodes(self) -> int:
+        """Nodes that have begun."""
+        return len(list(self.folder.glob("node-*")))
 
 
 class Launcher(Protocol):
@@ -110,9 +114,8 @@ class JoinedLauncher(HereLauncher):
 
     def told(self) -> str:
         """How many nodes are there."""
-        there = len(list(self.team.folder.glob("node-*")))
         store = self.offer.parent.parent
-        missing = self.team.nodes - there
+        missing = self.team.nodes - self.team.count_nodes()
         return (
             f"waits for {missing} of {self.team.nodes} nodes: run `scratchlm join --again --store {store}` there"
             if missing
@@ -161,7 +164,7 @@ class SlurmLauncher:
 
     def told(self) -> str:
         """The state of the job, until its nodes are there."""
-        return self.state if len(list(self.team.folder.glob("node-*"))) < self.team.nodes else ""
+        return self.state if self.team.count_nodes() < self.team.nodes else ""
 
 
 class RayLauncher:
@@ -220,7 +223,7 @@ class RayLauncher:
 
     def told(self) -> str:
         """How many nodes are there."""
-        there = len(list(self.team.folder.glob("node-*")))
+        there = self.team.count_nodes()
         return f"{there} of {self.team.nodes} nodes of Ray" if there < self.team.nodes else ""
 
 
@@ -319,7 +322,7 @@ def run_node(team_path: Path, index: int) -> int:
 
 def run_node_here(team_path: Path, index: int) -> tuple[int, str]:
     """`run_node` in a child process; returns its exit status and the end of what it printed."""
-    log = team_path.parent / f"node-{index}.log"
+    log = team_path.parent / f"printed-{index}.log"
     with log.open("wb") as printed:
         child = subprocess.Popen(
             node_command(team_path, index),
@@ -334,12 +337,11 @@ def run_node_here(team_path: Path, index: int) -> tuple[int, str]:
     return status, log.read_text(errors="replace")[-20_000:]
 
 
-def join(store: Path, wait: bool = True) -> int:
+def join(store: Path) -> int:
     """Take part in the next training of a store that waits for this computer; returns the exit status of its ranks.
 
     Raises:
         InputError: if this computer differs from the one that asked, or the folder is no store.
-        StageFailed: if there is none and `wait` is false.
     """
     if not store.is_dir():
         raise InputError(
@@ -353,8 +355,6 @@ def join(store: Path, wait: bool = True) -> int:
                 index = _claim_index(team)
                 if index is not None and not is_over(team):
                     return _join_team(team, path, index)
-        if not wait:
-            raise StageFailed(f"no training in {store} waits for a computer", retryable=True)
         time.sleep(_POLL_SECONDS)
 
 

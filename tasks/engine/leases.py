@@ -55,23 +55,43 @@ def is_held_elsewhere(path: Path) -> bool:
         return False
 
 
+def _is_left_over(path: Path) -> bool:
+    """Whether a lease is there that is nobody's. One that is gone is none: its name may be the next one's a moment later."""
+    try:
+        mine = path.read_text().startswith(_here())
+        touched = path.stat().st_mtime
+    except FileNotFoundError:
+        return False
+    return mine or _now(path.parent) - touched >= STALE_SECONDS
+
+
 def _remove_stale(path: Path) -> None:
     """Remove a lease that is nobody's. Of those that find it so one does it, and looks again before: the next one may hold it."""
-    if not path.exists() or is_held_elsewhere(path):
+    if not _is_left_over(path):
         return
     taking = path.with_name(f"{path.name}.taking")
     try:
         taking.mkdir()
     except FileExistsError:
-        if not is_held(taking):
-            with suppress(OSError):
-                taking.rmdir()  # whoever was at it ended in the middle
+        _remove_left_over(taking)
         return
     try:
-        if not is_held_elsewhere(path):
+        if _is_left_over(path):
             path.unlink(missing_ok=True)
     finally:
-        taking.rmdir()
+        with suppress(FileNotFoundError):
+            taking.rmdir()
+
+
+def _remove_left_over(taking: Path) -> None:
+    """Remove the mark of somebody who ended while a stale lease was taken, if it was seen to be old."""
+    try:
+        touched = taking.stat().st_mtime
+    except FileNotFoundError:
+        return
+    if _now(taking.parent) - touched >= STALE_SECONDS:
+        with suppress(OSError):
+            taking.rmdir()
 
 
 @contextmanager

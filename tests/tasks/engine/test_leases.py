@@ -60,23 +60,25 @@ def test_a_lease_that_nobody_touches_is_nobodys(tmp_path: Path, elsewhere):
 def test_of_many_that_find_a_stale_lease_one_gets_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     # Each as a computer of its own, since on one the lock of the kernel lets one come so far.
     monkeypatch.setattr(leases, "_here", lambda: threading.current_thread().name)
-    path = tmp_path / "a.lease"
-    path.write_text("elsewhere")
-    os.utime(path, (0, 0))
-    begin, ended, got = threading.Barrier(8), threading.Barrier(8), []
+    begin, ended, got = threading.Barrier(8), threading.Barrier(8, timeout=20), []
 
-    def take() -> None:
+    def take(path: Path) -> None:
         begin.wait()
         with leases.hold(path) as held:
-            got.append(held)
+            got.append((path, held))
             ended.wait()
 
-    threads = [threading.Thread(target=take) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sum(got) == 1
+    # Again and again, since of what can go wrong here most needs two of them between the same two lines.
+    paths = [tmp_path / f"{number}.lease" for number in range(150)]
+    for path in paths:
+        path.write_text("elsewhere")
+        os.utime(path, (0, 0))
+        threads = [threading.Thread(target=take, args=(path,)) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert [path for path, held in got if held] == paths
 
 
 @pytest.fixture

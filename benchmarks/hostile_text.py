@@ -85,12 +85,10 @@ def measure(case: str, results: Any) -> None:
             figures = ingest.fn(config, Piece(piece), out=root / "ingest")
             documents = root / "ingest" / "shards" / "00000"
             (root / "clean").mkdir()
-            drain(
-                clean.fn(
-                    CleanConfig(repetition=None),
-                    documents=Shard(documents),
-                    out=root / "clean",
-                )
+            clean.fn(
+                CleanConfig(repetition=None),
+                documents=Shard(documents),
+                out=root / "clean",
             )
             rows = pq.read_table(root / "clean" / "documents.parquet").to_pylist()
             selection = [{"id": row["id"], "side": "train", "reason": None, "text_digest": 0} for row in rows]

@@ -3,7 +3,7 @@
 import datetime
 import json
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,14 +15,29 @@ Schema = dict[str, str]
 """Columns in order: name -> Arrow type."""
 
 
+def arrow_schema(schema: Schema) -> "pa.Schema":
+    """The schema as Arrow has it."""
+    import pyarrow as pa
+
+    return pa.schema([pa.field(name, kind) for name, kind in schema.items()])
+
+
 def write_table(path: Path, rows: list[dict[str, Any]], schema: Schema) -> None:
     """Write rows as one Zstandard Parquet file with exactly this schema."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    arrow_schema = pa.schema([pa.field(name, kind) for name, kind in schema.items()])
-    pq.write_table(pa.Table.from_pylist(rows, schema=arrow_schema), path, compression="zstd")
+    pq.write_table(pa.Table.from_pylist(rows, schema=arrow_schema(schema)), path, compression="zstd")
+
+
+def write_tables(path: Path, parts: "list[pa.RecordBatch]", schema: Schema) -> None:
+    """Write parts of a table, one after the other, as one Zstandard Parquet file with exactly this schema."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_batches(parts, schema=arrow_schema(schema)), path, compression="zstd")
 
 
 def write_arrays(path: Path, columns: dict[str, Any], schema: Schema) -> None:
@@ -40,6 +55,25 @@ def read_table(path: Path, columns: list[str] | None = None) -> "pa.Table":
     import pyarrow.parquet as pq
 
     return pq.ParquetFile(path).read(columns=columns)
+
+
+def read_batches(path: Path, by: str, most: int) -> "Iterator[pa.RecordBatch]":
+    """Rows of a Parquet file, some at a time: as many as have together at most so many characters in one of the columns.
+
+    One row that has more stands alone.
+    """
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    for batch in pq.ParquetFile(path).iter_batches(1024):
+        first, total = 0, 0
+        for row, size in enumerate(pc.utf8_length(batch.column(by)).to_pylist()):
+            if total + size > most and row > first:
+                yield batch.slice(first, row - first)
+                first, total = row, 0
+            total += size + 1
+        if first < len(batch):
+            yield batch.slice(first)
 
 
 def count_rows(path: Path) -> int:

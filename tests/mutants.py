@@ -214,7 +214,7 @@ MUTANTS = (
     ),
     Mutant(
         "a slow document holds up all",
-        "tasks/text/steps.py",
+        "tasks/text/cleaning.py",
         "signal.setitimer(signal.ITIMER_REAL, seconds)",
         "signal.setitimer(signal.ITIMER_REAL, 60 + seconds)",
         f"{TEXT}/test_hostile.py -k takes_too_long",

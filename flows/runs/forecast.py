@@ -47,11 +47,11 @@ class _Rate(NamedTuple):
 
 _RATES = {
     "ingest": _Rate(0.6, 30e6),
-    "clean": _Rate(1.2, 3.0e6, shared=True),
-    "minhash": _Rate(1.2, 16e6, shared=True),
+    "clean": _Rate(1.2, 10e6, shared=True),
+    "minhash": _Rate(1.2, 40e6, shared=True),
     "find_duplicates": _Rate(1.0, 100e6),
     "deduplicate": _Rate(1.0, 100e6),
-    "decontaminate": _Rate(1.2, 4.0e6, shared=True),
+    "decontaminate": _Rate(1.2, 20e6, shared=True),
     "split": _Rate(0.6, 60e6, shared=True),
     "train_tokenizer": _Rate(0.8, 5.0e6),
     "tokenize": _Rate(1.0, 35e6, shared=True),

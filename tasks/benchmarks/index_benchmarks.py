@@ -74,7 +74,6 @@ def _common_ends(contexts: list[list[int]]) -> tuple[int, int]:
         "jinja2",
         "datasets",
         "numpy",
-        "xxhash",
         "pyarrow",
         "huggingface_hub",
         "pyyaml",

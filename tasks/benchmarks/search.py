@@ -2,17 +2,39 @@
 
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
-from tasks.ngrams import ngram_hashes
+from tasks.ngrams import ngrams_of
 from tasks.tables import read_table
+
+_BITS = 26
+"""Of each hash the bitmap knows so many: 8 MB."""
+
+
+class NGrams(NamedTuple):
+    """The n-grams of one length.
+
+    Attributes:
+        hashes: sorted: uint64.
+        tasks, items: of each.
+        bitmap: whether a hash that begins with these bits is among them.
+    """
+
+    hashes: np.ndarray
+    tasks: list[str]
+    items: np.ndarray
+    bitmap: np.ndarray
+
+
+Index = dict[int, NGrams]
+"""The n-grams of benchmark items, by their length in words."""
 
 
 @lru_cache(maxsize=2)
-def load_index(path: Path) -> dict[int, tuple[np.ndarray, list[str], np.ndarray]]:
-    """For each n: sorted hashes, and the task and item of each."""
+def load_index(path: Path) -> Index:
+    """The n-grams that `index_benchmarks` wrote."""
     table = read_table(path)
     lengths = table.column("n").to_numpy()
     index = {}
@@ -22,18 +44,53 @@ def load_index(path: Path) -> dict[int, tuple[np.ndarray, list[str], np.ndarray]
         hashes = part.column("hash").to_numpy()
         order = np.argsort(hashes, kind="stable")
         names = part.column("task").to_pylist()
-        index[n] = (hashes[order], [names[i] for i in order], part.column("item").to_numpy()[order])
+        items = part.column("item").to_numpy()[order]
+        index[n] = NGrams(hashes[order], [names[i] for i in order], items, bitmap_of(hashes))
     return index
 
 
-def matches(words: np.ndarray, index: dict[int, Any]) -> dict[tuple[str, int], int]:
-    """Number of distinct n-grams of each (task, item) that the words contain."""
-    counts: dict[tuple[str, int], int] = {}
-    for n, (hashes, tasks, items) in index.items():
-        own = np.unique(ngram_hashes(words, n))
-        first, last = np.searchsorted(hashes, own, "left"), np.searchsorted(hashes, own, "right")
-        for hit in np.flatnonzero(last > first):
-            for i in range(first[hit], last[hit]):
-                item = (tasks[i], int(items[i]))
-                counts[item] = counts.get(item, 0) + 1
+def _bit(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Byte of the bitmap, and the bit in it, of each hash."""
+    first = hashes >> np.uint64(64 - _BITS)
+    return first >> np.uint64(3), np.left_shift(1, first & np.uint64(7), dtype=np.uint8, casting="unsafe")
+
+
+def bitmap_of(hashes: np.ndarray) -> np.ndarray:
+    """Which beginnings of a hash occur among the hashes, a bit each."""
+    bitmap = np.zeros(1 << (_BITS - 3), np.uint8)
+    np.bitwise_or.at(bitmap, *_bit(hashes))
+    return bitmap
+
+
+def _places(hashes: np.ndarray, ngrams: NGrams) -> np.ndarray:
+    """Where those hashes stand that are among the n-grams. Nearly none is, and one look at the bitmap tells so."""
+    at, bits = _bit(hashes)
+    maybe = np.flatnonzero(ngrams.bitmap[at] & bits)
+    at = np.searchsorted(ngrams.hashes, hashes[maybe])
+    at = np.minimum(at, len(ngrams.hashes) - 1)
+    return maybe[ngrams.hashes[at] == hashes[maybe]]
+
+
+def matches_of_each(words: np.ndarray, offsets: np.ndarray, index: Index) -> list[dict[tuple[str, int], int]]:
+    """For each of several texts the number of distinct n-grams of each (task, item) that it contains.
+
+    Args:
+        words, offsets: as `hash_words` yields them.
+    """
+    counts: list[dict[tuple[str, int], int]] = [{} for _ in range(len(offsets) - 1)]
+    for n, ngrams in index.items():
+        hashes, of_text = ngrams_of(words, offsets, n)
+        places = _places(hashes, ngrams)
+        text_of = np.searchsorted(of_text, places, side="right") - 1
+        for text, value in sorted(set(zip(text_of.tolist(), hashes[places].tolist(), strict=True))):
+            equal = (np.searchsorted(ngrams.hashes, np.uint64(value), side) for side in ("left", "right"))
+            for i in range(*equal):
+                item = (ngrams.tasks[i], int(ngrams.items[i]))
+                counts[text][item] = counts[text].get(item, 0) + 1
     return counts
+
+
+def matches(words: np.ndarray, index: Index) -> dict[tuple[str, int], int]:
+    """Number of distinct n-grams of each (task, item) that the words of one text contain."""
+    (found,) = matches_of_each(words, np.array([0, len(words)]), index)
+    return found

@@ -167,7 +167,7 @@ async def _build_in_child(
 ) -> int:
     """Build under the lock of the key; returns the number of shards built."""
     building = store.start_building(node.stage.name, spec.key)
-    check_bytecode(node.stage.fn.__module__)
+    check_bytecode(spec.ingredients["code"])
     spec_path, log = building / "spec.json", building / LOG
     spec_path.write_text(spec.model_dump_json(indent=1))
 

@@ -6,14 +6,12 @@ import resource
 import socket
 import sys
 import time
-from collections import deque
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from model.errors import StageFailed
-from tasks.engine.code import code_digests
 from tasks.engine.manifest import Manifest
 from tasks.engine.spec import Spec
 from tasks.engine.stage import Metrics, Stage
@@ -78,7 +76,7 @@ def check_code(stage: Stage, spec: Spec) -> None:
     Raises:
         StageFailed: if an edit came between.
     """
-    if code_digests(stage.fn.__module__) != spec.ingredients["code"]:
+    if stage.code(*stage.read_config(spec.config) or (None,)) != spec.ingredients["code"]:
         raise StageFailed("its code was edited after the run began: run the same command again")
 
 
@@ -94,22 +92,8 @@ def call(stage: Stage, spec: Spec, store: Store, key: str, inputs: dict[str, Any
         extras["work"] = store.work(stage.name, key)
         extras["work"].mkdir(mode=0o700, parents=True, exist_ok=True)
     given = {name: extras[name] for name in stage.extras if name in extras}
-    figures = stage.fn(*stage.read_config(spec.config), **inputs, **given)
-    metrics: Metrics = drain(figures) if isinstance(figures, list) else figures
+    metrics: Metrics = stage.fn(*stage.read_config(spec.config), **inputs, **given)
     check_code(stage, spec)
-    return metrics
-
-
-def drain(steps: list[Any]) -> Metrics:
-    """Run datatrove steps as rank 0 of 1; returns the merged `metrics` of the steps that have any."""
-    data = None
-    for step in steps:
-        data = step(data, 0, 1)
-    if data is not None:
-        deque(data, maxlen=0)
-    metrics: Metrics = {}
-    for step in steps:
-        metrics.update(getattr(step, "metrics", {}))
     return metrics
 
 

@@ -8,6 +8,7 @@ import os
 import py_compile
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -32,7 +33,7 @@ def _package_folder(package: str) -> Path | None:
     if package in PROJECT:
         # Beside this file, whatever else on the path has the same name.
         return _ROOT / package
-    spec = importlib.machinery.PathFinder.find_spec(package)
+    spec = importlib.machinery.PathFinder.find_spec(package, [*sys.path, os.getcwd()])
     if spec is None:
         # An editable installation finds its packages through a finder of its own.
         spec = importlib.util.find_spec(package)
@@ -41,6 +42,12 @@ def _package_folder(package: str) -> Path | None:
     if spec.submodule_search_locations:
         return Path(next(iter(spec.submodule_search_locations)))
     return Path(spec.origin).with_suffix("") if spec.origin else None
+
+
+def import_from_here() -> None:
+    """Let Python find what is in the working folder, too, after all that it finds elsewhere."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
 
 
 def module_file(module: str) -> Path | None:
@@ -189,16 +196,16 @@ def _read(path: Path, _stamp: tuple[int, int]) -> tuple[str, str]:
     return source, hashlib.sha256(normalized(source).encode()).hexdigest()[:32]
 
 
-def code_digests(module: str) -> dict[str, str]:
-    """Digest of each project module in the import closure of `module`, itself included, without the engine.
+def code_digests(*modules: str) -> dict[str, str]:
+    """Digest of each project module in the import closure of `modules`, themselves included, without the engine.
 
     Raises:
-        InputError: if the source of `module`, or of a project module that it imports, is not found: an edit there
+        InputError: if the source of one of them, or of a project module that it imports, is not found: an edit there
             would change no key.
     """
-    project = {*PROJECT, module.split(".")[0]}
+    project = {*PROJECT, *(module.split(".")[0] for module in modules)}
     digests: dict[str, str] = {}
-    pending = [(module, "")]
+    pending = [(module, "") for module in modules]
     while pending:
         name, importer = pending.pop()
         if name in digests or name.split(".")[0] not in project or _is_engine(name):
@@ -230,13 +237,13 @@ def _project_imports(imports: Imports, project: set[str]) -> set[str]:
     return needed
 
 
-def check_bytecode(module: str) -> None:
-    """Make the bytecode of all code of `module` one that Python compares with the content of its source.
+def check_bytecode(modules: Iterable[str]) -> None:
+    """Make the bytecode of modules one that Python compares with the content of its source.
 
     By default it compares whole seconds of the time of change, and the size: of two edits in one second, or with
     their time kept, the older may run.
     """
-    for name in code_digests(module):
+    for name in modules:
         path = module_file(name)
         assert path is not None
         cached = Path(importlib.util.cache_from_source(str(path)))

@@ -7,7 +7,6 @@ from functools import cache
 from typing import Any
 
 from model.errors import InputError
-from tasks.engine.code import code_digests
 from tasks.engine.keys import canonical, digest
 from tasks.engine.manifest import FORMAT_VERSION, map_key
 from tasks.engine.sources import SourceDigests
@@ -68,7 +67,7 @@ def resolve(node: Node, inputs: dict[str, Known], sources: SourceDigests) -> Res
     common: dict[str, Any] = {
         "stage": stage.name,
         "config": canonical(config, stage.name),
-        "code": code_digests(stage.fn.__module__),
+        "code": stage.code(config),
         "libraries": {name: library_version(name) for name in stage.libraries},
         "python": PYTHON,
     }

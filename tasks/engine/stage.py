@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 from model.base_config import Config
+from tasks.engine.code import code_digests
 from tasks.engine.machine import Machine
 from tasks.engine.sources import SourceDigests
 
@@ -125,6 +126,10 @@ class Stage:
         if not required <= set(inputs) <= set(self.inputs):
             raise TypeError(f"{self.name} takes the inputs {sorted(self.inputs)}, not {sorted(inputs)}")
         return Node(self, config, inputs)
+
+    def code(self, config: Config | None) -> dict[str, str]:
+        """Digest of each module whose code a result with this configuration depends on."""
+        return code_digests(self.fn.__module__, *(config.modules if config else ()))
 
     def read_config(self, values: dict[str, Any] | None) -> tuple[Config, ...]:
         """The configuration that `values` are, as the arguments of `fn` before its inputs."""
@@ -259,8 +264,7 @@ def map_stage(
 ) -> Callable[[Callable[..., Any]], Stage]:
     """Make a stage of a function that is called for each shard, `(config, NAME: Shard..., out: Path)`.
 
-    It returns metrics, or a list of datatrove steps to run. Shard inputs are zipped by
-    position; Artifact inputs go whole to every shard. A map over what lies outside the store takes `piece: Piece`
+    It returns metrics. Shard inputs are zipped by position; Artifact inputs go whole to every shard. A map over what lies outside the store takes `piece: Piece`
     instead of Shard inputs.
 
     Args:

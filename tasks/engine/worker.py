@@ -25,7 +25,6 @@ from typing import Any
 from model.errors import StageFailed
 from model.files import write_whole
 from tasks.engine import process
-from tasks.engine.code import code_digests
 from tasks.engine.failures import describe
 from tasks.engine.job import build_shard, read_spec
 from tasks.engine.leases import TOUCH_SECONDS, is_held
@@ -48,7 +47,8 @@ def differences(spec: Spec) -> list[str]:
         own = library_version(name)
         if own != version:
             told.append(f"{name} {own} instead of {version}")
-    own_code = code_digests(load_stage(spec.stage).fn.__module__)
+    stage = load_stage(spec.stage)
+    own_code = stage.code(*stage.read_config(spec.config) or (None,))
     edited = sorted(name for name, value in spec.ingredients["code"].items() if own_code.get(name) != value)
     if edited:
         told.append(f"other code in {', '.join(edited[:3])}")

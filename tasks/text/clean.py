@@ -1,4 +1,4 @@
-"""clean: mend the text, replace personal data, and drop what is no text to learn from, with datatrove."""
+"""clean: mend the text, replace personal data, and drop what is no text to learn from."""
 
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -8,91 +8,14 @@ from pydantic import BeforeValidator, Field
 from model.base_config import Config
 from model.errors import InputError
 from tasks.engine.stage import Metrics, Parts, Shard, map_stage
-
-
-class Rubbish(Config):
-    """Drop what is no text: binary data, and data written as letters."""
-
-    max_unprintable: float = Field(
-        0.05,
-        ge=0,
-        le=1,
-        description="Largest share of characters that are control characters or no characters.",
-    )
-    max_encoded: float = Field(
-        0.5,
-        ge=0,
-        le=1,
-        description="Largest share of characters in runs of 200 and more without white space, as base64 has.",
-    )
-
-
-class FixUnicode(Config):
-    """Undo mojibake and stray control characters (ftfy)."""
-
-
-class Repetition(Config):
-    """Drop documents that say the same over and over, whatever their language."""
-
-    min_distinct: float = Field(
-        0.1,
-        ge=0,
-        le=1,
-        description="Smallest share of a document's pieces of 16 characters that are not in it before.",
-    )
-    min_characters: int = Field(
-        1_000, ge=0, description="Length from which a document is judged, in characters."
-    )
-
-
-class GopherQuality(Config):
-    """Drop documents that do not look like English prose (Rae et al. 2021, arXiv 2112.11446, table A1)."""
-
-    min_words: int = Field(50, ge=0, description="Fewest words of a document.")
-    max_words: int = Field(100_000, ge=1, description="Most words of a document.")
-    min_word_length: float = Field(3, ge=0, description="Smallest mean length of a word, in characters.")
-    max_word_length: float = Field(10, gt=0, description="Largest mean length of a word, in characters.")
-    max_symbol_ratio: float = Field(0.1, ge=0, description="Most hashes or ellipses for each word.")
-    max_bullet_lines: float = Field(
-        0.9, ge=0, le=1, description="Largest share of lines that begin with a bullet."
-    )
-    max_ellipsis_lines: float = Field(
-        0.3, ge=0, le=1, description="Largest share of lines that end in an ellipsis."
-    )
-    min_alphabetic_words: float = Field(0.8, ge=0, le=1, description="Smallest share of words with a letter.")
-    min_stop_words: int = Field(
-        2,
-        ge=0,
-        description="Fewest of the words the, be, to, of, and, that, have, with; 0 for other languages than English.",
-    )
-
-
-class GopherRepetition(Config):
-    """Drop documents that repeat themselves (Rae et al. 2021, arXiv 2112.11446, table A1)."""
-
-    max_duplicate_lines: float = Field(
-        0.3, gt=0, le=1, description="Largest share of lines that occur before."
-    )
-    max_duplicate_paragraphs: float = Field(
-        0.3, gt=0, le=1, description="Largest share of paragraphs that occur before."
-    )
-    max_duplicate_line_characters: float = Field(
-        0.2, gt=0, le=1, description="The same, in characters of lines."
-    )
-    max_duplicate_paragraph_characters: float = Field(
-        0.2, gt=0, le=1, description="The same, in characters of paragraphs."
-    )
-
-
-class ReplacePersonalData(Config):
-    """Replace e-mail addresses and public IPv4 addresses."""
-
-    emails: bool = Field(True, description="Replace e-mail addresses.")
-    ip_addresses: bool = Field(
-        False, description="Replace public IPv4 addresses; takes four-part version numbers for addresses too."
-    )
-    email_replacement: str = Field("email@example.com", description="What stands for an e-mail address.")
-    ip_replacement: str = Field("192.0.2.1", description="What stands for an address (RFC 5737).")
+from tasks.text.filters.fix_unicode import FixUnicode
+from tasks.text.filters.gopher_quality import GopherQuality
+from tasks.text.filters.gopher_repetition import GopherRepetition
+from tasks.text.filters.repetition import Repetition
+from tasks.text.filters.replace_personal_data import ReplacePersonalData
+from tasks.text.filters.rubbish import Rubbish
+from tasks.text.judging import Filter, Mender
+from tasks.text.plug_ins import PlugIn
 
 
 def _switched(value: Any) -> Any:
@@ -104,9 +27,19 @@ _Step = TypeVar("_Step", bound=Config)
 Switched = Annotated[_Step | None, BeforeValidator(_switched)]
 """A step of cleaning: its fields, on (as they are), or off."""
 
+PLUG_INS = "filters"
+"""Where the steps from elsewhere stand in the order of a profile."""
+
 STEPS_OF_PROFILE = {
-    "plain": ("rubbish", "fix_unicode", "repetition", "replace_personal_data"),
-    "web": ("rubbish", "fix_unicode", "gopher_quality", "gopher_repetition", "replace_personal_data"),
+    "plain": ("rubbish", "fix_unicode", "repetition", PLUG_INS, "replace_personal_data"),
+    "web": (
+        "rubbish",
+        "fix_unicode",
+        "gopher_quality",
+        "gopher_repetition",
+        PLUG_INS,
+        "replace_personal_data",
+    ),
     "none": (),
 }
 """The steps that the documents of a source take, by its profile, in their order."""
@@ -127,6 +60,9 @@ class CleanConfig(Config):
     gopher_repetition: Switched[GopherRepetition] = Field(
         GopherRepetition(), description="What repeats itself is dropped; for sources with profile web."
     )
+    filters: dict[str, PlugIn] = Field(
+        {}, description="Steps from elsewhere by a name of yours, taken in the order of their names."
+    )
     replace_personal_data: Switched[ReplacePersonalData] = Field(
         ReplacePersonalData(), description="Personal data are replaced."
     )
@@ -143,35 +79,31 @@ class CleanConfig(Config):
         description="Largest share of the documents that cleaning may drop; above it the run stops.",
     )
 
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The modules of the steps from elsewhere."""
+        return tuple(plug_in.module for plug_in in self.filters.values())
 
-def _action(name: str, step: Any) -> tuple[str, Any, Any]:
-    """A step by its name, with what judges a text and what mends it. The blocks are datatrove's."""
-    from datatrove.pipeline.formatters.ftfy import FTFYFormatter
-    from datatrove.pipeline.formatters.pii import PIIFormatter
-
-    from tasks.text import judges
-    from tasks.text.steps import replace_emails
-
-    match step:
-        case FixUnicode():
-            return name, None, FTFYFormatter().format
-        case ReplacePersonalData():
-            # One replacement each: datatrove rotates several, so that the text would depend on its neighbours.
-            # Its pattern of e-mail addresses takes quadratic time, so that one is ours.
-            ips = PIIFormatter(
-                remove_emails=False, remove_ips=step.ip_addresses, ip_replacement=(step.ip_replacement,)
-            )
-
-            def mend(text: str) -> str:
-                return ips.format(replace_emails(text, step.email_replacement) if step.emails else text)
-
-            return name, None, mend
-    return name, getattr(judges, name)(step), None
+    def steps(self, profile: str) -> list[tuple[str, Filter | Mender]]:
+        """The steps that documents of a profile take, in order, each with the name of its section below clean."""
+        steps: list[tuple[str, Filter | Mender]] = []
+        for name in STEPS_OF_PROFILE[profile]:
+            if name == PLUG_INS:
+                steps += [
+                    (f"{PLUG_INS}.{own}", plug_in.make())
+                    for own, plug_in in sorted(self.filters.items())
+                    if not plug_in.profiles or profile in plug_in.profiles
+                ]
+            elif (step := getattr(self, name)) is not None:
+                steps.append((name, step))
+        return steps
 
 
 def how_to_loosen(field: str) -> str:
     """What a person can do about a field of cleaning that drops too much."""
     section, step, *_ = field.split(".")
+    if step == PLUG_INS:
+        return "loosen its fields, or take it out"
     if step not in {name for names in STEPS_OF_PROFILE.values() for name in names}:
         return f"raise it with --set {field}=VALUE"
     value = f"loosen it with --set {field}=VALUE" if field.count(".") > 1 else "loosen it"
@@ -196,20 +128,9 @@ def _enough_is_left(config: CleanConfig, parts: Parts) -> Metrics:
     raise InputError(f"clean keeps {kept or 'none'} of {documents:,} documents: {told}{mend}{more}")
 
 
-@map_stage(libraries=("datatrove", "ftfy", "numpy", "pyarrow"), finish=_enough_is_left)
-def clean(config: CleanConfig, documents: Shard, out: Path) -> list[Any]:
-    """datatrove steps from documents.parquet to documents.parquet (kept) and verdicts.parquet (all rows)."""
-    from tasks.text.steps import Clean, ReadShard, WriteKept
+@map_stage(libraries=("datatrove", "ftfy", "numpy", "pyarrow", "icu4py"), finish=_enough_is_left)
+def clean(config: CleanConfig, documents: Shard, out: Path) -> Metrics:
+    """documents.parquet to documents.parquet (what is kept) and verdicts.parquet (of each row)."""
+    from tasks.text.cleaning import clean_shard
 
-    actions = {
-        name: _action(name, step)
-        for names in STEPS_OF_PROFILE.values()
-        for name in names
-        if (step := getattr(config, name)) is not None
-    }
-    profiles = {
-        profile: [actions[name] for name in names if name in actions]
-        for profile, names in STEPS_OF_PROFILE.items()
-    }
-    cleaning = Clean(profiles, config.max_document_seconds)
-    return [ReadShard(documents.path), cleaning, WriteKept(documents.path, out, cleaning.dropped)]
+    return clean_shard(config, documents.path, out)

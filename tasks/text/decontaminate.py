@@ -1,29 +1,31 @@
 """decontaminate: which documents contain a benchmark item."""
 
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from tasks.benchmarks.index import INDEX
-from tasks.benchmarks.search import load_index, matches
+from tasks.benchmarks.search import load_index, matches_of_each
 from tasks.engine.stage import Artifact, Metrics, Shard, map_stage
 from tasks.tables import read_column, write_table
 from tasks.text.documents import DOCUMENTS
 from tasks.text.verdicts import VERDICTS, VERDICTS_SCHEMA, dropped, kept
 
 
-@map_stage(libraries=("numpy", "xxhash", "pyarrow"))
+@map_stage(libraries=("numpy", "pyarrow"))
 def decontaminate(documents: Shard, index: Artifact, out: Path) -> Metrics:
     """Write verdicts.parquet, row by row: a document that contains a benchmark item is not kept.
 
     One n-gram of an item is enough, and index_benchmarks says how long it is.
     """
-    from tasks.ngrams import WordHasher
+    from tasks.ngrams import hash_words
 
-    loaded, hasher = load_index(index.path / INDEX), WordHasher()
+    loaded = load_index(index.path / INDEX)
     verdicts: list[dict[str, Any]] = []
     by_task: dict[str, int] = {}
-    for text in read_column(documents.path / DOCUMENTS, "text"):
-        hits = sorted((-count, item) for item, count in matches(hasher(text), loaded).items())
+    texts = read_column(documents.path / DOCUMENTS, "text")
+    for found in chain.from_iterable(matches_of_each(*batch, loaded) for batch in hash_words(texts)):
+        hits = sorted((-count, item) for item, count in found.items())
         if not hits:
             verdicts.append(kept())
             continue

@@ -8,7 +8,7 @@ from tasks.text.documents import DOCUMENTS, document_digest, text_digest
 from tasks.text.signatures import ROWS, SIGNATURES, SIGNED, SIGNED_SCHEMA, MinhashConfig
 
 
-@map_stage(libraries=("rensa", "numpy", "xxhash", "pyarrow"))
+@map_stage(libraries=("rensa", "numpy", "pyarrow"))
 def minhash(config: MinhashConfig, documents: Shard, out: Path) -> Metrics:
     """Write signatures.npy (hashes, uint32), rows.npy (of which rows they are) and signed.parquet (id, source, digests).
 
@@ -17,23 +17,26 @@ def minhash(config: MinhashConfig, documents: Shard, out: Path) -> Metrics:
     import numpy as np
     import rensa
 
-    from tasks.ngrams import WordHasher, ngram_hashes
+    from tasks.ngrams import hash_words, ngrams_of
 
     table = read_table(documents.path / DOCUMENTS)
     ids, texts = table.column("id").to_pylist(), table.column("text").to_pylist()
-    hasher = WordHasher()
-    shingles = [ngram_hashes(hasher(text), config.n_grams) for text in texts]
-    rows = np.array([row for row, own in enumerate(shingles) if len(own)], np.uint32)
     n_hashes = config.buckets * config.hashes_per_bucket
-    signatures = np.empty((len(rows), n_hashes), "<u4")
-    if len(rows):
-        flat = np.concatenate([shingles[row] for row in rows])
-        offsets = np.concatenate(([0], np.cumsum([len(shingles[row]) for row in rows]))).astype(np.uint64)
-        matrix = rensa.RMinHash.digest_matrix_from_flat_token_hashes(flat, offsets, n_hashes, config.seed)
-        signatures[:] = np.array(matrix.to_rows(), np.uint32)
+    counts, parts = [np.empty(0, np.int64)], [np.empty((0, n_hashes), np.uint32)]
+    for words, of_words in hash_words(texts):
+        shingles, offsets = ngrams_of(words, of_words, config.n_grams)
+        counts.append(np.diff(offsets))
+        # Texts without a shingle take no room, so leaving their offsets out changes none of the others.
+        of_signed = np.unique(offsets).astype(np.uint64)
+        if len(of_signed) > 1:
+            matrix = rensa.RMinHash.digest_matrix_from_flat_token_hashes(
+                shingles, of_signed, n_hashes, config.seed
+            )
+            parts.append(np.array(matrix.to_rows(), np.uint32))
+    rows, signatures = np.flatnonzero(np.concatenate(counts)), np.concatenate(parts)
     out.mkdir(parents=True, exist_ok=True)
     # Hash by hash, so that whoever needs a bucket reads that much and no more.
-    np.save(out / SIGNATURES, np.ascontiguousarray(signatures.T))
+    np.save(out / SIGNATURES, np.ascontiguousarray(signatures.T.astype("<u4")))
     np.save(out / ROWS, rows.astype("<u4"))
     sources = table.column("source").to_pylist()
     signed = [

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from flows.recipe.read import load_recipe
-from tasks.engine.call import drain
 from tasks.engine.stage import Shard
 from tasks.text.clean import clean
 from tests.end_to_end.conftest import Line
@@ -46,7 +45,7 @@ def kept(recipe: Any, out: Path) -> tuple[int, int]:
     n_kept = 0
     for i, shard in enumerate(shards):
         cleaned = out / "cleaned" / str(i)
-        n_kept += drain(clean.fn(recipe.clean, documents=Shard(shard), out=cleaned))["kept"]
+        n_kept += clean.fn(recipe.clean, documents=Shard(shard), out=cleaned)["kept"]
     return metrics["documents"], n_kept
 
 

@@ -161,7 +161,12 @@ TEXT_STAGES = {"clean", "decontaminate", "deduplicate", "deduplicate_conversatio
         ),
         # A file format is in the keys of those that write or read it.
         ("tasks/text/verdicts.py", '"verdicts.parquet"', '"fates.parquet"', TEXT_STAGES),
-        ("tasks/ngrams.py", r'r"\w+"', r'r"\S+"', {"minhash", "decontaminate", "index_benchmarks"}),
+        (
+            "tasks/ngrams.py",
+            "text.lower()",
+            "text",
+            {"clean", "minhash", "decontaminate", "index_benchmarks"},
+        ),
     ],
 )
 def test_an_edit_changes_the_keys_of_those_that_it_concerns(

@@ -13,7 +13,6 @@ from model.errors import InputError
 from tasks.benchmarks.index import INDEX_SCHEMA
 from tasks.benchmarks.index_benchmarks import IndexBenchmarksConfig, index_benchmarks
 from tasks.benchmarks.items import fingerprint_benchmarks
-from tasks.engine.call import drain
 from tasks.engine.sources import SourceDigests
 from tasks.engine.stage import Artifact, Parts, Piece, Shard
 from tasks.ngrams import WordHasher, ngram_hashes
@@ -53,7 +52,7 @@ def run_clean(
     tmp_path: Path, texts: dict[str, str], profile: str = "plain", **fields
 ) -> tuple[list[dict], list[dict], dict]:
     shard = write_shard(tmp_path / "in", texts, profile=profile)
-    metrics = drain(clean.fn(CleanConfig(**fields), documents=Shard(shard), out=tmp_path / "out"))
+    metrics = clean.fn(CleanConfig(**fields), documents=Shard(shard), out=tmp_path / "out")
     return read_table(tmp_path / "out" / "documents.parquet").to_pylist(), verdicts(tmp_path / "out"), metrics
 
 

@@ -17,10 +17,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tasks.engine.sources import SourceDigests, walk
-from tasks.text.clean import CleanConfig, ReplacePersonalData, _action
+from tasks.text.clean import CleanConfig, ReplacePersonalData
+from tasks.text.cleaning import Cleaning
+from tasks.text.judging import Documents, Fault, Faults, Filter, Mender
 from tasks.text.pieces import list_pieces
 from tasks.text.sources import IngestConfig, Source
-from tasks.text.steps import Clean, replace_emails
 from tests.tasks.text.test_ingest import run
 
 N_ROWS = 400
@@ -232,7 +233,7 @@ def test_a_small_parquet_file_does_not_become_a_large_one(tmp_path: Path):
     st.from_regex(r"[a-z][a-z0-9]{0,8}(\.[a-z]{1,8}){0,3}@([a-z0-9]{1,8}\.){1,3}[a-z]{2,6}", fullmatch=True),
 )
 def test_an_address_is_replaced_wherever_it_stands(before: str, address: str):
-    replaced = replace_emails(f"{before} <{address}>, and", "email@example.com")
+    replaced = ReplacePersonalData().mend(f"{before} <{address}>, and")
     assert address not in replaced.replace("email@example.com", "")
     assert replaced.endswith("<email@example.com>, and")
 
@@ -240,37 +241,43 @@ def test_an_address_is_replaced_wherever_it_stands(before: str, address: str):
 @pytest.mark.parametrize("unit", ["a-b-", "a@", "@a.", "a.", "a'b'", "x@y.z ", "a@b-"])
 def test_addresses_are_found_in_time_linear_in_the_text(unit: str):
     short, long = (
-        cpu_seconds(lambda n=n: replace_emails(unit * n + "@", "email@example.com"))
-        for n in (20_000, 200_000)
+        cpu_seconds(lambda n=n: ReplacePersonalData().mend(unit * n + "@")) for n in (20_000, 200_000)
     )
     # Ten times the text; a quadratic pattern would take a hundred times as long, minutes in fact.
     assert long < 60 * max(short, 0.01)
 
 
-def test_a_document_that_takes_too_long_is_dropped_and_named():
-    from datatrove.data import Document
+class SlowMender(Mender):
+    """Never ends with one of the texts."""
 
-    def slow(text: str) -> str:
+    def mend(self, text: str) -> str:
         while text == "slow":
             pass
         return text
 
-    texts = ["first", "slow", "last"]
-    documents = [
-        Document(text=text, id=text, metadata={"scratchlm_row": i, "profile": "plain"})
-        for i, text in enumerate(texts)
-    ]
-    cleaning = Clean({"plain": [("fix_unicode", None, slow)]}, 0.2)
-    assert [document.text for document in cleaning.run(documents)] == ["first", "last"]
-    assert cleaning.dropped[1]["reason"] == "takes longer than 0.2 seconds"
+
+class SlowFilter(Filter):
+    """Never ends with one of the texts."""
+
+    def judge(self, documents: Documents) -> Faults:
+        while "slow" in documents.texts:
+            pass
+        return [Fault("bad", "", None, None) if text == "bad" else None for text in documents.texts]
+
+
+@pytest.mark.parametrize("step", [SlowMender(), SlowFilter()])
+def test_a_document_that_takes_too_long_is_dropped_and_named(step: Mender | Filter):
+    texts = ["first", "second", "third", "slow", "last"]
+    kept, dropped = Cleaning([("step", step)], 0.2)(Documents(pa.record_batch({"text": texts})))
+    assert [kept[row] for row in sorted(kept)] == ["first", "second", "third", "last"]
+    assert dropped[3]["reason"] == "takes longer than 0.2 seconds"
     assert CleanConfig().max_document_seconds > 1
 
 
 def test_personal_data_is_replaced_by_both_blocks():
-    _, judge, mend = _action("replace_personal_data", ReplacePersonalData(ip_addresses=True))
-    assert judge is None
     text = "write to o'neil.x+y@mail.example.co.uk or 8.8.8.8, not a@b"
-    assert mend(text) == "write to email@example.com or 192.0.2.1, not a@b"
+    replaced = ReplacePersonalData(ip_addresses=True).mend(text)
+    assert replaced == "write to email@example.com or 192.0.2.1, not a@b"
 
 
 def test_an_expression_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch):

@@ -1,0 +1,181 @@
+"""Cleaning a shard: some documents at a time take the steps of their profile together."""
+
+import signal
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pyarrow as pa
+
+from tasks.characters import MOST_CHARACTERS
+from tasks.engine.stage import Metrics
+from tasks.tables import arrow_schema, read_batches, write_table, write_tables
+from tasks.text.documents import DOCUMENTS, DOCUMENTS_SCHEMA
+from tasks.text.judging import Documents, Fault, Filter, Mender
+from tasks.text.verdicts import VERDICTS, VERDICTS_SCHEMA, dropped, kept
+
+if TYPE_CHECKING:
+    from tasks.text.clean import CleanConfig
+
+Steps = Sequence[tuple[str, Filter | Mender]]
+Verdict = dict[str, Any]
+
+
+class _TooSlow(Exception):
+    """A step took longer than it may."""
+
+
+@contextmanager
+def _alarm(seconds: float) -> Iterator[None]:
+    """Raise `_TooSlow` in the body after some seconds. In the main thread only, where every shard is built."""
+
+    def ring(number: int, frame: object) -> None:
+        raise _TooSlow
+
+    former = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, former)
+
+
+_Found = TypeVar("_Found")
+
+
+def _within(
+    seconds: float, step: Callable[[Documents], list[_Found]], documents: Documents
+) -> list[_Found | type[_TooSlow]]:
+    """What a step finds of each document, or that it takes too long for it.
+
+    Documents take a step together as long as all of them take less time than one may; else half of them do.
+    """
+    try:
+        with _alarm(seconds):
+            return list(step(documents))
+    except _TooSlow:
+        if len(documents) == 1:
+            return [_TooSlow]
+    middle = len(documents) // 2
+    halves = range(middle), range(middle, len(documents))
+    return [found for half in halves for found in _within(seconds, step, documents.take(half))]
+
+
+def _size(text: str) -> str:
+    lines = text.strip().splitlines()
+    return f"{len(text.split()):,} words, {len(text):,} characters, {len(lines):,} lines ({len(set(lines)):,} different)"
+
+
+class Cleaning:
+    """Takes the steps with documents: each mends their texts, or drops some of them.
+
+    Args:
+        steps: in order, each with its name.
+        max_seconds: longest time that a step may take for a document.
+    """
+
+    def __init__(self, steps: Steps, max_seconds: float) -> None:
+        self.steps, self.max_seconds = steps, max_seconds
+
+    def __call__(self, documents: Documents) -> tuple[dict[int, str], dict[int, Verdict]]:
+        """What becomes of the documents: texts of those that stay, and verdicts on those that do not, by row."""
+        rows = list(range(len(documents)))
+        gone: dict[int, Verdict] = {}
+        for name, step in self.steps:
+            if not rows:
+                break
+            if isinstance(step, Mender):
+                documents, faults = self._mend(name, step, documents)
+            else:
+                faults = self._judge(name, step, documents)
+            staying = [at for at, fault in enumerate(faults) if fault is None]
+            if len(staying) < len(rows):
+                gone.update((rows[at], fault) for at, fault in enumerate(faults) if fault)
+                rows, documents = [rows[at] for at in staying], documents.take(staying)
+        return dict(zip(rows, documents.texts, strict=True)), gone
+
+    def _mend(self, name: str, step: Mender, documents: Documents) -> tuple[Documents, list[Verdict | None]]:
+        found = _within(self.max_seconds, lambda some: [step.mend(text) for text in some.texts], documents)
+        texts = [
+            after if isinstance(after, str) else before
+            for before, after in zip(documents.texts, found, strict=True)
+        ]
+        faults = []
+        for after, text in zip(found, texts, strict=True):
+            # A step may leave nothing of a text.
+            empty = None if text.strip() else dropped("empty", "no text", _size(text))
+            faults.append(self._too_slow(name, text) if after is _TooSlow else empty)
+        # What was computed of the texts is still right where none of them changed.
+        return documents if texts == documents.texts else documents.replaced(texts), faults
+
+    def _judge(self, name: str, step: Filter, documents: Documents) -> list[Verdict | None]:
+        found = _within(self.max_seconds, step.judge, documents)
+        if len(found) != len(documents):
+            raise ValueError(f"clean.{name} judged {len(found)} of {len(documents)} documents")
+        return [
+            None
+            if fault is None
+            else _verdict(name, text, fault)
+            if isinstance(fault, Fault)
+            else self._too_slow(name, text)
+            for fault, text in zip(found, documents.texts, strict=True)
+        ]
+
+    def _too_slow(self, name: str, text: str) -> Verdict:
+        reason = f"takes longer than {self.max_seconds:g} seconds"
+        return dropped(name, reason, _size(text), "clean.max_document_seconds")
+
+
+def _verdict(name: str, text: str, fault: Fault) -> Verdict:
+    field = f"clean.{name}.{fault.field}" if fault.field else f"clean.{name}"
+    return dropped(name, fault.reason, _size(text), field, fault.value, fault.limit)
+
+
+def _of_one_profile(batch: pa.RecordBatch) -> Iterator[tuple[str, list[int]]]:
+    """Profiles of the documents, and the rows of each."""
+    rows: dict[str, list[int]] = {}
+    for row, profile in enumerate(batch.column("profile").to_pylist()):
+        rows.setdefault(profile, []).append(row)
+    yield from rows.items()
+
+
+def clean_shard(config: "CleanConfig", source: Path, out: Path) -> Metrics:
+    """Clean the documents of a shard; writes documents.parquet and verdicts.parquet, returns how many and why."""
+    cleaning: dict[str, Cleaning] = {}
+    verdicts: list[Verdict] = []
+    kept_tables: list[pa.RecordBatch] = []
+    n_bytes, kept_bytes = 0, 0
+    text_at = list(DOCUMENTS_SCHEMA).index("text")
+    for batch in read_batches(source / DOCUMENTS, "text", MOST_CHARACTERS):
+        staying: dict[int, str] = {}
+        gone: dict[int, Verdict] = {}
+        whole = Documents(batch)
+        for profile, rows in _of_one_profile(batch):
+            if profile not in cleaning:
+                cleaning[profile] = Cleaning(config.steps(profile), config.max_document_seconds)
+            own_staying, own_gone = cleaning[profile](whole if len(rows) == len(whole) else whole.take(rows))
+            staying.update((rows[at], text) for at, text in own_staying.items())
+            gone.update((rows[at], verdict) for at, verdict in own_gone.items())
+        verdicts += [gone.get(row) or kept() for row in range(len(whole))]
+        rows = sorted(staying)
+        texts = pa.array([staying[row] for row in rows], pa.large_string())
+        own = batch.take(pa.array(rows, pa.int64()))
+        kept_tables.append(own.set_column(text_at, arrow_schema(DOCUMENTS_SCHEMA).field("text"), texts))
+        n_bytes += sum(len(text.encode()) for text in whole.texts)
+        kept_bytes += sum(len(staying[row].encode()) for row in rows)
+    write_tables(out / DOCUMENTS, kept_tables, DOCUMENTS_SCHEMA)
+    write_table(out / VERDICTS, verdicts, VERDICTS_SCHEMA)
+    faults = [verdict for verdict in verdicts if not verdict["kept"]]
+    return {
+        "documents": len(verdicts),
+        "kept": len(verdicts) - len(faults),
+        "bytes": n_bytes,
+        "kept_bytes": kept_bytes,
+        "dropped": dict(sorted(Counter(verdict["reason"] for verdict in faults).items())),
+        "dropped_by_field": dict(
+            sorted(Counter(verdict["field"] for verdict in faults if verdict["field"]).items())
+        ),
+    }

@@ -20,7 +20,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from model.errors import InputError
-from tasks.engine.call import drain
 from tasks.engine.sources import SourceDigests
 from tasks.engine.stage import Artifact, Piece, Shard
 from tasks.tables import write_table

@@ -8,9 +8,10 @@ from itertools import islice
 from pathlib import Path
 
 from model.errors import InputError
+from tasks.text.listing import Files, count_skipped, files_of
 from tasks.text.readers import read_file
 from tasks.text.records import Record, from_mapping, open_file
-from tasks.text.sources import Files, Source, count_skipped, files_of, kind_of
+from tasks.text.sources import Source, kind_of
 
 _SAMPLED_FILES, _SAMPLED_BYTES, _MOST_BYTES = 200, 20_000_000, 100_000_000
 _COMMON = ("the", "of", "and", "to", "in", "is", "that")

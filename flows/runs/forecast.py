@@ -24,7 +24,8 @@ from model.machine import TrainingMachine
 from tasks.engine.keys import digest
 from tasks.engine.stage import Node
 from tasks.engine.store import Store
-from tasks.text.sources import kind_of, list_source, shard_bytes_of
+from tasks.text.listing import list_source, shard_bytes_of
+from tasks.text.sources import kind_of
 from tasks.training.probe import probe_training
 from tasks.training.settings import TrainModelConfig
 

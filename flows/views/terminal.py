@@ -38,7 +38,8 @@ from tasks.engine.stage import Node
 from tasks.engine.store import Store
 from tasks.text.clean import how_to_loosen
 from tasks.text.document_shards import ERRORS, SKIPPED
-from tasks.text.sources import Source, count_skipped, list_source
+from tasks.text.listing import count_skipped, list_source
+from tasks.text.sources import Source
 
 _LINE_SECONDS = 30.0
 

@@ -18,10 +18,11 @@ from tasks.text.documents import (
     document_digest,
     text_digest,
 )
+from tasks.text.listing import list_source
 from tasks.text.pieces import TextPiece
 from tasks.text.readers import read_piece
 from tasks.text.records import Convert, Record
-from tasks.text.sources import IngestConfig, list_source
+from tasks.text.sources import IngestConfig
 
 ERRORS = "figures/errors.jsonl"
 """What could not be read, a line each: source, where, error, the line of its file from 1 if it has lines, and the rows (null

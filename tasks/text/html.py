@@ -64,8 +64,25 @@ def _deepest(page: bytes) -> int:
     return deepest
 
 
-def text_of_page(page: bytes) -> str:
+def decoded_page(page: bytes) -> str:
+    """A page as text: UTF-8, or the encoding that it names, or that its bytes look like."""
+    try:
+        return page.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return bytes_to_str(page, detect_encoding(page) or "utf-8")
+
+
+def whole_text(html: str) -> str:
+    """All text of a page."""
+    return extract_plain_text(html, alt_texts=False)
+
+
+def text_of_page(page: bytes, extractor: str = "resiliparse") -> str:
     """The text of a page of HTML: what is in its main part, or all of it where hardly anything is there.
+
+    Args:
+        extractor: resiliparse; or trafilatura, which is stricter about what belongs to the main part, and takes
+            twenty times as long.
 
     Raises:
         BadPage: if its elements are nested so deep that parsing it would take minutes.
@@ -75,9 +92,10 @@ def text_of_page(page: bytes) -> str:
         raise BadPage(f"HTML with {depth:,} elements inside each other")
     if n_options > _MAX_OPTIONS:
         raise BadPage(f"HTML with {n_options:,} options to choose from")
-    try:
-        html = page.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        html = bytes_to_str(page, detect_encoding(page) or "utf-8")
+    html = decoded_page(page)
+    if extractor == "trafilatura":
+        from trafilatura import extract
+
+        return extract(html, include_comments=False, deduplicate=False) or ""
     text = extract_plain_text(html, main_content=True, alt_texts=False)
     return text if len(text) >= _LITTLE else extract_plain_text(html, alt_texts=False)

@@ -18,19 +18,9 @@ from tasks.engine.keys import canonical, digest
 from tasks.engine.sources import Facts, SourceDigests, walk
 from tasks.engine.stage import Pieces
 from tasks.text.content_cuts import Cuts
-from tasks.text.sources import (
-    Entry,
-    IngestConfig,
-    Kind,
-    Listing,
-    Source,
-    hub_commit,
-    is_remote,
-    kind_of,
-    list_source,
-    text_bytes_in,
-    typical_shard_bytes,
-)
+from tasks.text.listing import Entry, Listing, hub_commit, list_source, text_bytes_in, typical_shard_bytes
+from tasks.text.office import LIBRARIES, version_of
+from tasks.text.sources import IngestConfig, Kind, Source, is_remote, kind_of
 
 _RANGE_SHARDS = 4
 """Typical shards of text in a range of lines or row groups."""
@@ -71,6 +61,10 @@ class TextPiece(Config):
     lines: Lines | None = Field(None, description="The range, if it is one of lines.")
     row_groups: RowGroups | None = Field(None, description="The range, if it is one of row groups.")
     dataset: Any = Field(None, description="What the dataset is, if it is one.")
+    converters: tuple[str, ...] = Field(
+        (),
+        description="Libraries that some kinds of files need to be read, with their versions, if it has any of them.",
+    )
 
     @property
     def source_name(self) -> str:
@@ -224,6 +218,17 @@ def _pieces_of_files(listing: Listing, shard_bytes: int, facts: Facts) -> Iterat
         yield {"files": tuple(group)}
 
 
+def _converters(source: Source, values: dict[str, Any]) -> tuple[str, ...]:
+    """The libraries, with their versions, that decide what becomes of the files of a piece and of few others."""
+    kinds = {kind for name, *_ in values.get("files", ()) if (kind := kind_of(Path(name)))}
+    used = {LIBRARIES[kind.suffix] for kind in kinds if kind.of == "office"}
+    of = {kind.of for kind in kinds}
+    used |= {"fastwarc"} if "archive" in of else set()
+    if source.extractor == "trafilatura" and of & {"html", "archive", "mailbox", "message"}:
+        used |= {"trafilatura", "lxml"}
+    return tuple(f"{name} {version_of(name)}" for name in sorted(used))
+
+
 def dataset_print(source: Source, digests: SourceDigests) -> Any:
     """What a dataset holds: its files by relative path, size and SHA-256, or its commit on the hub."""
     if source.dataset_folder:
@@ -252,7 +257,9 @@ def list_pieces(config: IngestConfig, digests: SourceDigests) -> Pieces:
                 else _pieces_of_files(listing, shard_bytes, facts)
             )
             pieces = [
-                TextPiece.model_validate({**shared, **values}).model_dump(mode="json", exclude_none=True)
+                TextPiece.model_validate(
+                    {**shared, **values, "converters": _converters(source, values)}
+                ).model_dump(mode="json", exclude_none=True, exclude_defaults=True)
                 for values in own
             ]
             each += pieces

@@ -14,6 +14,8 @@ from tasks.engine.sources import SourceDigests
 from tasks.tables import sorted_json
 from tasks.text.cut import LARGE_BYTES, cut_text, has_pages
 from tasks.text.documents import text_digest
+from tasks.text.listing import hub_commit, root_of
+from tasks.text.office import BadFile, text_of_file
 from tasks.text.pieces import (
     Lines,
     RowGroups,
@@ -35,26 +37,23 @@ from tasks.text.records import (
     reading_faults,
 )
 from tasks.text.remote import fetched
-from tasks.text.row_files import read_json_rows, read_lines, read_parquet_rows, read_table_rows
-from tasks.text.sources import (
-    IngestConfig,
-    Kind,
-    Source,
-    hub_commit,
-    is_remote,
-    kind_of,
-    path_of_name,
-    root_of,
+from tasks.text.row_files import (
+    read_arrow_rows,
+    read_json_rows,
+    read_lines,
+    read_parquet_rows,
+    read_table_rows,
 )
+from tasks.text.sources import IngestConfig, Kind, Source, is_remote, kind_of, path_of_name
 
 
-def _decode(where: str, row: int | None, whole: bytes, size: int) -> Record:
-    """A document of text: UTF-8, or UTF-16 with a byte order mark."""
-    encoding = "utf-16" if whole[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+def _decode(where: str, row: int | None, whole: bytes, size: int, given: str | None) -> Record:
+    """A document of text: in the given encoding, else UTF-8, or UTF-16 with a byte order mark."""
+    encoding = given or ("utf-16" if whole[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
     try:
         return Record(where, row, whole.decode(encoding), size=size)
     except UnicodeDecodeError as error:
-        name = "UTF-16" if encoding == "utf-16" else "UTF-8"
+        name = encoding.upper().removesuffix("-SIG")
         return Record(where, row, error=f"not {name} at byte {error.start}", size=size)
 
 
@@ -65,8 +64,12 @@ def _read_text(source: Source, where: str, path: Path, kind: Kind, limit: int) -
     with raw, content:
         try:
             beginning = content.read(LARGE_BYTES + 1)
-            is_utf16 = beginning[:2] in (b"\xff\xfe", b"\xfe\xff")
-            if is_utf16:
+            # What is not written in bytes that include ASCII cannot be cut at its line ends.
+            is_wide = (
+                beginning[:2] in (b"\xff\xfe", b"\xfe\xff")
+                or "\n".encode(source.encoding or "utf-8") != b"\n"
+            )
+            if is_wide:
                 how = "none"
             if how == "auto":
                 is_large = len(beginning) > LARGE_BYTES
@@ -76,12 +79,12 @@ def _read_text(source: Source, where: str, path: Path, kind: Kind, limit: int) -
                 if len(whole) > limit:
                     yield Record(where, None, error=TOO_LARGE, size=reading.size)
                 else:
-                    yield _decode(where, None, whole, len(whole))
+                    yield _decode(where, None, whole, len(whole), source.encoding)
                 return
             for piece in cut_text(_Rest(beginning, content), how, source.cut_bytes, limit):
                 reading.row, reading.read = reading.row + 1, reading.read + len(piece)
                 if piece.strip():
-                    yield _decode(where, reading.row, piece, len(piece))
+                    yield _decode(where, reading.row, piece, len(piece), source.encoding)
         except reading_faults() as error:
             yield reading.broken(error, raw)
 
@@ -100,16 +103,33 @@ class _Rest:
         return line + self.file.readline(size - len(line))
 
 
-def _read_page(where: str, path: Path, kind: Kind, limit: int) -> Record:
+def _read_page(source: Source, where: str, path: Path, kind: Kind, limit: int) -> Record:
     from tasks.text.html import BadPage, text_of_page
 
     whole = read_whole(path, kind.compression, limit)
     if whole is None:
         return Record(where, None, error=TOO_LARGE, size=path.stat().st_size)
     try:
-        return kept_record(Record(where, None, text_of_page(whole)), len(whole), limit)
+        return kept_record(Record(where, None, text_of_page(whole, source.extractor)), len(whole), limit)
     except BadPage as error:
         return Record(where, None, error=str(error), size=len(whole))
+
+
+def _read_office(where: str, path: Path, kind: Kind, limit: int) -> Iterator[Record]:
+    """A document for a file, or for each page of one with a text of more than 256 kB."""
+    size = path.stat().st_size
+    try:
+        text = text_of_file(kind.suffix, path, limit)
+    except BadFile as error:
+        yield Record(where, None, error=str(error), size=size)
+        return
+    if len(text.encode("utf-8", "surrogatepass")) <= LARGE_BYTES:
+        yield kept_record(Record(where, None, text.replace("\f", "\n\n")), size, limit)
+        return
+    pages = text.split("\f")
+    for row, page in enumerate(pages):
+        if page.strip():
+            yield kept_record(Record(where, row, page), size // len(pages), limit)
 
 
 def read_file(
@@ -135,12 +155,30 @@ def read_file(
         match kind.of:
             case "parquet":
                 yield from read_parquet_rows(source, where, path, convert, limit, row_groups)
-            case "text" | "html" if convert is not from_mapping:
+            case "text" | "html" | "archive" | "office" | "mailbox" | "message" if (
+                convert is not from_mapping
+            ):
                 yield Record(where, None, error="text, and no rows", is_other=True)
             case "text":
                 yield from _read_text(source, where, path, kind, limit)
             case "html":
-                yield _read_page(where, path, kind, limit)
+                yield _read_page(source, where, path, kind, limit)
+            case "archive":
+                from tasks.text.archives import read_archive
+
+                yield from read_archive(source, where, path, kind, limit)
+            case "office":
+                yield from _read_office(where, path, kind, limit)
+            case "mailbox":
+                from tasks.text.mail import read_mailbox
+
+                yield from read_mailbox(source, where, path, limit)
+            case "message":
+                from tasks.text.mail import read_message
+
+                yield read_message(source, where, path, limit)
+            case "arrow":
+                yield from read_arrow_rows(source, where, path, convert, limit)
             case "table":
                 yield from read_table_rows(source, where, path, kind, convert, limit)
             case "json":
@@ -246,6 +284,8 @@ def read_piece(config: IngestConfig, piece: TextPiece, convert: Convert) -> Iter
     for stamp in piece.files:
         with _here(source, piece, stamp[0]) as path:
             for record in read_file(source, stamp[0], path, convert, limit, piece.lines, piece.row_groups):
+                if source.max_rows is not None and (record.row or 0) >= source.max_rows:
+                    break
                 yield source, record
             if not is_remote(source.path):
                 _check_unchanged(source, piece, path, stamp)

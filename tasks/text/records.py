@@ -1,5 +1,6 @@
 """What is read: a document, or the reason why there is none; and the file that it comes from."""
 
+import bz2
 import gzip
 import io
 import zlib
@@ -53,9 +54,27 @@ TEXT_FIELDS = ("text", "content", "body", "document", "article", "passage")
 def text_field_of(source: Source, names: Iterable[str]) -> str | None:
     """Which of these fields holds the text of a row; None if that cannot be told."""
     if source.text_field is not None:
-        return source.text_field if source.text_field in names else None
+        known = {source.text_field, source.text_field.partition(".")[0]}
+        return source.text_field if known & set(names) else None
     there = [name for name in TEXT_FIELDS if name in names]
     return there[0] if len(there) == 1 or "text" in there else None
+
+
+def field_of(row: Any, name: str) -> Any:
+    """The value of a field, or of a field of a field: a.b; None if there is none."""
+    if not isinstance(row, dict) or name in row:
+        return row.get(name) if isinstance(row, dict) else None
+    first, _, rest = name.partition(".")
+    return field_of(row.get(first), rest) if rest else None
+
+
+def _without(row: dict[str, Any], name: str) -> dict[str, Any]:
+    """A row without a field, or without a field of a field."""
+    first, _, rest = name.partition(".")
+    if name in row or not rest:
+        return {other: value for other, value in row.items() if other != name}
+    inner = row.get(first)
+    return {**row, first: _without(inner, rest)} if isinstance(inner, dict) else row
 
 
 def no_text(source: Source, names: Iterable[str]) -> str:
@@ -76,11 +95,11 @@ def from_mapping(source: Source, where: str, row: int, value: Any) -> Record:
     field = text_field_of(source, value)
     if field is None:
         return Record(where, row, error=no_text(source, value))
-    text = value[field]
+    text = field_of(value, field)
     if not isinstance(text, str):
         return Record(where, row, error=f"field {field!r} is {type(text).__name__}, not text")
-    own_id = value.get(source.id_field)
-    metadata = {name: item for name, item in value.items() if name not in (field, source.id_field)}
+    own_id = field_of(value, source.id_field)
+    metadata = _without(_without(value, field), source.id_field)
     if own_id is not None and not isinstance(own_id, str | int):
         return Record(
             where,
@@ -147,6 +166,8 @@ def open_file(
         return raw, io.BufferedReader(_Range(raw, *section), 1 << 20)
     if compression == ".gz":
         return raw, gzip.GzipFile(fileobj=raw)  # type: ignore[return-value]
+    if compression == ".bz2":
+        return raw, bz2.BZ2File(raw)  # type: ignore[return-value]
     if compression == ".zst":
         # Of the readers at hand the one that reads several frames and minds a cut one. The last 8 KiB before a
         # fault are lost with it.

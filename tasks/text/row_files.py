@@ -75,7 +75,7 @@ def read_table_rows(
     raw, lines = open_file(path, kind.compression)
     with raw, lines:
         try:
-            text = _decoded(reading, lines, limit)
+            text = _decoded(reading, lines, limit, source.encoding)
             head = next((line for line in text if line.strip()), "")
             # Where the comma is the decimal mark, spreadsheets separate by semicolons.
             separator = "\t" if kind.suffix == ".tsv" else ";" if ";" in head and "," not in head else ","
@@ -125,22 +125,24 @@ def _next_row(rows: Iterator[list[str]]) -> list[str] | csv.Error | None:
         return error
 
 
-def _decoded(reading: Reading, lines: BinaryIO, limit: int) -> Iterator[str]:
-    """The lines of a file as text; one that is longer than the limit comes in parts, and what is not UTF-8 as surrogates.
+def _decoded(reading: Reading, lines: BinaryIO, limit: int, encoding: str | None) -> Iterator[str]:
+    """The lines of a file as text; one that is longer than the limit comes in parts, and what cannot be decoded as surrogates.
 
     A file that begins with the mark of UTF-16 is in that, as spreadsheets write it.
     """
     beginning = lines.peek(2)[:2] if isinstance(lines, io.BufferedReader) else b""
-    if beginning in (b"\xff\xfe", b"\xfe\xff"):
-        decoded = io.TextIOWrapper(lines, "utf-16", "surrogateescape", newline="\n")
+    if encoding is None and beginning in (b"\xff\xfe", b"\xfe\xff"):
+        encoding = "utf-16"
+    if encoding is not None:
+        decoded = io.TextIOWrapper(lines, encoding, "surrogateescape", newline="\n")
         while text := decoded.readline(limit + 1):
-            reading.read += 2 * len(text)
+            reading.read += len(text.encode(encoding, "surrogateescape"))
             yield text
         return
     while line := lines.readline(limit + 1):
-        encoding = "utf-8" if reading.read else "utf-8-sig"
+        utf_8 = "utf-8" if reading.read else "utf-8-sig"
         reading.read += len(line)
-        yield line.decode(encoding, "surrogateescape")
+        yield line.decode(utf_8, "surrogateescape")
 
 
 def read_json_rows(
@@ -152,7 +154,7 @@ def read_json_rows(
         yield Record(where, None, error=TOO_LARGE, size=path.stat().st_size)
         return
     try:
-        value = json.loads(whole)
+        value = json.loads(whole if source.encoding is None else whole.decode(source.encoding))
     except (ValueError, RecursionError) as error:
         sentence = f"not JSON in UTF-8 ({type(error).__name__})"
         yield Record(where, None, error=sentence, size=len(whole), rows=None)
@@ -195,7 +197,7 @@ def _row_of(batch: Any) -> dict[str, Any]:
 
 def _parsed(source: Source, where: str, row: int, line: bytes, convert: Convert) -> Record:
     try:
-        value = json.loads(line.rstrip())
+        value = json.loads(line.rstrip() if source.encoding is None else line.decode(source.encoding))
     except json.JSONDecodeError as error:
         return Record(where, row, error=f"not JSON at column {error.colno} ({error.msg})")
     except (ValueError, RecursionError) as error:
@@ -243,4 +245,40 @@ def read_parquet_rows(
                 where, row, error=f"unreadable{rest}: {type(error).__name__}", size=lost * row_size, rows=lost
             )
     if not file.metadata.num_rows:
+        yield Record(where, None, error=EMPTY_FILE, rows=0)
+
+
+def read_arrow_rows(source: Source, where: str, path: Path, convert: Convert, limit: int) -> Iterator[Record]:
+    """Every record of a file of Arrow, as a file or as a stream (Arrow columnar format, section IPC); Feather is one, too."""
+    import pyarrow as pa
+
+    faults = (OSError, pa.ArrowException, ValueError, OverflowError)
+    row, size = 0, path.stat().st_size
+    try:
+        with pa.OSFile(str(path)) as file:
+            try:
+                reader = pa.ipc.open_file(file)
+                batches = (reader.get_batch(number) for number in range(reader.num_record_batches))
+            except pa.ArrowInvalid:
+                file.seek(0)
+                reader = pa.ipc.open_stream(file)
+                batches = iter(reader)
+            if convert is from_mapping and text_field_of(source, reader.schema.names) is None:
+                sentence = f"a table with {no_text(source, reader.schema.names)}"
+                yield Record(where, None, error=sentence, is_other=True)
+                return
+            for batch in batches:
+                batch.validate(full=True)
+                row_size = max(1, batch.nbytes // max(1, batch.num_rows))
+                for number in range(batch.num_rows):
+                    value = _row_of(batch.slice(number, 1))
+                    yield kept_record(convert(source, where, row, value), row_size, limit)
+                    row += 1
+                size = max(1, size - batch.nbytes)
+    except faults as error:
+        rest = f" after row {row - 1}" if row else ""
+        sentence = f"unreadable{rest}: {type(error).__name__}"
+        yield Record(where, row, error=sentence, size=size, rows=None)
+        return
+    if not row:
         yield Record(where, None, error=EMPTY_FILE, rows=0)

@@ -72,10 +72,10 @@ def test_a_folder_of_everything_becomes_a_model_at_first_go(
         (folder / kind).mkdir(parents=True)
         for path in sorted((ordinary / kind).iterdir())[::4]:
             shutil.copy(path, folder / kind)
-    (folder / "scan.pdf").write_bytes(b"%PDF-1.7")
+    (folder / "scan.tiff").write_bytes(b"%PDF-1.7")
     (folder / "prices.csv").write_text("day,price\n1,2\n")
     printed = own.call("init", "everything", "--minutes", "1", "--output", "own.yaml").stdout
-    assert "1 not a kind of file that is read (.pdf)" in printed
+    assert "1 not a kind of file that is read (.tiff)" in printed
     foretold = re.search(r"stages to build: about (\d+) s", printed)
     assert foretold
     done = own.call("run", "own.yaml", "--json")

@@ -25,6 +25,9 @@ from tests.conftest import ROOT
 NEUTRAL = {"pydantic", "ray"}
 """Read configurations, and start processes elsewhere; they decide no byte of a result."""
 
+OF_SOME_FILES = {"fastwarc", "lxml", "mammoth", "pebble", "pypdfium2", "python-pptx", "trafilatura"}
+"""Read some kinds of files: their versions are in the pieces of those, and in no other key."""
+
 NODES = pretrain.graph(Recipe.model_validate({"ingest": {"sources": [{"path": "x"}]}}))
 INDIRECT = {"datasets", "ftfy", "jinja2", "numpy", "tokenizers"}
 """Used by a library that is imported, where they decide what comes out: ftfy by datatrove, jinja2 by chat templates."""
@@ -52,7 +55,7 @@ def test_declared_libraries_are_those_that_are_imported(stage: Stage):
         if name in distributions
     }
     declared = {name.lower().replace("_", "-") for name in stage.libraries}
-    assert imported - NEUTRAL <= declared
+    assert imported - NEUTRAL - OF_SOME_FILES <= declared
     assert declared - imported <= INDIRECT
     assert "lm-eval" not in imported or declared >= RENDERERS
 

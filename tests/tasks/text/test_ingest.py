@@ -46,7 +46,7 @@ def formats(tmp_path: Path) -> Path:
         pa.Table.from_pylist([{"id": row["id"], "text": row["text"]} for row in ROWS]), folder / "d.parquet"
     )
     (folder / "e.txt").write_text("plain\n")
-    (folder / "ignored.pdf").write_bytes(b"%PDF")
+    (folder / "ignored.png").write_bytes(b"%PDF")
     return folder
 
 
@@ -61,7 +61,7 @@ def test_all_formats(tmp_path: Path, formats: Path):
     assert errors == []
     assert metrics["sources"]["text"] == {"documents": 9, "bytes": 4 * 10 + 6, "errors": 0}
     assert len({row["id"] for row in rows}) == 9
-    assert metrics["skipped"] == {"not a kind of file that is read (.pdf)": 1}
+    assert metrics["skipped"] == {"not a kind of file that is read (.png)": 1}
 
 
 @pytest.mark.parametrize("path", ["{}/a.jsonl", "{}/*.jsonl", "{}/**/a.jsonl"])
@@ -163,14 +163,14 @@ def test_too_many_errors_stop_the_run(tmp_path: Path):
         ("{}/nowhere", "there is no file or folder"),
         ("{}/*.none", "holds no file"),
         ("{}/empty", "holds no file"),
-        ("{}/a.pdf", "no kind of file that is read"),
+        ("{}/a.png", "no kind of file that is read"),
         ("package:no_such_package", "is not installed"),
         ("package:../x", "is not installed"),
     ],
 )
 def test_sources_that_are_not_there(tmp_path: Path, path: str, sentence: str):
     (tmp_path / "empty").mkdir()
-    (tmp_path / "a.pdf").write_bytes(b"")
+    (tmp_path / "a.png").write_bytes(b"")
     config = IngestConfig(sources=(Source(path=path.format(tmp_path)),))
     with pytest.raises(InputError, match=sentence):
         list_pieces(config, SourceDigests())

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from tasks.engine.sources import SourceDigests
 from tasks.tables import read_json_lines, read_table
+from tasks.text.listing import files_of
 from tasks.text.pieces import Lines, _ranges_of_lines, list_pieces, sha256_of_lines
-from tasks.text.sources import IngestConfig, Source, files_of, path_of_name
+from tasks.text.sources import IngestConfig, Source, path_of_name
 from tests.reading import read_text
 
 
@@ -98,14 +99,14 @@ def test_what_is_left_out_is_told_and_changes_no_piece(tmp_path: Path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.txt").write_text("text")
     before = list_pieces(config_of(tmp_path / "in"), SourceDigests())
-    (tmp_path / "in" / "b.pdf").write_bytes(b"%PDF")
+    (tmp_path / "in" / "b.png").write_bytes(b"%PNG")
     (tmp_path / "in" / ".hidden").write_text("x")
     after = list_pieces(config_of(tmp_path / "in"), SourceDigests())
     assert before.each == after.each
     assert before.source != after.source
     read_text(config_of(tmp_path / "in"), tmp_path / "out")
     skipped = read_json_lines(tmp_path / "out" / "figures" / "skipped.jsonl")
-    assert [row["where"] for row in skipped] == [".hidden", "b.pdf"]
+    assert [row["where"] for row in skipped] == [".hidden", "b.png"]
     assert read_json_lines(tmp_path / "out" / "figures" / "pieces.jsonl") == after.each
 
 

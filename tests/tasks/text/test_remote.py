@@ -48,7 +48,7 @@ def test_files_of_a_bucket_are_read_as_files_here(s3, tmp_path: Path):
         {
             "text/in/a.txt": "Grüße".encode(),
             "text/in/b/c.jsonl": b'{"text": "two"}\n',
-            "text/in/d.pdf": b"%PDF",
+            "text/in/d.png": b"PNG",
         }
     )
     s3.pipe("text/in/.hidden/e.txt", b"no")
@@ -57,7 +57,7 @@ def test_files_of_a_bucket_are_read_as_files_here(s3, tmp_path: Path):
         ("text/a.txt", "Grüße"),
         ("text/b/c.jsonl:0", "two"),
     ]
-    assert metrics["skipped"] == {"hidden": 1, "not a kind of file that is read (.pdf)": 1}
+    assert metrics["skipped"] == {"hidden": 1, "not a kind of file that is read (.png)": 1}
     assert not errors
     rows, _, _ = run(tmp_path / "one", Source(path="s3://text/in/a.txt"))
     assert [row["id"] for row in rows] == ["text/a.txt"]

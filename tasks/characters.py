@@ -13,8 +13,8 @@ MOST_CHARACTERS = 1 << 20
 """Characters that are looked at together: what a batch needs of memory is some sixty times as many bytes."""
 
 SPACE, LETTER, LETTER_OR_DIGIT, IN_WORD, IS_WORD = 1, 2, 4, 8, 16
-"""Kinds of characters, as bits: white space; letters; letters and digits; what a word of letters, digits and marks consists
-of; what is a word by itself, since its script has no space between words."""
+"""Kinds of characters, as bits: white space; letters; letters and digits, with the vowel signs and accents of letters; those
+and underscores; what is a word by itself, since its script has no space between words."""
 
 _WITHOUT_SPACES = (
     (0x0E00, 0x0EFF),  # Thai, Lao
@@ -32,12 +32,13 @@ _WITHOUT_SPACES = (
 
 def _kind(code: int) -> int:
     character = chr(code)
-    of_word = character.isalnum() or character == "_" or unicodedata.category(character)[0] == "M"
+    letter_or_digit = character.isalnum() or unicodedata.category(character)[0] == "M"
+    of_word = letter_or_digit or character == "_"
     alone = of_word and any(first <= code <= last for first, last in _WITHOUT_SPACES)
     return (
         character.isspace() * SPACE
         | character.isalpha() * LETTER
-        | character.isalnum() * LETTER_OR_DIGIT
+        | letter_or_digit * LETTER_OR_DIGIT
         | of_word * IN_WORD
         | alone * IS_WORD
     )
@@ -87,6 +88,11 @@ def hash_word(word: str) -> int:
     for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
         value = (value ^ (value >> 33)) * factor & _MASK
     return value ^ (value >> 33)
+
+
+def composed(text: str) -> str:
+    """A text in the form in which letters and accents are one character (NFC), so that equal words are equal characters."""
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
 class Characters:

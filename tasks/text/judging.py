@@ -35,9 +35,15 @@ class Documents:
         texts: their texts as they are now.
     """
 
-    def __init__(self, batch: "pa.RecordBatch", texts: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        batch: "pa.RecordBatch",
+        texts: Sequence[str] | None = None,
+        languages: "Sequence[tuple[str, float]] | None" = None,
+    ) -> None:
         self.batch = batch
         self.texts: Sequence[str] = batch.column("text").to_pylist() if texts is None else texts
+        self._languages = languages
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -45,6 +51,15 @@ class Documents:
     def column(self, name: str) -> list[Any]:
         """A column of the documents as they were read."""
         return self.batch.column(name).to_pylist()
+
+    @property
+    def languages(self) -> "Sequence[tuple[str, float]]":
+        """The language of each document as it was read (ISO 639-1; empty where there are no words), and its probability."""
+        if self._languages is None:
+            from tasks.text.languages import identify
+
+            self._languages = identify(self.texts)
+        return self._languages
 
     @cached_property
     def words(self) -> "Words":
@@ -62,13 +77,17 @@ class Documents:
 
     def replaced(self, texts: Sequence[str]) -> "Documents":
         """The same documents with other texts."""
-        return Documents(self.batch, texts)
+        return Documents(self.batch, texts, self.languages)
 
     def take(self, rows: Sequence[int]) -> "Documents":
         """Some of the documents."""
         import pyarrow as pa
 
-        return Documents(self.batch.take(pa.array(rows, pa.int64())), [self.texts[row] for row in rows])
+        return Documents(
+            self.batch.take(pa.array(rows, pa.int64())),
+            [self.texts[row] for row in rows],
+            [self.languages[row] for row in rows],
+        )
 
 
 Faults = list[Fault | None]
@@ -95,22 +114,26 @@ class Measured(NamedTuple):
     """One test of a filter on a batch: what it measures of each document, and which of them fail.
 
     Attributes:
+        limit: what is allowed: one for each document, or one for all.
         values: what was measured: one for each document.
         fails: which documents it drops: bool.
     """
 
     reason: str
     field: str
-    limit: float
+    limit: Any
     values: Any
     fails: Any
 
 
 def first_faults(n_documents: int, tests: Sequence[Measured]) -> Faults:
     """The fault by the first test that a document fails."""
+    import numpy as np
+
     faults: Faults = [None] * n_documents
     for test in tests:
+        limits = np.broadcast_to(np.asarray(test.limit, float), n_documents)
         for row in test.fails.nonzero()[0].tolist():
             if faults[row] is None:
-                faults[row] = Fault(test.reason, test.field, float(test.values[row]), test.limit)
+                faults[row] = Fault(test.reason, test.field, float(test.values[row]), float(limits[row]))
     return faults

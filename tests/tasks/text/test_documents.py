@@ -98,7 +98,7 @@ def test_text_of_a_crawl_is_judged_by_gopher_and_every_verdict_is_measured(tmp_p
         "hashes": "The words of it have to be that and # " * 10,
         "bullets": "- the one and that of it\n" * 20,
         "digits": "the 12345 23456 and 678910 " * 15,
-        "german": " ".join(f"Der Hund Nummer{i} und die Katze schliefen lange" for i in range(10)),
+        "no prose": " ".join(f"house number{i} gone river{i} small boat{i}" for i in range(20)),
     }
     _, found, _ = run_clean(tmp_path, texts, "web")
     fields = dict(zip(texts, (verdict["field"] for verdict in found), strict=True))
@@ -106,7 +106,7 @@ def test_text_of_a_crawl_is_judged_by_gopher_and_every_verdict_is_measured(tmp_p
     assert fields["short"] == "clean.gopher_quality.min_words"
     assert fields["hashes"] == "clean.gopher_quality.max_symbol_ratio"
     assert fields["digits"] == "clean.gopher_quality.min_alphabetic_words"
-    assert fields["german"] == "clean.gopher_quality.min_stop_words"
+    assert fields["no prose"] == "clean.gopher_quality.min_stop_words"
     assert fields["repeats"] == "clean.gopher_repetition.max_duplicate_paragraphs" or fields[
         "repeats"
     ].startswith("clean.gopher_repetition")

@@ -1,4 +1,4 @@
-"""show, diff, why, report, verify, gc: looking into a store, and making room in it."""
+"""show, diff, report, verify, gc: looking into a store, and making room in it."""
 
 import json
 import sys
@@ -19,7 +19,6 @@ from flows.runs.inspect import (
     verify_store,
 )
 from flows.runs.record import find_run, unreadable_runs
-from flows.runs.why import why as find_out
 from flows.views.report import render_report
 from flows.views.terminal import print_run
 from model.errors import InputError
@@ -76,24 +75,6 @@ def diff(
         say(json.dumps(lines))
     for line in () if as_json else lines or ["no difference"]:
         say(line)
-
-
-@app.command()
-def why(
-    run_name: RunName,
-    document: Annotated[
-        str, typer.Argument(help="Id of a document, or a part of it that no other has.", show_default=False)
-    ],
-    store: StoreFolder = DEFAULT_STORE,
-    as_json: AsJson = False,
-) -> None:
-    """Tell the fate of a document: which stage kept or dropped it, and why."""
-    opened = Store(store)
-    verdicts = find_out(find_run(opened, run_name), opened, document)
-    if as_json:
-        say(json.dumps([vars(verdict) for verdict in verdicts]))
-    for verdict in () if as_json else verdicts:
-        say(f"{verdict.stage:<14} {verdict.outcome:<10} {verdict.detail}")
 
 
 @app.command()

@@ -2,19 +2,25 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from flows.runs.fates import Fates, deduplicate_stage, read_stage, shards_of
 from flows.runs.record import Run
 from model.errors import InputError
 from model.tokens import open_tokens
 from tasks.engine.store import Store
-from tasks.tables import read_column, read_json_lines, read_table
+from tasks.tables import read_json_lines, read_table
 from tasks.text.document_shards import ERRORS, SKIPPED
 from tasks.text.documents import DOCUMENTS
 from tasks.text.selection import DROPPED, SELECTION
 from tasks.text.verdicts import VERDICTS
+
+_LEAST_TEXT, _WORDS, _ALIKE_SHARE, _PROBES = 12, 5, 0.5, 12
+"""Characters from which a name may be a piece of text; words in a run that is compared; share of the runs that is alike;
+runs that are looked for as they stand."""
 
 
 @dataclass(frozen=True)
@@ -26,45 +32,64 @@ class Verdict:
     detail: str
 
 
-def _ids(shard: Path) -> list[str]:
-    return read_column(shard / DOCUMENTS, "id")
+def _locate(fates: Fates, table: str, identifier: str) -> tuple[int, int]:
+    """Position of the shard and row of a document in a table of documents."""
+    (found,) = fates.rows(f"SELECT shard, row FROM {table} WHERE id = ?", identifier)
+    return found["shard"], found["row"]
 
 
-def _locate(shards: tuple[Path, ...], identifier: str) -> tuple[int, int]:
-    """Position of the shard and row of a document that shards of documents hold."""
-    for position, shard in enumerate(shards):
-        ids = _ids(shard)
-        if identifier in ids:
-            return position, ids.index(identifier)
-    raise AssertionError(f"{identifier} is in none of the shards")
+def _names(fates: Fates, condition: str, name: str, most: int = 4) -> list[str]:
+    return [row["id"] for row in fates.rows(f"SELECT id FROM read WHERE {condition} LIMIT {most}", name)]
 
 
-def _resolve_id(shards: tuple[Path, ...], name: str) -> str:
-    """The id that `name` is, or that of the document that calls itself so, or of which it is a unique part.
+def _resolve_id(fates: Fates, name: str) -> str:
+    """The id that `name` is, or that of the document that calls itself so, of which it is a unique part, or that has such text.
 
     Raises:
         InputError: if no id or several ids fit.
     """
-    ids = [identifier for shard in shards for identifier in _ids(shard)]
-    if name in ids:
-        return name
-    own = [own for shard in shards for own in read_column(shard / DOCUMENTS, "own_id")]
-    named = [identifier for identifier, other in zip(ids, own, strict=True) if other == name]
-    if len(named) == 1:
-        return named[0]
-    if named:
-        raise InputError(
-            f"{len(named)} documents call themselves {name!r}, among them {', '.join(named[:3])}: give one of them"
-        )
-    fitting = [identifier for identifier in ids if name in identifier]
-    if len(fitting) == 1:
-        return fitting[0]
-    if fitting:
-        examples = ", ".join(fitting[:3])
-        raise InputError(f"{name!r} is part of {len(fitting)} ids, among them {examples}: give one of them")
-    near = get_close_matches(name, ids, 3, 0.4)
-    hint = f"; near are {', '.join(near)}" if near else ""
-    raise InputError(f"no document of this run has the id {name!r}{hint}")
+    for condition, sentence in (
+        ("id = ?", ""),
+        ("own_id = ?", "documents call themselves"),
+        ("contains(id, ?)", "documents have in their ids"),
+        *([("contains(text, ?)", "documents have in their text")] if len(name) >= _LEAST_TEXT else []),
+    ):
+        fitting = _names(fates, condition, name)
+        if len(fitting) == 1:
+            return fitting[0]
+        if fitting:
+            count = fates.rows(f"SELECT count(*) AS n FROM read WHERE {condition}", name)[0]["n"]
+            examples = ", ".join(fitting[:3])
+            raise InputError(f"{count} {sentence} {name!r}, among them {examples}: give one of them")
+    if len(name) >= _LEAST_TEXT and (alike := _alike(fates, name)):
+        return alike
+    near = fates.rows("SELECT id FROM read ORDER BY jaro_winkler_similarity(id, ?) DESC, id LIMIT 3", name)
+    hint = f"; near are {', '.join(row['id'] for row in near)}" if near else ""
+    raise InputError(f"no document of this run has the id {name!r}, or such text{hint}")
+
+
+def _alike(fates: Fates, text: str) -> str | None:
+    """The document that has most of the runs of five words of a text, if it has half of them.
+
+    Those that are looked at have one of some runs of four words as they stand.
+    """
+    from tasks.ngrams import WordHasher, ngram_hashes
+
+    hasher = WordHasher()
+    wanted = np.unique(ngram_hashes(hasher(text), _WORDS))
+    words = text.split()
+    starts = np.linspace(0, max(0, len(words) - 4), _PROBES).astype(int)
+    pieces = sorted({" ".join(words[start : start + 4]) for start in starts.tolist()})
+    if not len(wanted):
+        return None
+    condition = " OR ".join(["contains(text, ?)"] * len(pieces))
+    rows = fates.rows(f"SELECT id, text FROM read WHERE {condition} LIMIT 10000", *pieces)
+    shares = [
+        (len(np.intersect1d(ngram_hashes(hasher(row["text"]), _WORDS), wanted)) / len(wanted), row["id"])
+        for row in rows
+    ]
+    share, identifier = max(shares, default=(0.0, ""))
+    return identifier if share >= _ALIKE_SHARE else None
 
 
 def _row(shard: Path, name: str, row: int) -> dict[str, Any]:
@@ -88,44 +113,35 @@ def _not_read(read: str, out: Path, name: str) -> list[Verdict]:
     return [Verdict(read, outcome, f"{where}: {why}") for outcome, where, why in named if name in where]
 
 
-def _shards(run: Run, store: Store, stage: str) -> tuple[Path, ...] | None:
-    """The shards of a stage of a run; also of one that failed after its shards were built; None if it did not come to them."""
-    if stage in run.record["stages"]:
-        return run.stored(store, stage).shard_paths
-    claimed = run.record["claimed"].get(stage, {"shards": [None]})
-    found = [key and store.find_whole("shards", claimed["stage"], key) for key in claimed["shards"]]
-    return tuple(shard.out for shard in found if shard) if found and all(found) else None
-
-
 def why(run: Run, store: Store, name: str) -> list[Verdict]:
     """Every verdict on a document, in the order of the stages; of a run that failed, as far as it came.
 
     Raises:
         InputError: if the document or a result that tells of it is not there.
     """
-    read = run.node_with_role("read") or "ingest"
+    read = read_stage(run)
     stored = run.stored(store, read)
-    shards = stored.shard_paths
+    shards, fates = stored.shard_paths, Fates(run, store)
     try:
-        identifier = _resolve_id(shards, name)
+        identifier = _resolve_id(fates, name)
     except InputError:
         not_read = _not_read(read, stored.out, name)
         if not not_read:
             raise
         return not_read
-    position, row = _locate(shards, identifier)
+    position, row = _locate(fates, "read", identifier)
     record = _row(shards[position], DOCUMENTS, row)
     size = len(record["text"].encode())
     verdicts = [Verdict(read, "read", f"{identifier}, {size:,} bytes, shard {position}, row {row}")]
 
-    def shards_of(stage: str) -> tuple[Path, ...]:
-        found = _shards(run, store, stage)
+    def shards_of_stage(stage: str) -> tuple[Path, ...]:
+        found = shards_of(run, store, stage)
         if found is None:
             raise _NotKnown(stage)
         return found
 
     try:
-        _later_verdicts(run, store, read, shards_of, (position, row), record, verdicts)
+        _later_verdicts(run, store, fates, shards_of_stage, (position, row), record, verdicts)
     except _NotKnown as unknown:
         verdicts.append(Verdict(str(unknown), "not known", f"the run did not come to it: it is {run.status}"))
     return verdicts
@@ -138,7 +154,7 @@ class _NotKnown(Exception):
 def _later_verdicts(
     run: Run,
     store: Store,
-    read: str,
+    fates: Fates,
     shards_of: Callable[[str], tuple[Path, ...]],
     place: tuple[int, int],
     record: dict[str, Any],
@@ -152,21 +168,20 @@ def _later_verdicts(
     position, row = place
     identifier = record["id"]
     # Cleaning writes the kept documents again, so from there on rows count those.
-    if "clean" in run.record["stages"] or read == "ingest":
+    if "clean" in run.record["stages"] or read_stage(run) == "ingest":
         cleaned = shards_of("clean")[position]
         verdict = _row(cleaned, VERDICTS, row)
         if not verdict["kept"]:
             verdicts.append(Verdict("clean", "dropped", _measured(verdict)))
             return
-        _, row = _locate((cleaned,), identifier)
+        _, row = _locate(fates, "kept_text", identifier)
         after = _row(cleaned, DOCUMENTS, row)["text"]
         change = (
             "unchanged" if after == record["text"] else f"text changed, now {len(after.encode()):,} bytes"
         )
         verdicts.append(Verdict("clean", "kept", change))
 
-    default = "deduplicate" if read == "ingest" else f"deduplicate_{read.removeprefix('read_')}"
-    for stage in (run.node_with_role("deduplicate") or default, "decontaminate"):
+    for stage in (deduplicate_stage(run), "decontaminate"):
         verdict = _row(shards_of(stage)[position], VERDICTS, row)
         verdicts.append(Verdict(stage, "kept" if verdict["kept"] else "dropped", verdict["detail"] or ""))
     selection = _row(shards_of("split")[position], SELECTION, row)

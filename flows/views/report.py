@@ -8,6 +8,7 @@ import jinja2
 import yaml
 from rich.text import Text
 
+from flows.runs.fates import Fates, dropped_examples
 from flows.runs.record import REPORT, Run
 from flows.views.charts import score_chart, training_charts
 from flows.views.rows import answer_rows, comparison_rows, score_rows, text_rows, waterfall
@@ -22,6 +23,7 @@ REPORTS_VARIABLE = "SCRATCHLM_REPORTS_URL"
 """Environment variable with the address at which `serve` shows the folder of runs."""
 
 _MOST_ERRORS = 50
+_EXAMPLES, _EXAMPLE_CHARACTERS = 3, 500
 
 
 def training_lines(run: Run, stored: dict[str, Stored]) -> list[dict[str, Any]]:
@@ -46,6 +48,16 @@ def _stages(run: Run, stored: dict[str, Stored]) -> list[dict[str, Any]]:
     ]
 
 
+def environment() -> jinja2.Environment:
+    """The templates of this folder."""
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
 def render_report(run: Run, store: Store) -> Path:
     """Write report.html into the folder of a run, from what the run came to; returns its path."""
     stored = run.all_stored(store)
@@ -55,43 +67,49 @@ def render_report(run: Run, store: Store) -> Path:
     read, train = run.node_with_role("read"), run.node_with_role("train")
     lines, falls = training_lines(run, stored), waterfall(run, manifests)
     benchmarks = metrics.get("evaluate_model", {}).get("benchmarks", {})
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    html = environment.get_template(TEMPLATE).render(
-        run=run.name,
-        record=run.record,
-        metrics=metrics,
-        read=metrics.get(read) if read else None,
-        training=metrics.get(train) if train else None,
-        training_notes=_notes(metrics[train]) if train in metrics else [],
-        forecast=run.record.get("forecast"),
-        took=_seconds_between(run.record),
-        host=manifests[train].host if train in manifests else {},
-        falls=falls,
-        most=max((fall.kept + sum(fall.dropped.values()) for fall in falls), default=1),
-        unusable=read_json_lines(stored[read].out / ERRORS)[:_MOST_ERRORS] if read in stored else [],
-        most_errors=_MOST_ERRORS,
-        tokenizer_samples=_samples(stored, "train_tokenizer"),
-        samples=_samples(stored, "evaluate_held_out"),
-        training_svgs=training_charts(lines) if len(lines) > 1 else [],
-        score_svg=score_chart(benchmarks) if benchmarks else "",
-        scores=score_rows(benchmarks, metrics.get("base_benchmarks", {}).get("benchmarks")),
-        held_out=metrics.get("evaluate_held_out"),
-        texts=text_rows(metrics),
-        answers=answer_rows(metrics["compare_answers"]["groups"]) if "compare_answers" in metrics else [],
-        comparison=metrics.get("compare_models"),
-        comparison_rows=comparison_rows(metrics["compare_models"]) if "compare_models" in metrics else [],
-        stages=_stages(run, stored),
-        recipe=yaml.safe_dump(run.record["recipe"], sort_keys=False, allow_unicode=True),
-        machine=yaml.safe_dump(run.record["machine"], sort_keys=False),
+    html = (
+        environment()
+        .get_template(TEMPLATE)
+        .render(
+            run=run.name,
+            record=run.record,
+            metrics=metrics,
+            read=metrics.get(read) if read else None,
+            training=metrics.get(train) if train else None,
+            training_notes=_notes(metrics[train]) if train in metrics else [],
+            forecast=run.record.get("forecast"),
+            took=_seconds_between(run.record),
+            host=manifests[train].host if train in manifests else {},
+            falls=falls,
+            most=max((fall.kept + sum(fall.dropped.values()) for fall in falls), default=1),
+            examples=_examples(run, store),
+            unusable=read_json_lines(stored[read].out / ERRORS)[:_MOST_ERRORS] if read in stored else [],
+            most_errors=_MOST_ERRORS,
+            tokenizer_samples=_samples(stored, "train_tokenizer"),
+            samples=_samples(stored, "evaluate_held_out"),
+            training_svgs=training_charts(lines) if len(lines) > 1 else [],
+            score_svg=score_chart(benchmarks) if benchmarks else "",
+            scores=score_rows(benchmarks, metrics.get("base_benchmarks", {}).get("benchmarks")),
+            held_out=metrics.get("evaluate_held_out"),
+            texts=text_rows(metrics),
+            answers=answer_rows(metrics["compare_answers"]["groups"]) if "compare_answers" in metrics else [],
+            comparison=metrics.get("compare_models"),
+            comparison_rows=comparison_rows(metrics["compare_models"]) if "compare_models" in metrics else [],
+            stages=_stages(run, stored),
+            recipe=yaml.safe_dump(run.record["recipe"], sort_keys=False, allow_unicode=True),
+            machine=yaml.safe_dump(run.record["machine"], sort_keys=False),
+        )
     )
     path = run.path / REPORT
     write_whole(path, html)
     return path
+
+
+def _examples(run: Run, store: Store) -> dict[str, list[dict[str, Any]]]:
+    """Some documents that each step dropped; none where the run read no text."""
+    if run.node_with_role("read") is None:
+        return {}
+    return dropped_examples(Fates(run, store), _EXAMPLES, _EXAMPLE_CHARACTERS)
 
 
 def _seconds_between(record: dict[str, Any]) -> float | None:

@@ -85,6 +85,53 @@ def test_why_tells_the_fate_of_a_document(line: Line, document: str, expected: l
     assert [pair for pair in expected if pair in found] == expected
 
 
+def test_a_document_is_asked_for_by_words_of_its_text(line: Line):
+    words = (line.corpus / "speech-06.txt").read_text().split()
+    piece = (line.corpus / "speech-06.txt").read_text()[500:700]
+    altered = " ".join("other" if i % 17 == 0 else word for i, word in enumerate(words[50:150]))
+    for text in (piece, altered):
+        verdicts = json.loads(line.call("why", "latest", text, "--json").stdout)
+        assert verdicts[0]["detail"].startswith("text/speech-06.txt,")
+    misspelt = line.call("why", "latest", "text/speach-06.txt", code=2).stderr
+    assert "near are text/speech-06.txt" in misspelt
+    several = line.call("why", "latest", "the United States", code=2).stderr
+    assert "documents have in their text" in several
+
+
+def test_the_documents_of_a_run_are_browsed_counted_and_queried(line: Line):
+    dropped = json.loads(line.call("browse", "latest", "--dropped-by", "repetition", "--json").stdout)
+    assert [row["id"] for row in dropped] == ["text/junk.txt"]
+    assert dropped[0]["measured"] < dropped[0]["allowed"] == 0.1
+    assert dropped[0]["field"] == "clean.repetition.min_distinct"
+    printed = line.call("browse", "latest", "--kept", "-n", "3").stdout
+    page = Path(printed.splitlines()[-1])
+    assert page.name == "samples.html"
+    assert page.read_text().count("<section>") == 3
+    assert "dropped by" not in page.read_text()
+    unknown = line.call("browse", "latest", "--dropped-by", "magic", code=2).stderr
+    assert "clean.repetition, deduplicate" in unknown.replace("decontaminate, ", "").replace("\n", " ")
+
+    tables = json.loads(line.call("stats", "latest", "--json").stdout)
+    (source,) = tables["by source"]
+    assert source["documents"] == 18
+    assert source["duplicates"] == 1
+    assert sum(row["documents"] for row in tables["what was dropped"]) == source["documents"] - source["kept"]
+    assert tables["by language"][0]["language"] == "en"
+    assert "by source" in line.call("stats", "latest").stdout
+
+    query = "select step, count(*) as n from documents where not kept group by step order by step"
+    rows = json.loads(line.call("sql", "latest", query, "--json").stdout)
+    assert {row["step"] for row in rows} == {"clean.repetition", "deduplicate", "decontaminate"}
+    assert "Catalog Error" in line.call("sql", "latest", "select * from nowhere", code=2).stderr
+    # The report shows some of them behind the bars.
+    report = Path(line.first["report"]).read_text()
+    assert "text/junk.txt" in report
+    assert "Buy now!!!" in report
+
+    text = "select text from kept_text where id = 'text/special.txt'"
+    assert "<|endoftext|>" in line.call("sql", "latest", text).stdout
+
+
 def test_one_of_two_near_duplicates_stays(line: Line):
     fates = {}
     for document in ("text/near.txt", "text/speech-03.txt"):

@@ -104,13 +104,13 @@ class ReplacePersonalData(Mender):
     """Replace personal data and secrets. What is left empty is done for sources with profile company only."""
 
     emails: bool = Field(True, description="Replace e-mail addresses.")
-    keys: bool = Field(True, description="Replace private keys, and keys of well-known services.")
+    secrets: bool = Field(True, description="Replace private keys, and keys of well-known services.")
     cards: bool = Field(True, description="Replace numbers of payment cards whose checksum is right.")
     ibans: bool = Field(True, description="Replace numbers of bank accounts (IBAN) whose checksum is right.")
     ip_addresses: bool | None = Field(None, description="Replace public IPv4 and IPv6 addresses.")
     phones: bool | None = Field(None, description="Replace telephone numbers.")
     email_replacement: str = Field("email@example.com", description="What stands for an e-mail address.")
-    key_replacement: str = Field("[key]", description="What stands for a key.")
+    secret_replacement: str = Field("[key]", description="What stands for a key.")
     card_replacement: str = Field("[card number]", description="What stands for the number of a card.")
     iban_replacement: str = Field("[account number]", description="What stands for an IBAN.")
     ip_replacement: str = Field("192.0.2.1", description="What stands for an IPv4 address (RFC 5737).")
@@ -127,8 +127,8 @@ class ReplacePersonalData(Mender):
         """The text with the replacements in place of what they stand for."""
         if self.emails and "@" in text:
             text = _EMAIL.sub(lambda _: self.email_replacement, text)
-        if self.keys:
-            text = _replace(text, _KEY, _always, self.key_replacement)
+        if self.secrets:
+            text = _replace(text, _KEY, _always, self.secret_replacement)
         if self.ibans:
             text = _replace(text, _IBAN, _is_iban, self.iban_replacement)
         if self.cards:

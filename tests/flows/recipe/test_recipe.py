@@ -65,7 +65,10 @@ def test_the_demo_recipe_is_valid_and_small_recipes_have_defaults(tmp_path: Path
             "clean.gopher_quality.min_wrds: did you mean 'min_words'?",
         ),
         (
-            {"clean": {"gopher_quality": {"min_words": 5}}},
+            {
+                "ingest": {"sources": [{"path": "text", "profile": "books"}]},
+                "clean": {"gopher_quality": {"min_words": 5}},
+            },
             "clean.gopher_quality is for sources with profile web",
         ),
         ({"clean": {"repetition": "never"}}, "clean.repetition is 'never'"),

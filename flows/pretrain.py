@@ -75,7 +75,7 @@ def prepare_text(recipe: Recipe, tokenizer: Node | None = None, former: Node | N
 
 def train_from_scratch(recipe: Recipe, text: Text) -> Node:
     """Training from random weights."""
-    config = TrainModelConfig(model=recipe.model, train=recipe.train_model)
+    config = TrainModelConfig(model=recipe.model, train=recipe.train_model, mixture=recipe.mixture)
     return train_model(config, tokens=text.tokens, tokenizer=text.tokenizer)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from flows.command.errors import FAILURE_EXIT
 from flows.command.foresee import foresee
@@ -29,12 +30,14 @@ from flows.command.options import (
 from flows.command.say import say
 from flows.graphs import graph_of, prepare_run, recipe_and_graph_of_run
 from flows.recipe.read import load_any_recipe
+from flows.recipe.recipe import Recipe
 from flows.runs.execute import open_place
 from flows.runs.forecast import with_seconds
+from flows.runs.mixing import told
 from flows.runs.one_stage import first_rows, run_one_stage
 from flows.runs.plan import plan as make_plan
 from flows.runs.record import RUN, load_run, previous_entries, runs_folder
-from flows.views.terminal import forecast_lines, left_out_lines, plan_table, stage_line
+from flows.views.terminal import forecast_lines, left_out_lines, mixture_table, plan_table, stage_line
 from model.errors import InputError
 from tasks.engine import child
 from tasks.engine.store import Store
@@ -65,6 +68,12 @@ def plan(
         say(json.dumps([row.as_json() for row in rows]))
         return
     console.print(plan_table(rows))
+    if isinstance(recipe, Recipe):
+        shares, warnings = told(recipe, rows)
+        if shares:
+            console.print(mixture_table(shares))
+        for sentence in warnings:
+            console.print(f"[yellow]{escape(sentence)}[/]", highlight=False)
     for line in [*forecast_lines(rows, foretold), *left_out_lines(recipe.sources)]:
         console.print(line, highlight=False)
 

@@ -19,6 +19,7 @@ from tasks.text.split import SplitConfig
 from tasks.tokens.train_tokenizer import TrainTokenizerConfig
 from tasks.training.finetune_settings import FinetuneConfig
 from tasks.training.hugging_face_folder import ExportModelConfig
+from tasks.training.mixture import MixtureConfig
 from tasks.training.settings import TrainModelConfig, check_machine
 
 
@@ -83,6 +84,24 @@ def check_profiles(clean: CleanConfig, ingest: IngestConfig) -> None:
             )
 
 
+def check_mixture(mixture: MixtureConfig, names: list[str], held_out: str | None) -> None:
+    """Refuse weights of sources that are not there, or are held out.
+
+    Raises:
+        ValueError: naming field, value and mend.
+    """
+    for where, weights in mixture.each():
+        for name in weights:
+            if name not in names:
+                near = difflib.get_close_matches(name, names, 1)
+                hint = f"did you mean {near[0]!r}?" if near else f"sources are {', '.join(names)}"
+                raise ValueError(f"{where}: {name!r} is no source of ingest: {hint}")
+            if name == held_out:
+                raise ValueError(
+                    f"{where}: {name!r} is held out (split.validation_source): take its weight out"
+                )
+
+
 class Recipe(Config):
     """What becomes of which text: one section for each stage, and the machine apart."""
 
@@ -97,6 +116,7 @@ class Recipe(Config):
     train_tokenizer: TrainTokenizerConfig = Field(TrainTokenizerConfig(), description="The tokenizer.")
     model: ModelConfig = Field(ModelConfig(), description="Shape of the Transformer.")
     train_model: TrainConfig = Field(TrainConfig(), description="How it is trained.")
+    mixture: MixtureConfig = Field(MixtureConfig(), description="How much of the training each source has.")
     export_model: ExportModelConfig = Field(ExportModelConfig(), description="The Hugging Face folder.")
     evaluate_model: EvaluateModelConfig = Field(EvaluateModelConfig(), description="Benchmarks.")
     retrain: RetrainConfig = Field(RetrainConfig(), description="Scheduled retraining; used by retrain only.")
@@ -118,6 +138,12 @@ class Recipe(Config):
                 )
             if len(names) == 1:
                 raise ValueError("split.validation_source holds out the only source: add another to train on")
+        check_mixture(self.mixture, names, self.split.validation_source)
+        if self.mixture.weights and self.retrain.start == "champion":
+            raise ValueError(
+                "mixture is for training from scratch, and retrain.start is champion: set retrain.start to scratch, or "
+                "leave mixture out"
+            )
         for identifier in self.split.validation_ids:
             if identifier.split("/")[0] not in names:
                 raise ValueError(

@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.runs.forecast import Forecast, round_down
+from flows.runs.mixing import SourceShare
 from flows.runs.plan import CACHED, RUN, Planned
 from flows.runs.record import REPORT, Run
 from flows.runs.record import RUN as RUN_FILE
@@ -232,6 +233,22 @@ def forecast_lines(rows: list[Planned], foretold: Forecast | None) -> list[str]:
     counted = f"{size(sizes.text_bytes)} of text, {tokens} tokens, read {foretold.epochs:.1f} times"
     text = counted if sizes.tokens else "how much text there is, nobody can tell before it is read"
     return [told, text, *(f"[yellow]{escape(sentence)}[/]" for sentence in foretold.advice)]
+
+
+def mixture_table(shares: list[SourceShare]) -> Table:
+    """What each source gives to the training, for `plan`."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("source", "text", "tokens", "share of the training", "read"):
+        table.add_column(column, justify="left" if column == "source" else "right")
+    for one in shares:
+        table.add_row(
+            escape(one.name),
+            size(one.bytes),
+            f"about {round_down(one.tokens):,}",
+            f"{one.share:.1%}",
+            f"{one.epochs:.2g} times",
+        )
+    return table
 
 
 def left_out_lines(sources: Iterable[Source]) -> list[str]:

@@ -8,6 +8,7 @@ import numpy as np
 from pydantic import Field
 
 from model.batches import Windows
+from model.mixture import Mixture, Phase
 from model.objectives.objective import Rows
 from model.objectives.text import TextObjective, TextRows
 from model.tokens import Tokens, open_tokens
@@ -26,31 +27,6 @@ def select_documents(tokens: Tokens, ids: set[str], *, inside: bool) -> list[np.
                 runs.append([start, end])
         start = end
     return [tokens.ids[start:end] for start, end in runs]
-
-
-class Mixture:
-    """Two streams of windows in a fixed proportion: of any run of n windows, `share` x n, give or take one, are of the second.
-
-    Like `Windows.batch` a pure function of (seed, step).
-    """
-
-    def __init__(self, first: Windows, second: Windows, share: float) -> None:
-        self.first, self.second = first, second
-        self.numerator = np.uint64(round(share * 2**32))
-
-    def __len__(self) -> int:
-        return len(self.first) + len(self.second)
-
-    def batch(self, step: int, windows_per_batch: int, seed: int, first: int, count: int) -> np.ndarray:
-        """Windows `first` to `first + count` of the batch of `step`: token ids (count, T + 1), int64."""
-        samples = step * windows_per_batch + first + np.arange(count + 1, dtype=np.uint64)
-        before = (samples * self.numerator) >> np.uint64(32)
-        is_second = np.diff(before).astype(bool)
-        samples, before = samples[:-1], before[:-1]
-        out = np.empty((count, self.first.context_length + 1), np.int64)
-        out[is_second] = self.second.draw(before[is_second], seed)
-        out[~is_second] = self.first.draw((samples - before)[~is_second], seed)
-        return out
 
 
 class ReplayedTextObjective(TextObjective):
@@ -87,6 +63,5 @@ class ReplayedTextObjective(TextObjective):
         new = self.new_windows(shards, context_length)
         if not self.replay_weight:
             return TextRows(new, context_length)
-        return TextRows(
-            Mixture(new, self.old_windows(shards, context_length), self.replay_weight), context_length
-        )
+        shares = Phase(0, (self.replay_weight, 1 - self.replay_weight))
+        return TextRows(Mixture([self.old_windows(shards, context_length), new], [shares]), context_length)

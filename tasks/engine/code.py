@@ -196,14 +196,25 @@ def _read(path: Path, _stamp: tuple[int, int]) -> tuple[str, str]:
     return source, hashlib.sha256(normalized(source).encode()).hexdigest()[:32]
 
 
+def _exact_digest(source: str) -> str:
+    """Digest of every letter: code that is nobody's here may read its own docstrings, and catch what it raises."""
+    return hashlib.sha256(source.encode()).hexdigest()[:32]
+
+
 def code_digests(*modules: str) -> dict[str, str]:
     """Digest of each project module in the import closure of `modules`, themselves included, without the engine.
+
+    Args:
+        modules: that of a stage, and those of steps from elsewhere that it takes.
 
     Raises:
         InputError: if the source of one of them, or of a project module that it imports, is not found: an edit there
             would change no key.
     """
     project = {*PROJECT, *(module.split(".")[0] for module in modules)}
+    ours = {*PROJECT, modules[0].split(".")[0]}
+    # What lies beside a module that is in no package belongs to it.
+    beside = {file.parent for name in modules if "." not in name and (file := module_file(name))}
     digests: dict[str, str] = {}
     pending = [(module, "") for module in modules]
     while pending:
@@ -218,10 +229,18 @@ def code_digests(*modules: str) -> dict[str, str]:
                 "give it one, or install scratchlm again"
             )
         status = os.stat(path)
-        source, digests[name] = _read(path, (status.st_mtime_ns, status.st_size))
+        source, of_project = _read(path, (status.st_mtime_ns, status.st_size))
+        digests[name] = of_project if name.split(".")[0] in ours else _exact_digest(source)
         imports = imported_modules(source, name, is_package=path.name == "__init__.py")
+        tops = {found.split(".")[0] for found in imports.modules}
+        project |= {top for top in tops if any(_is_in(folder, top) for folder in beside)}
         pending += [(found, name) for found in _project_imports(imports, project)]
     return dict(sorted(digests.items()))
+
+
+def _is_in(folder: Path, name: str) -> bool:
+    """Whether a folder has a module of this name."""
+    return (folder / f"{name}.py").is_file() or (folder / name / "__init__.py").is_file()
 
 
 def _project_imports(imports: Imports, project: set[str]) -> set[str]:

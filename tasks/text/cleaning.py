@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 
+from model.errors import InputError
 from tasks.characters import MOST_CHARACTERS
 from tasks.engine.stage import Metrics
 from tasks.tables import arrow_schema, read_batches, write_table, write_tables
 from tasks.text.documents import DOCUMENTS, DOCUMENTS_SCHEMA
 from tasks.text.judging import Documents, Fault, Filter, Mender
 from tasks.text.languages import LANGUAGES, LANGUAGES_SCHEMA
+from tasks.text.plug_ins import DatatroveFilter
 from tasks.text.verdicts import VERDICTS, VERDICTS_SCHEMA, dropped, kept
 
 if TYPE_CHECKING:
@@ -24,8 +26,8 @@ Steps = Sequence[tuple[str, Filter | Mender]]
 Verdict = dict[str, Any]
 
 
-class _TooSlow(Exception):
-    """A step took longer than it may."""
+class _TooSlow(BaseException):
+    """A step took longer than it may. No Exception, so that a step that catches those does not catch it."""
 
 
 @contextmanager
@@ -36,7 +38,8 @@ def _alarm(seconds: float) -> Iterator[None]:
         raise _TooSlow
 
     former = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    # Again and again, for a step that goes on all the same.
+    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
     try:
         yield
     finally:
@@ -88,8 +91,8 @@ class Cleaning:
         for name, step in self.steps:
             if not rows:
                 break
-            if isinstance(step, Mender):
-                documents, faults = self._mend(name, step, documents)
+            if isinstance(step, Mender | DatatroveFilter):
+                documents, faults = self._mend(name, step.each, documents)
             else:
                 faults = self._judge(name, step, documents)
             staying = [at for at, fault in enumerate(faults) if fault is None]
@@ -98,24 +101,30 @@ class Cleaning:
                 rows, documents = [rows[at] for at in staying], documents.take(staying)
         return dict(zip(rows, documents.texts, strict=True)), gone
 
-    def _mend(self, name: str, step: Mender, documents: Documents) -> tuple[Documents, list[Verdict | None]]:
-        found = _within(self.max_seconds, lambda some: [step.mend(text) for text in some.texts], documents)
+    def _mend(
+        self, name: str, step: Callable[[Documents], list[Any]], documents: Documents
+    ) -> tuple[Documents, list[Verdict | None]]:
+        found = _within(self.max_seconds, step, documents)
+        _check_gives(name, found, len(documents), str | Fault, "a text")
         texts = [
             after if isinstance(after, str) else before
             for before, after in zip(documents.texts, found, strict=True)
         ]
-        faults = []
+        faults: list[Verdict | None] = []
         for after, text in zip(found, texts, strict=True):
-            # A step may leave nothing of a text.
-            empty = None if text.strip() else dropped("empty", "no text", _size(text))
-            faults.append(self._too_slow(name, text) if after is _TooSlow else empty)
+            if isinstance(after, Fault):
+                faults.append(_verdict(name, text, after))
+            elif after is _TooSlow:
+                faults.append(self._too_slow(name, text))
+            else:
+                # A step may leave nothing of a text.
+                faults.append(None if text.strip() else dropped("empty", "no text", _size(text)))
         # What was computed of the texts is still right where none of them changed.
         return documents if texts == documents.texts else documents.replaced(texts), faults
 
     def _judge(self, name: str, step: Filter, documents: Documents) -> list[Verdict | None]:
         found = _within(self.max_seconds, step.judge, documents)
-        if len(found) != len(documents):
-            raise ValueError(f"clean.{name} judged {len(found)} of {len(documents)} documents")
+        _check_gives(name, found, len(documents), Fault | None, "a Fault or None")
         return [
             None
             if fault is None
@@ -128,6 +137,21 @@ class Cleaning:
     def _too_slow(self, name: str, text: str) -> Verdict:
         reason = f"takes longer than {self.max_seconds:g} seconds"
         return dropped(name, reason, _size(text), "clean.max_document_seconds")
+
+
+def _check_gives(name: str, found: list[Any], n_documents: int, kind: Any, told: str) -> None:
+    """Refuse what a step gives if it is not one for each document, and of its kind.
+
+    Raises:
+        InputError: naming the step.
+    """
+    if len(found) != n_documents:
+        raise InputError(
+            f"clean.{name} gives {len(found)} results for {n_documents} documents: it must give one for each"
+        )
+    bad = next((one for one in found if one is not _TooSlow and not isinstance(one, kind)), _TooSlow)
+    if bad is not _TooSlow:
+        raise InputError(f"clean.{name} gives {bad!r} for a document: it must give {told}")
 
 
 def _verdict(name: str, text: str, fault: Fault) -> Verdict:

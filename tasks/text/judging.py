@@ -109,6 +109,10 @@ class Mender(Config):
         """What becomes of a text."""
         raise NotImplementedError
 
+    def each(self, documents: Documents) -> "list[str | Fault]":
+        """What becomes of each text."""
+        return [self.mend(text) for text in documents.texts]
+
 
 class Measured(NamedTuple):
     """One test of a filter on a batch: what it measures of each document, and which of them fail.

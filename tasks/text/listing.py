@@ -49,9 +49,6 @@ _VENDORED = frozenset(
         "third_party",
         "third-party",
         "site-packages",
-        "dist",
-        "build",
-        "target",
         "__pycache__",
         "venv",
     ]

@@ -194,7 +194,9 @@ def _large(entry: Entry, range_bytes: int, facts: Facts) -> Iterator[dict[str, A
     yield {"files": (_stamp(entry, facts),)}
 
 
-def _pieces_of_files(listing: Listing, shard_bytes: int, facts: Facts) -> Iterator[dict[str, Any]]:
+def _pieces_of_files(
+    source: Source, listing: Listing, shard_bytes: int, facts: Facts
+) -> Iterator[dict[str, Any]]:
     """Small files in groups that end where a hash of their names says so, large files in ranges."""
     group: list[tuple[str, int, str]] = []
     cuts = Cuts(shard_bytes)
@@ -206,7 +208,9 @@ def _pieces_of_files(listing: Listing, shard_bytes: int, facts: Facts) -> Iterat
             group = []
             cuts.begin()
         if is_large:
-            yield from _large(entry, _RANGE_SHARDS * shard_bytes, facts)
+            # The lines of another encoding than UTF-8 may not end where a byte looks like it.
+            whole = {"files": (_stamp(entry, facts),)}
+            yield from [whole] if source.encoding else _large(entry, _RANGE_SHARDS * shard_bytes, facts)
             continue
         group.append(_stamp(entry, facts))
         name = hashlib.blake2b(entry.name.encode(), digest_size=8).digest()
@@ -254,7 +258,7 @@ def list_pieces(config: IngestConfig, digests: SourceDigests) -> Pieces:
             own = (
                 iter([{"dataset": dataset_print(source, digests)}])
                 if source.dataset is not None
-                else _pieces_of_files(listing, shard_bytes, facts)
+                else _pieces_of_files(source, listing, shard_bytes, facts)
             )
             pieces = [
                 TextPiece.model_validate(

@@ -91,13 +91,19 @@ class DatatroveFilter(Filter):
 
     def judge(self, documents: Documents) -> Faults:
         """What is wrong with each of the documents."""
+        return [None if isinstance(one, str) else one for one in self.each(documents)]
+
+    def each(self, documents: Documents) -> list[str | Fault]:
+        """For each of the documents the text that the filter leaves of it, which may be another, or what is wrong with it."""
         from datatrove.data import Document
 
-        faults: Faults = []
+        found: list[str | Fault] = []
         columns = (documents.column(name) for name in ("id", "metadata"))
         for text, identifier, metadata in zip(documents.texts, *columns, strict=True):
             document = Document(text=text, id=identifier, metadata=json.loads(metadata))
             verdict = self.block.filter(document)
             kept, reason = verdict if isinstance(verdict, tuple) else (verdict, "")
-            faults.append(None if kept else Fault(reason or type(self.block).__name__, "", None, None))
-        return faults
+            found.append(
+                document.text if kept else Fault(reason or type(self.block).__name__, "", None, None)
+            )
+        return found

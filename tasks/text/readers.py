@@ -47,9 +47,9 @@ from tasks.text.row_files import (
 from tasks.text.sources import IngestConfig, Kind, Source, is_remote, kind_of, path_of_name
 
 
-def _decode(where: str, row: int | None, whole: bytes, size: int, given: str | None) -> Record:
-    """A document of text: in the given encoding, else UTF-8, or UTF-16 with a byte order mark."""
-    encoding = given or ("utf-16" if whole[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+def _decode(where: str, row: int | None, whole: bytes, size: int) -> Record:
+    """A document of text: UTF-8, or UTF-16 with a byte order mark."""
+    encoding = "utf-16" if whole[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     try:
         return Record(where, row, whole.decode(encoding), size=size)
     except UnicodeDecodeError as error:
@@ -60,16 +60,12 @@ def _decode(where: str, row: int | None, whole: bytes, size: int, given: str | N
 def _read_text(source: Source, where: str, path: Path, kind: Kind, limit: int) -> Iterator[Record]:
     """The documents of a file of text: itself, or what it is cut into."""
     reading, how = Reading(where, path), source.cut
-    raw, content = open_file(path, kind.compression)
+    raw, content = open_file(path, kind.compression, encoding=source.encoding)
     with raw, content:
         try:
             beginning = content.read(LARGE_BYTES + 1)
-            # What is not written in bytes that include ASCII cannot be cut at its line ends.
-            is_wide = (
-                beginning[:2] in (b"\xff\xfe", b"\xfe\xff")
-                or "\n".encode(source.encoding or "utf-8") != b"\n"
-            )
-            if is_wide:
+            is_utf16 = beginning[:2] in (b"\xff\xfe", b"\xfe\xff")
+            if is_utf16:
                 how = "none"
             if how == "auto":
                 is_large = len(beginning) > LARGE_BYTES
@@ -79,12 +75,12 @@ def _read_text(source: Source, where: str, path: Path, kind: Kind, limit: int) -
                 if len(whole) > limit:
                     yield Record(where, None, error=TOO_LARGE, size=reading.size)
                 else:
-                    yield _decode(where, None, whole, len(whole), source.encoding)
+                    yield _decode(where, None, whole, len(whole))
                 return
             for piece in cut_text(_Rest(beginning, content), how, source.cut_bytes, limit):
                 reading.row, reading.read = reading.row + 1, reading.read + len(piece)
                 if piece.strip():
-                    yield _decode(where, reading.row, piece, len(piece), source.encoding)
+                    yield _decode(where, reading.row, piece, len(piece))
         except reading_faults() as error:
             yield reading.broken(error, raw)
 

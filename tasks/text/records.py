@@ -1,6 +1,7 @@
 """What is read: a document, or the reason why there is none; and the file that it comes from."""
 
 import bz2
+import codecs
 import gzip
 import io
 import zlib
@@ -151,14 +152,73 @@ class _Range(io.RawIOBase):
         return len(block)
 
 
+class _Bz2(io.RawIOBase):
+    """What streams of bzip2 hold. Python's own reader ends without a word where a later stream is damaged."""
+
+    def __init__(self, raw: BinaryIO) -> None:
+        self.raw, self.decompressor, self.rest = raw, bz2.BZ2Decompressor(), b""
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer, or a part of it."""
+        while True:
+            if self.decompressor.eof:
+                self.rest = self.decompressor.unused_data or self.raw.read(1 << 16)
+                if not self.rest:
+                    return 0
+                self.decompressor = bz2.BZ2Decompressor()
+            elif self.decompressor.needs_input and not self.rest:
+                self.rest = self.raw.read(1 << 16)
+                if not self.rest:
+                    raise EOFError("the file ends in the middle of a stream")
+            block = self.decompressor.decompress(self.rest, len(buffer))
+            self.rest = b""
+            if block:
+                buffer[: len(block)] = block
+                return len(block)
+
+
+class _AsUtf8(io.RawIOBase):
+    """What a file in another encoding says, in UTF-8: so that it may be cut wherever UTF-8 may."""
+
+    def __init__(self, content: BinaryIO, encoding: str) -> None:
+        self.content, self.decoder = content, codecs.getincrementaldecoder(encoding)()
+        self.ready, self.ended = b"", False
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer, or a part of it."""
+        while not self.ready and not self.ended:
+            block = self.content.read(1 << 16)
+            self.ended = not block
+            self.ready = self.decoder.decode(block, final=self.ended).encode("utf-8", "surrogatepass")
+        count = min(len(buffer), len(self.ready))
+        buffer[:count], self.ready = self.ready[:count], self.ready[count:]
+        return count
+
+
 def open_file(
-    path: Path, compression: str, section: tuple[int, int] | None = None
+    path: Path, compression: str, section: tuple[int, int] | None = None, encoding: str | None = None
 ) -> tuple[BinaryIO, BinaryIO]:
     """A file, and a reader of what it holds, decompressed. An end in the middle of a compressed stream is an error.
 
     Args:
         section: offset and size in bytes of what is read of a file that is not compressed; all of it if None.
+        encoding: of what it holds, which is then read as UTF-8; None if it is that.
     """
+    raw, content = _open_decompressed(path, compression, section)
+    return (raw, io.BufferedReader(_AsUtf8(content, encoding), 1 << 16)) if encoding else (raw, content)
+
+
+def _open_decompressed(
+    path: Path, compression: str, section: tuple[int, int] | None
+) -> tuple[BinaryIO, BinaryIO]:
     import pyarrow as pa
 
     raw = path.open("rb")
@@ -167,7 +227,7 @@ def open_file(
     if compression == ".gz":
         return raw, gzip.GzipFile(fileobj=raw)  # type: ignore[return-value]
     if compression == ".bz2":
-        return raw, bz2.BZ2File(raw)  # type: ignore[return-value]
+        return raw, io.BufferedReader(_Bz2(raw), 1 << 20)
     if compression == ".zst":
         # Of the readers at hand the one that reads several frames and minds a cut one. The last 8 KiB before a
         # fault are lost with it.
@@ -185,14 +245,14 @@ class Reading:
     def broken(self, error: BaseException, raw: BinaryIO) -> Record:
         """The record of a fault in the middle."""
         rest = f" after row {self.row}" if self.row >= 0 else ""
+        what = f"not {error.encoding.upper()}" if isinstance(error, UnicodeDecodeError) else "unreadable"
+        sentence = f"{what}{rest}: {type(error).__name__}"
         # What is left of a compressed file would have grown as what was read of it did.
         if self.is_range:
             lost = max(1, self.size - self.read)
-            sentence = f"unreadable{rest}: {type(error).__name__}"
             return Record(self.where, self.row + 1, error=sentence, size=lost, rows=None)
         consumed = max(1, raw.tell()) if not raw.closed else self.size
         lost = round(max(1, self.size - consumed) * max(1.0, self.read / consumed))
-        sentence = f"unreadable{rest}: {type(error).__name__}"
         return Record(self.where, self.row + 1, error=sentence, size=lost, rows=None)
 
 
@@ -200,12 +260,12 @@ def reading_faults() -> tuple[type[BaseException], ...]:
     import pyarrow as pa
 
     # Not MemoryError: what a computer has too little memory for, another one may read.
-    return OSError, EOFError, zlib.error, pa.ArrowException
+    return OSError, EOFError, zlib.error, UnicodeDecodeError, pa.ArrowException
 
 
-def read_whole(path: Path, compression: str, limit: int) -> bytes | None:
+def read_whole(path: Path, compression: str, limit: int, encoding: str | None = None) -> bytes | None:
     """The content of a file, decompressed; None if it is larger than the limit."""
-    raw, content = open_file(path, compression)
+    raw, content = open_file(path, compression, encoding=encoding)
     with raw, content:
         whole = content.read(limit + 1)
     return whole if len(whole) <= limit else None

@@ -48,7 +48,7 @@ def read_lines(
     section = None if part is None else (part.offset, part.size)
     if part is not None:
         reading.row, reading.size, reading.is_range = part.first_row - 1, part.size, True
-    raw, lines = open_file(path, kind.compression, section)
+    raw, lines = open_file(path, kind.compression, section, source.encoding)
     with raw, lines:
         try:
             while line := lines.readline(limit + 1):
@@ -72,10 +72,10 @@ def read_table_rows(
 ) -> Iterator[Record]:
     """Every record of a table of comma- or tab-separated values whose first row names its columns (RFC 4180)."""
     reading = Reading(where, path)
-    raw, lines = open_file(path, kind.compression)
+    raw, lines = open_file(path, kind.compression, encoding=source.encoding)
     with raw, lines:
         try:
-            text = _decoded(reading, lines, limit, source.encoding)
+            text = _decoded(reading, lines, limit)
             head = next((line for line in text if line.strip()), "")
             # Where the comma is the decimal mark, spreadsheets separate by semicolons.
             separator = "\t" if kind.suffix == ".tsv" else ";" if ";" in head and "," not in head else ","
@@ -125,18 +125,16 @@ def _next_row(rows: Iterator[list[str]]) -> list[str] | csv.Error | None:
         return error
 
 
-def _decoded(reading: Reading, lines: BinaryIO, limit: int, encoding: str | None) -> Iterator[str]:
+def _decoded(reading: Reading, lines: BinaryIO, limit: int) -> Iterator[str]:
     """The lines of a file as text; one that is longer than the limit comes in parts, and what cannot be decoded as surrogates.
 
     A file that begins with the mark of UTF-16 is in that, as spreadsheets write it.
     """
     beginning = lines.peek(2)[:2] if isinstance(lines, io.BufferedReader) else b""
-    if encoding is None and beginning in (b"\xff\xfe", b"\xfe\xff"):
-        encoding = "utf-16"
-    if encoding is not None:
-        decoded = io.TextIOWrapper(lines, encoding, "surrogateescape", newline="\n")
+    if beginning in (b"\xff\xfe", b"\xfe\xff"):
+        decoded = io.TextIOWrapper(lines, "utf-16", newline="\n")
         while text := decoded.readline(limit + 1):
-            reading.read += len(text.encode(encoding, "surrogateescape"))
+            reading.read += 2 * len(text)
             yield text
         return
     while line := lines.readline(limit + 1):
@@ -149,12 +147,12 @@ def read_json_rows(
     source: Source, where: str, path: Path, kind: Kind, convert: Convert, limit: int
 ) -> Iterator[Record]:
     """The records of a file of JSON: a list of objects, an object that holds one, or one object."""
-    whole = read_whole(path, kind.compression, limit)
+    whole = read_whole(path, kind.compression, limit, source.encoding)
     if whole is None:
         yield Record(where, None, error=TOO_LARGE, size=path.stat().st_size)
         return
     try:
-        value = json.loads(whole if source.encoding is None else whole.decode(source.encoding))
+        value = json.loads(whole)
     except (ValueError, RecursionError) as error:
         sentence = f"not JSON in UTF-8 ({type(error).__name__})"
         yield Record(where, None, error=sentence, size=len(whole), rows=None)
@@ -197,7 +195,7 @@ def _row_of(batch: Any) -> dict[str, Any]:
 
 def _parsed(source: Source, where: str, row: int, line: bytes, convert: Convert) -> Record:
     try:
-        value = json.loads(line.rstrip() if source.encoding is None else line.decode(source.encoding))
+        value = json.loads(line.rstrip())
     except json.JSONDecodeError as error:
         return Record(where, row, error=f"not JSON at column {error.colno} ({error.msg})")
     except (ValueError, RecursionError) as error:

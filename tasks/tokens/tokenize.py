@@ -60,4 +60,8 @@ def tokenize(documents: Shard, selection: Shard, tokenizer: Artifact, out: Path)
             end_of_text_id=end_of_text,
         )
         metrics[side] = {"tokens": header.n_tokens, "documents": header.n_documents, "bytes": header.n_bytes}
+        by_source: dict[str, int] = {}
+        for source, document in zip(part.column("source").to_pylist(), encoded, strict=True):
+            by_source[source] = by_source.get(source, 0) + len(document) + 1
+        metrics[side]["tokens_by_source"] = by_source
     return metrics

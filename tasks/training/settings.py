@@ -11,6 +11,7 @@ from model.config import ModelConfig, TrainConfig
 from model.errors import InputError
 from model.machine import TrainingMachine
 from model.tokens import Tokens
+from tasks.training.mixture import MixtureConfig
 
 
 class TrainModelConfig(Config):
@@ -18,6 +19,7 @@ class TrainModelConfig(Config):
 
     model: ModelConfig
     train: TrainConfig
+    mixture: MixtureConfig = MixtureConfig()
 
     @model_validator(mode="after")
     def _batch_fits(self) -> Self:

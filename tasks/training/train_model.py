@@ -2,11 +2,14 @@
 
 from pathlib import Path
 
+from model.batches import Windows
+from model.objectives.mixed_text import MixedTextObjective, tokens_of_source
 from model.objectives.text import TextObjective
 from model.tokenizer import tokenizer_sha256
 from model.tokens import open_tokens
 from tasks.engine.machine import Machine
 from tasks.engine.stage import Artifact, Metrics, stage
+from tasks.training.mixture import epochs_by_source, windows_by_source
 from tasks.training.settings import TrainModelConfig, check_corpus
 from tasks.training.torchrun import train_under_torchrun
 
@@ -24,9 +27,21 @@ def train_model(
     Goes on from the newest valid checkpoint below `work`.
 
     Raises:
-        InputError: if text or machine do not fit the recipe, or the loss is not finite.
+        InputError: if text, mixture or machine do not fit the recipe, or the loss is not finite.
         StageFailed: if a training process died; another attempt goes on from its checkpoint.
     """
     digest = tokenizer_sha256(tokenizer.path)
-    check_corpus(config, [open_tokens(path / "train.arrow", digest) for path in tokens.shards])
-    return train_under_torchrun(config, TextObjective(), tokens, tokenizer, out, work, machine)
+    shards = [open_tokens(path / "train.arrow", digest) for path in tokens.shards]
+    check_corpus(config, shards)
+    if not config.mixture.weights:
+        return train_under_torchrun(config, TextObjective(), tokens, tokenizer, out, work, machine)
+    per_step = config.train.tokens_per_batch // config.model.context_length
+    sizes = {
+        name: float(len(Windows(tokens_of_source(shards, name), config.model.context_length)))
+        for name in sorted({name for _, weights in config.mixture.each() for name in weights})
+    }
+    phases = windows_by_source(config.mixture, sizes, config.train.n_steps, per_step)
+    objective = MixedTextObjective(phases=tuple(phases))
+    metrics = train_under_torchrun(config, objective, tokens, tokenizer, out, work, machine)
+    read = epochs_by_source(phases, sizes, config.train.n_steps * per_step)
+    return {**metrics, "mixture": read}

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.batches import Windows, permute
-from model.objectives.replayed_text import Mixture
+from model.mixture import Mixture, Phase
 from model.tokens import open_tokens, write_tokens
 
 
@@ -107,9 +107,35 @@ def test_every_window_is_a_piece_of_the_stream_and_its_beginning_follows_its_end
 @given(share=st.floats(0, 0.99), count=st.integers(1, 40), seed=st.integers(0, 2**32))
 def test_a_mixture_keeps_its_proportion_on_any_number_of_ranks(share: float, count: int, seed: int):
     first, second = Windows([np.arange(200)], 8), Windows([np.arange(1000, 1100)], 8)
-    mixture = Mixture(first, second, share)
+    mixture = Mixture([second, first], [Phase(0, (share, 1 - share))])
     whole = mixture.batch(3, 2 * count, seed, 0, 2 * count)
     halves = [mixture.batch(3, 2 * count, seed, rank * count, count) for rank in range(2)]
     assert np.array_equal(whole, np.concatenate(halves))
     n_second = int((whole[:, 0] >= 1000).sum())
     assert abs(n_second - share * 2 * count) <= 1
+
+
+SHARES = st.lists(st.floats(0, 10), min_size=2, max_size=5).filter(lambda shares: sum(shares) > 0.1)
+
+
+@given(SHARES, SHARES, st.integers(0, 60), st.integers(1, 12), st.integers(0, 2**32))
+def test_a_mixture_of_many_phase_by_phase(before, after, boundary: int, per_step: int, seed: int):
+    """Any rank sees the same windows; each stream is read in its own order, goes on where it was, and keeps its share."""
+    after = [*after, *before][: len(before)]
+    streams = [Windows([np.arange(1000 * i, 1000 * i + 41)], 4) for i in range(len(before))]
+    mixture = Mixture(streams, [Phase(0, tuple(before)), Phase(boundary * per_step, tuple(after))])
+    n_steps = 2 * boundary + 3
+    steps = [mixture.batch(step, per_step, seed, 0, per_step) for step in range(n_steps)]
+    parts = [
+        np.concatenate([mixture.batch(step, per_step, seed, first, 1) for first in range(per_step)])
+        for step in range(n_steps)
+    ]
+    assert all(np.array_equal(whole, split) for whole, split in zip(steps, parts, strict=True))
+    of = np.concatenate(steps)[:, 0] // 1000
+    for number, stream in enumerate(streams):
+        read = np.concatenate(steps)[of == number]
+        assert np.array_equal(read, stream.draw(np.arange(len(read), dtype=np.uint64), seed + number))
+    for part, shares in ((of[: boundary * per_step], before), (of[boundary * per_step :], after)):
+        counts = np.bincount(part, minlength=len(streams))
+        assert counts.tolist() == Mixture.counts(len(part), shares).tolist()
+        assert np.all(np.abs(counts - len(part) * np.array(shares) / sum(shares)) <= len(streams))

@@ -13,8 +13,13 @@ _ENCODED = re.compile(r"[A-Za-z0-9+/=_%-]{200,}")
 """A run that no prose has: base64, hexadecimal digits, and the like."""
 
 
-def _share(pattern: re.Pattern[str], text: str) -> float:
-    return sum(len(run) for run in pattern.findall(text)) / max(1, len(text))
+_LEAST_DISTINCT = 8
+"""Characters that differ in a run that encodes anything; a ruled line, or letters of a genome, have fewer."""
+
+
+def _share(pattern: re.Pattern[str], text: str, least_distinct: int = 0) -> float:
+    runs = (run for run in pattern.findall(text) if len(set(run)) >= least_distinct)
+    return sum(map(len, runs)) / max(1, len(text))
 
 
 class Rubbish(Filter):
@@ -38,7 +43,7 @@ class Rubbish(Filter):
         return [self._fault(text) for text in documents.texts]
 
     def _fault(self, text: str) -> Fault | None:
-        unprintable, encoded = _share(_UNPRINTABLE, text), _share(_ENCODED, text)
+        unprintable, encoded = _share(_UNPRINTABLE, text), _share(_ENCODED, text, _LEAST_DISTINCT)
         if unprintable > self.max_unprintable:
             return Fault("characters that are no text", "max_unprintable", unprintable, self.max_unprintable)
         if encoded > self.max_encoded:

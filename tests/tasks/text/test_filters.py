@@ -261,6 +261,95 @@ def test_a_filter_of_ones_own_is_one_file(tmp_path: Path, monkeypatch: pytest.Mo
             CleanConfig.model_validate({"filters": {"mine": fields}})
 
 
+ODD = """
+import helper
+from tasks.text.judging import Fault, Filter, Mender
+
+
+class GivesBools(Filter):
+    def judge(self, documents):
+        return [True for _ in documents.texts]
+
+
+class GivesTooFew(Filter):
+    def judge(self, documents):
+        return []
+
+
+class GivesNothing(Mender):
+    def mend(self, text):
+        return None
+
+
+class CatchesAll(Filter):
+    def judge(self, documents):
+        while "slow" in documents.texts:
+            try:
+                while True:
+                    pass
+            except Exception:
+                pass
+        return [None for _ in documents.texts]
+"""
+
+
+@pytest.fixture
+def odd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with steps that are not as they should be."""
+    (tmp_path / "odd_steps.py").write_text(ODD)
+    (tmp_path / "helper.py").write_text("LIMIT = 1\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for name in ("odd_steps", "helper"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    return tmp_path
+
+
+def config_of(name: str, **fields) -> CleanConfig:
+    return CleanConfig.model_validate({"filters": {"odd": {"use": f"odd_steps:{name}"}}, **fields})
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("GivesBools", "gives True for a document: it must give a Fault or None"),
+        ("GivesTooFew", "gives 0 results for 2 documents"),
+        ("GivesNothing", "gives None for a document: it must give a text"),
+    ],
+)
+def test_what_a_step_from_elsewhere_gives_is_checked(odd: Path, name: str, told: str):
+    shard = write_shard(odd / "in", {"a": "one", "b": "two"})
+    with pytest.raises(InputError, match=told):
+        clean.fn(config_of(name), documents=Shard(shard), out=odd / "out")
+
+
+def test_a_step_that_catches_everything_is_ended_too(odd: Path):
+    shard = write_shard(odd / "in", {"a": "one", "b": "slow"})
+    clean.fn(config_of("CatchesAll", max_document_seconds=0.2), documents=Shard(shard), out=odd / "out")
+    assert [verdict["kept"] for verdict in verdicts(odd / "out")] == [True, False]
+
+
+def test_every_letter_beside_a_step_from_elsewhere_is_in_the_key(odd: Path):
+    before = clean.code(config_of("CatchesAll"))
+    assert {"odd_steps", "helper"} <= set(before)
+    (odd / "helper.py").write_text('"""Read by somebody."""\nLIMIT = 1\n')
+    after = clean.code(config_of("CatchesAll"))
+    assert {name for name in after if before.get(name) != after[name]} == {"helper"}
+
+
+def test_what_a_filter_of_datatrove_makes_of_a_text_is_kept(tmp_path: Path):
+    c4 = "datatrove.pipeline.filters.c4_filters:C4QualityFilter"
+    fields = {"filter_no_terminal_punct": True, "min_num_sentences": 0, "min_words_per_line": 3}
+    config = CleanConfig.model_validate({"filters": {"c4": {"use": c4, "fields": fields}}})
+    text = "This line ends as it should.\nThis one does not\nNor this\nAnd this one does again."
+    shard = write_shard(tmp_path / "in", {"a": text})
+    clean.fn(config, documents=Shard(shard), out=tmp_path / "out")
+    from tasks.tables import read_column
+
+    (kept,) = read_column(tmp_path / "out" / "documents.parquet", "text")
+    assert kept == "This line ends as it should.\nAnd this one does again."
+
+
 def test_a_filter_without_source_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "compiled.py").write_text(OWN)
     script = "import py_compile; py_compile.compile('compiled.py', cfile='compiled.pyc')"

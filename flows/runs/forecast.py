@@ -128,7 +128,15 @@ class Forecast:
         }
 
 
-_TEXT_IN_FILE = {"html": 0.25, "table": 0.9, "json": 0.9, "lines": 0.9, "parquet": 2.0}
+_TEXT_IN_FILE = {
+    "html": 0.25,
+    "table": 0.9,
+    "json": 0.9,
+    "lines": 0.9,
+    "parquet": 2.0,
+    "office": 0.2,
+    "archive": 0.2,
+}
 
 
 def text_bytes_of(recipe: Recipe, *, taken: bool = True) -> float:

@@ -185,7 +185,12 @@ def clean_shard(config: "CleanConfig", source: Path, out: Path) -> Metrics:
             own_staying, own_gone = cleaning[profile](whole if len(rows) == len(whole) else whole.take(rows))
             staying.update((rows[at], text) for at, text in own_staying.items())
             gone.update((rows[at], verdict) for at, verdict in own_gone.items())
-        languages += whole.languages
+        profiles = batch.column("profile").to_pylist()
+        # Source code is in no language; what it would be taken for says nothing.
+        languages += [
+            ("", 0.0) if profile == "code" else found
+            for profile, found in zip(profiles, whole.languages, strict=True)
+        ]
         verdicts += [gone.get(row) or kept() for row in range(len(whole))]
         rows = sorted(staying)
         texts = pa.array([staying[row] for row in rows], pa.large_string())

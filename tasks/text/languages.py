@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
 LANGUAGES = "languages.parquet"
 LANGUAGES_SCHEMA: "Schema" = {"language": "string", "probability": "float32"}
-"""The language of each row of the documents, as ISO 639-1 or, where that has none, 639-3; empty where there are no words."""
+"""The language of each row of the documents, as ISO 639-1 or, where that has none, 639-3; empty where there are no words,
+and of source code."""
 
 _SLICE = 200
 

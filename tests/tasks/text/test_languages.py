@@ -113,6 +113,7 @@ def test_code_that_nobody_wrote_is_dropped(tmp_path: Path):
         None,
     ]
     assert kept[0]["text"] == CODE["python"]
+    assert {row["language"] for row in read_table(tmp_path / "out" / LANGUAGES).to_pylist()} == {""}
     long_lines = SourceCode(max_mean_line_length=10).judge(Documents(pa.record_batch({"text": ["a" * 30]})))
     assert long_lines[0]
     assert long_lines[0].field == "max_mean_line_length"

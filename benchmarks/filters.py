@@ -24,7 +24,8 @@ from datatrove.pipeline.filters.gopher_repetition_filter import GopherRepetition
 from datatrove.pipeline.formatters.ftfy import FTFYFormatter
 from datatrove.utils.hashing import HashConfig
 
-from tasks.characters import batches
+from tasks.batches import batches
+from tasks.characters import MOST_CHARACTERS
 from tasks.engine.stage import Shard
 from tasks.tables import write_table
 from tasks.text.clean import CleanConfig, clean
@@ -72,7 +73,7 @@ def stock(block: Any, texts: Sequence[str]) -> Decisions:
 def ours(step: Filter, texts: Sequence[str]) -> Decisions:
     """The decisions of one of our filters."""
     decisions: Decisions = []
-    for batch in batches([len(text) for text in texts]):
+    for batch in batches([len(text) for text in texts], MOST_CHARACTERS):
         own = pa.record_batch({"text": pa.array(texts[batch.start : batch.stop], pa.large_string())})
         decisions += [fault and fault.reason for fault in step.judge(Documents(own))]
     return decisions

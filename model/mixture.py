@@ -1,6 +1,6 @@
 """Several streams of windows, each with its share, and other shares from some window on: a pure function of (seed, step)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -24,6 +24,14 @@ class Phase:
     shares: tuple[float, ...]
 
 
+def _shares_of_rest(shares: Sequence[float]) -> Iterator[int]:
+    """For each stream but the last its share of what the streams before it left, times 2^32."""
+    left = float(sum(shares))
+    for share in shares[:-1]:
+        yield round(min(1.0, share / left) * _ONE) if left else 0
+        left -= share
+
+
 def _assign(samples: np.ndarray, shares: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
     """Of which stream each window is, and how many windows of it come before: int64 and uint64, as long as `samples`.
 
@@ -33,16 +41,14 @@ def _assign(samples: np.ndarray, shares: Sequence[float]) -> tuple[np.ndarray, n
     stream = np.zeros(len(samples), np.int64)
     before = samples.astype(np.uint64)
     active = np.arange(len(samples))
-    total = float(sum(shares))
-    for number, share in enumerate(shares[:-1]):
-        numerator = np.uint64(round(min(1.0, share / total) * _ONE)) if total else np.uint64(0)
+    for number, share in enumerate(_shares_of_rest(shares)):
+        numerator = np.uint64(share)
         own = before[active]
         taken = (own * numerator) >> np.uint64(32)
         is_own = ((own + np.uint64(1)) * numerator) >> np.uint64(32) > taken
         before[active] = np.where(is_own, taken, own - taken)
         stream[active[is_own]] = number
         active = active[~is_own]
-        total -= share
     stream[active] = len(shares) - 1
     return stream, before
 
@@ -62,10 +68,10 @@ class Mixture:
     def counts(n_windows: int, shares: Sequence[float]) -> np.ndarray:
         """Windows of each stream among the first `n_windows` with these shares: uint64."""
         counts = np.zeros(len(shares), np.uint64)
-        left, total = n_windows, float(sum(shares))
-        for number, share in enumerate(shares[:-1]):
-            taken = (left * round(min(1.0, share / total) * _ONE)) >> 32 if total else 0
-            counts[number], left, total = taken, left - taken, total - share
+        left = n_windows
+        for number, share in enumerate(_shares_of_rest(shares)):
+            counts[number] = (left * share) >> 32
+            left -= int(counts[number])
         counts[-1] = left
         return counts
 

@@ -4,7 +4,7 @@ Every function here takes time linear in the text, whatever is in it.
 """
 
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, cached_property
 
 import numpy as np
@@ -44,17 +44,25 @@ def _kind(code: int) -> int:
     )
 
 
-_KINDS, _KNOWN = np.zeros(0x110000, np.uint8), np.zeros(0x110000, bool)
+class Kinds:
+    """The kind of every character, by a function that is asked for each when it is met for the first time."""
+
+    def __init__(self, kind: Callable[[int], int]) -> None:
+        self.kind = kind
+        self.kinds, self.known = np.zeros(0x110000, np.uint8), np.zeros(0x110000, bool)
+
+    def __call__(self, codes: np.ndarray) -> np.ndarray:
+        """The kind of each of the characters: uint8."""
+        seen = np.zeros(0x110000, bool)
+        seen[codes] = True
+        for code in np.flatnonzero(seen & ~self.known).tolist():
+            self.kinds[code] = self.kind(code)
+        np.logical_or(self.known, seen, out=self.known)
+        return self.kinds[codes]
 
 
-def kinds_of(codes: np.ndarray) -> np.ndarray:
-    """The kind of each character: uint8. A character is looked up when it is met for the first time."""
-    seen = np.zeros(0x110000, bool)
-    seen[codes] = True
-    for code in np.flatnonzero(seen & ~_KNOWN).tolist():
-        _KINDS[code] = _kind(code)
-    np.logical_or(_KNOWN, seen, out=_KNOWN)
-    return _KINDS[codes]
+kinds_of = Kinds(_kind)
+"""The kind of each character, as bits."""
 
 
 _BASE = 0x9E3779B97F4A7C15
@@ -140,18 +148,6 @@ class Characters:
     def firsts(self, starts: np.ndarray) -> np.ndarray:
         """For spans in order: number of the first of each text, and of all at the end: int64 (texts + 1,)."""
         return np.append(np.searchsorted(starts, self.starts), len(starts))
-
-
-def batches(sizes: Sequence[int]) -> Iterator[range]:
-    """Neighbours that are looked at together, at most `MOST_CHARACTERS` unless one alone has more."""
-    first, total = 0, 0
-    for number, size in enumerate(sizes):
-        if total + size > MOST_CHARACTERS and number > first:
-            yield range(first, number)
-            first, total = number, 0
-        total += size + 1
-    if first < len(sizes):
-        yield range(first, len(sizes))
 
 
 def parts_of(text: str) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """N-grams of words as hashes: how texts are compared with each other and with benchmark items.
 
-A word is a longest run of letters, digits, marks and underscores of the lower-cased text in its composed form (NFC). In scripts without spaces
-(Chinese, Japanese, Thai, ...) each character is one: which characters make a word there is a guess of a dictionary's,
+A word is a longest run of letters, digits, marks and underscores of the lower-cased text in its
+composed form (NFC). In scripts without spaces (Chinese, Japanese, Thai, ...) each character is one: which characters make a word there is a guess of a dictionary's,
 and two texts that differ in one character would differ in many guesses.
 """
 
@@ -9,12 +9,12 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from tasks.batches import batches
 from tasks.characters import (
     IN_WORD,
     IS_WORD,
     MOST_CHARACTERS,
     Characters,
-    batches,
     composed,
     hash_word,
     kinds_of,
@@ -79,7 +79,7 @@ def hash_words(texts: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         words: of some texts one after the other: uint64.
         offsets: of the first word of each text in them, and their number: int64 (texts + 1,).
     """
-    for batch in batches([len(text) for text in texts]):
+    for batch in batches([len(text) for text in texts], MOST_CHARACTERS):
         lowered = [composed(texts[number]).lower() for number in batch]
         if len(lowered) > 1 or len(lowered[0]) <= MOST_CHARACTERS:
             yield _hash_together(lowered)

@@ -8,6 +8,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks.batches import batches
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -66,14 +68,8 @@ def read_batches(path: Path, by: str, most: int) -> "Iterator[pa.RecordBatch]":
     import pyarrow.parquet as pq
 
     for batch in pq.ParquetFile(path).iter_batches(1024):
-        first, total = 0, 0
-        for row, size in enumerate(pc.utf8_length(batch.column(by)).to_pylist()):
-            if total + size > most and row > first:
-                yield batch.slice(first, row - first)
-                first, total = row, 0
-            total += size + 1
-        if first < len(batch):
-            yield batch.slice(first)
+        for rows in batches(pc.utf8_length(batch.column(by)).to_pylist(), most):
+            yield batch.slice(rows.start, len(rows))
 
 
 def count_rows(path: Path) -> int:

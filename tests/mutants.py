@@ -39,7 +39,7 @@ MUTANTS = (
     Mutant(
         "code is not checked after a call",
         "tasks/engine/call.py",
-        '    if stage.code(*stage.read_config(spec.config) or (None,)) != spec.ingredients["code"]:',
+        '    if stage.code_of_values(spec.config) != spec.ingredients["code"]:',
         "    if False:",
         f"{ENGINE}/test_code.py -k edited_while_it_runs",
     ),

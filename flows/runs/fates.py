@@ -10,10 +10,11 @@ import duckdb
 from flows.runs.record import Run
 from model.errors import InputError
 from tasks.engine.store import Store
-from tasks.text.documents import DOCUMENTS
-from tasks.text.languages import LANGUAGES
-from tasks.text.selection import SELECTION
-from tasks.text.verdicts import VERDICTS
+from tasks.tables import arrow_schema
+from tasks.text.documents import DOCUMENTS, DOCUMENTS_SCHEMA
+from tasks.text.languages import LANGUAGES, LANGUAGES_SCHEMA
+from tasks.text.selection import SELECTION, SELECTION_SCHEMA
+from tasks.text.verdicts import VERDICTS, VERDICTS_SCHEMA
 
 COLUMNS = {
     "id": "source, file and row",
@@ -87,16 +88,15 @@ class Fates:
 
     def _table(self, name: str, shards: tuple[Path, ...] | None, file: str) -> None:
         """A view of a file of each shard, with shard and row; empty where there is none."""
-        paths = [str(shard / file) for shard in shards or () if (shard / file).exists()]
-        if not paths:
-            self.database.execute(f"CREATE VIEW {name} AS SELECT * FROM {_EMPTY[file]} WHERE false")
+        places = [(str(shard / file), position) for position, shard in enumerate(shards or ())]
+        places = [place for place in places if Path(place[0]).exists()]
+        if not places:
+            nothing = arrow_schema({"shard": "int64", "row": "int64", **_SCHEMAS[file]}).empty_table()
+            self.database.register(name, nothing)
             return
         self.database.execute(f"CREATE TABLE {name}_files (filename VARCHAR, shard BIGINT)")
-        self.database.executemany(
-            f"INSERT INTO {name}_files VALUES (?, ?)",
-            [*map(list, zip(paths, range(len(paths)), strict=True))],
-        )
-        quoted = ", ".join("'" + path.replace("'", "''") + "'" for path in paths)
+        self.database.executemany(f"INSERT INTO {name}_files VALUES (?, ?)", list(map(list, places)))
+        quoted = ", ".join("'" + path.replace("'", "''") + "'" for path, _ in places)
         self.database.execute(
             f"CREATE VIEW {name} AS SELECT shard, file_row_number AS row, * EXCLUDE (filename, shard, file_row_number) "
             f"FROM read_parquet([{quoted}], filename = true, file_row_number = true) JOIN {name}_files USING (filename)"
@@ -116,12 +116,11 @@ class Fates:
             raise InputError(f"the query cannot be answered: {error}") from error
 
 
-_EMPTY = {
-    VERDICTS: "(SELECT 0 AS shard, 0 AS row, true AS kept, '' AS step, '' AS reason, '' AS detail, '' AS field, "
-    '0.0 AS value, 0.0 AS "limit")',
-    LANGUAGES: "(SELECT 0 AS shard, 0 AS row, '' AS language, 0.0 AS probability)",
-    DOCUMENTS: "(SELECT 0 AS shard, 0 AS row, '' AS id, '' AS text)",
-    SELECTION: "(SELECT 0 AS shard, 0 AS row, '' AS id, '' AS side, '' AS reason)",
+_SCHEMAS = {
+    DOCUMENTS: DOCUMENTS_SCHEMA,
+    VERDICTS: VERDICTS_SCHEMA,
+    LANGUAGES: LANGUAGES_SCHEMA,
+    SELECTION: SELECTION_SCHEMA,
 }
 
 _DOCUMENTS = """

@@ -368,7 +368,7 @@ def _parameters(recipe: Recipe, vocabulary_size: int) -> float:
     return block / 6 + embedding
 
 
-_LONG_SECONDS, _GOOD_SECONDS, _MANY_EPOCHS = 3600.0, 2400.0, 6.0
+_LONG_SECONDS, _GOOD_SECONDS, MANY_EPOCHS = 3600.0, 2400.0, 6.0
 
 
 def _advice(
@@ -394,7 +394,7 @@ def _advice(
             else "take a smaller model, and fewer items of benchmarks (evaluate_model.limit)"
         )
         told.append(f"this takes about {total / 3600:.1f} hours here: {mend}")
-    if "train_model" in seconds and epochs > _MANY_EPOCHS:
+    if "train_model" in seconds and epochs > MANY_EPOCHS:
         roughly = "" if sizes.is_counted else "about "
         is_best = train.keep == "best" and train.evaluations
         kept = ", and what you get are the weights of the best step before" if is_best else ""

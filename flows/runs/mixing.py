@@ -5,7 +5,7 @@ from typing import Any
 
 from flows.recipe.recipe import Recipe
 from flows.recipe.suggest import bytes_per_token
-from flows.runs.forecast import text_bytes_of
+from flows.runs.forecast import MANY_EPOCHS, text_bytes_of
 from flows.runs.plan import CACHED, Planned
 from model.errors import InputError
 from tasks.text.sources import IngestConfig
@@ -70,10 +70,6 @@ def mix_sources(recipe: Recipe, rows: list[Planned]) -> list[SourceShare]:
         SourceShare(name, n_bytes, tokens, read[name]["share"], read[name]["epochs"])
         for name, (n_bytes, tokens) in sizes.items()
     ]
-
-
-MANY_EPOCHS = 6.0
-"""How often a source is read before `plan` warns; see docs/size.md."""
 
 
 def warnings_of(shares: list[SourceShare]) -> list[str]:

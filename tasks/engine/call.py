@@ -76,7 +76,7 @@ def check_code(stage: Stage, spec: Spec) -> None:
     Raises:
         StageFailed: if an edit came between.
     """
-    if stage.code(*stage.read_config(spec.config) or (None,)) != spec.ingredients["code"]:
+    if stage.code_of_values(spec.config) != spec.ingredients["code"]:
         raise StageFailed("its code was edited after the run began: run the same command again")
 
 

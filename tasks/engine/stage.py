@@ -131,6 +131,10 @@ class Stage:
         """Digest of each module whose code a result with this configuration depends on."""
         return code_digests(self.fn.__module__, *(config.modules if config else ()))
 
+    def code_of_values(self, values: dict[str, Any] | None) -> dict[str, str]:
+        """The same, of a configuration in JSON types."""
+        return self.code(*self.read_config(values) or (None,))
+
     def read_config(self, values: dict[str, Any] | None) -> tuple[Config, ...]:
         """The configuration that `values` are, as the arguments of `fn` before its inputs."""
         return () if self.config_type is None else (self.config_type.model_validate(values),)
@@ -264,8 +268,8 @@ def map_stage(
 ) -> Callable[[Callable[..., Any]], Stage]:
     """Make a stage of a function that is called for each shard, `(config, NAME: Shard..., out: Path)`.
 
-    It returns metrics. Shard inputs are zipped by position; Artifact inputs go whole to every shard. A map over what lies outside the store takes `piece: Piece`
-    instead of Shard inputs.
+    It returns metrics. Shard inputs are zipped by position; Artifact inputs go whole to every shard. A map over what
+    lies outside the store takes `piece: Piece` instead of Shard inputs.
 
     Args:
         libraries: distributions whose versions are part of the key.

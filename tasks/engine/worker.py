@@ -47,8 +47,7 @@ def differences(spec: Spec) -> list[str]:
         own = library_version(name)
         if own != version:
             told.append(f"{name} {own} instead of {version}")
-    stage = load_stage(spec.stage)
-    own_code = stage.code(*stage.read_config(spec.config) or (None,))
+    own_code = load_stage(spec.stage).code_of_values(spec.config)
     edited = sorted(name for name, value in spec.ingredients["code"].items() if own_code.get(name) != value)
     if edited:
         told.append(f"other code in {', '.join(edited[:3])}")

@@ -100,8 +100,7 @@ class CleanConfig(Config):
                     if not plug_in.profiles or profile in plug_in.profiles
                 ]
             elif (step := getattr(self, name)) is not None:
-                own = step.of_profile(profile) if isinstance(step, ReplacePersonalData) else step
-                steps.append((name, own))
+                steps.append((name, step.of_profile(profile)))
         return steps
 
 

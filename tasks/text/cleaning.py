@@ -159,14 +159,6 @@ def _verdict(name: str, text: str, fault: Fault) -> Verdict:
     return dropped(name, fault.reason, _size(text), field, fault.value, fault.limit)
 
 
-def _of_one_profile(batch: pa.RecordBatch) -> Iterator[tuple[str, list[int]]]:
-    """Profiles of the documents, and the rows of each."""
-    rows: dict[str, list[int]] = {}
-    for row, profile in enumerate(batch.column("profile").to_pylist()):
-        rows.setdefault(profile, []).append(row)
-    yield from rows.items()
-
-
 def clean_shard(config: "CleanConfig", source: Path, out: Path) -> Metrics:
     """Clean the documents of a shard; writes documents.parquet, verdicts.parquet and languages.parquet, returns how many and why."""
     cleaning: dict[str, Cleaning] = {}
@@ -179,13 +171,14 @@ def clean_shard(config: "CleanConfig", source: Path, out: Path) -> Metrics:
         staying: dict[int, str] = {}
         gone: dict[int, Verdict] = {}
         whole = Documents(batch)
-        for profile, rows in _of_one_profile(batch):
+        profiles = batch.column("profile").to_pylist()
+        for profile in dict.fromkeys(profiles):
+            rows = [row for row, own in enumerate(profiles) if own == profile]
             if profile not in cleaning:
                 cleaning[profile] = Cleaning(config.steps(profile), config.max_document_seconds)
             own_staying, own_gone = cleaning[profile](whole if len(rows) == len(whole) else whole.take(rows))
             staying.update((rows[at], text) for at, text in own_staying.items())
             gone.update((rows[at], verdict) for at, verdict in own_gone.items())
-        profiles = batch.column("profile").to_pylist()
         # Source code is in no language; what it would be taken for says nothing.
         languages += [
             ("", 0.0) if profile == "code" else found

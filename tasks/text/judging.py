@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+from pydantic import Field
 
 from model.base_config import Config
 
@@ -94,7 +96,15 @@ Faults = list[Fault | None]
 """For each document of a batch what is wrong with it, or None."""
 
 
-class Filter(Config):
+class Step(Config):
+    """A step of cleaning."""
+
+    def of_profile(self, profile: str) -> Self:
+        """The step as documents of a profile take it."""
+        return self
+
+
+class Filter(Step):
     """A step of cleaning that drops documents. Its fields, with their descriptions, are those of the recipe."""
 
     def judge(self, documents: Documents) -> Faults:
@@ -102,7 +112,20 @@ class Filter(Config):
         raise NotImplementedError
 
 
-class Mender(Config):
+class WordFilter(Filter):
+    """A filter that counts words."""
+
+    marks_are_words: bool = Field(
+        False,
+        description="Whether each mark of punctuation counts as a word, as where datatrove's filter has the words of spaCy.",
+    )
+
+    def words_of(self, documents: Documents) -> "Words":
+        """The words of the documents, as it counts them."""
+        return documents.words_and_marks if self.marks_are_words else documents.words
+
+
+class Mender(Step):
     """A step of cleaning that changes texts. What it makes of a text depends on that text alone."""
 
     def mend(self, text: str) -> str:

@@ -2,6 +2,7 @@
 
 import email
 import email.policy
+import io
 import mailbox
 import re
 from collections.abc import Iterator
@@ -14,8 +15,8 @@ from tasks.text.records import TOO_LARGE, Record, kept_record
 from tasks.text.sources import Source
 
 
-def _parsed(content: Any) -> EmailMessage:
-    message = email.message_from_binary_file(content, policy=email.policy.default)
+def _parsed(content: bytes) -> EmailMessage:
+    message = email.message_from_binary_file(io.BytesIO(content), policy=email.policy.default)
     assert isinstance(message, EmailMessage)
     return message
 
@@ -76,13 +77,11 @@ def _subject(part: Any, depth: int) -> str:
 
 
 def _record(source: Source, where: str, row: int | None, content: Any, limit: int) -> Record:
-    start = content.tell()
     whole = content.read(limit + 1)
     if len(whole) > limit:
         return Record(where, row, error=TOO_LARGE, size=len(whole))
-    content.seek(start)
     try:
-        message = _parsed(content)
+        message = _parsed(whole)
         subject, date = str(message.get("Subject", "")), str(message.get("Date", ""))
         said = _said(message, source.extractor)
         own_id = _own_id(whole)

@@ -4,7 +4,7 @@ import unicodedata
 
 import numpy as np
 
-from tasks.characters import LETTER, SPACE, Characters
+from tasks.characters import LETTER, SPACE, Characters, Kinds
 
 _QUOTES = "'\"”“`‘´’‚,„»«「」『』（）〔〕【】《》〈〉⟦⟧"
 _MARKS = "…,:;!?¿؟¡()[]{}<>_#*&。？！，、；：～·।،۔؛٪" + _QUOTES
@@ -29,7 +29,7 @@ def _mark_kind(code: int) -> int:
     )
 
 
-_KINDS, _KNOWN = np.zeros(0x110000, np.uint8), np.zeros(0x110000, bool)
+_mark_kinds_of = Kinds(_mark_kind)
 
 
 def _shift(values: np.ndarray, by: int) -> np.ndarray:
@@ -55,12 +55,7 @@ def words_and_marks(characters: Characters) -> tuple[np.ndarray, np.ndarray]:
     measure and smileys are left out.
     """
     codes, kinds = characters.codes, characters.kinds
-    seen = np.zeros(0x110000, bool)
-    seen[codes] = True
-    for code in np.flatnonzero(seen & ~_KNOWN).tolist():
-        _KINDS[code] = _mark_kind(code)
-    np.logical_or(_KNOWN, seen, out=_KNOWN)
-    marks = _KINDS[codes]
+    marks = _mark_kinds_of(codes)
 
     def are(kind: int) -> np.ndarray:
         return (marks & kind) != 0

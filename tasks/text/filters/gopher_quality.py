@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from tasks.text.judging import Documents, Faults, Filter, Measured, first_faults
+from tasks.text.judging import Documents, Faults, Measured, WordFilter, first_faults
 from tasks.text.language_facts import FACTS
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
 _ELLIPSES = ("...", "…")
 
 
-class GopherQuality(Filter):
+class GopherQuality(WordFilter):
     """Drop documents that do not look like prose (Rae et al. 2021, arXiv 2112.11446, table A1).
 
     The fields are for English; in other languages lengths of words, words with a letter and stop words are those of
@@ -48,16 +48,11 @@ class GopherQuality(Filter):
         description="Whether documents in other languages than English are judged by the figures of their own.",
     )
 
-    marks_are_words: bool = Field(
-        False,
-        description="Whether each mark of punctuation counts as a word, as where datatrove's filter has the words of spaCy.",
-    )
-
     def judge(self, documents: Documents) -> Faults:
         """What is wrong with each of the documents."""
         import numpy as np
 
-        words, texts = documents.words_and_marks if self.marks_are_words else documents.words, documents.texts
+        words, texts = self.words_of(documents), documents.texts
         n_words = np.maximum(1, words.counts)
         counts = words.sums(~words.are_marks)
         some = counts > 0

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from tasks.text.judging import Documents, Fault, Faults, Filter
+from tasks.text.judging import Documents, Fault, Faults, WordFilter
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,7 +20,7 @@ DUPLICATE_N_GRAMS = ((5, 0.15), (6, 0.14), (7, 0.13), (8, 0.12), (9, 0.11), (10,
 _PARAGRAPHS, _LINES = re.compile(r"\n{2,}"), re.compile(r"\n+")
 
 
-class GopherRepetition(Filter):
+class GopherRepetition(WordFilter):
     """Drop documents that repeat themselves (Rae et al. 2021, arXiv 2112.11446, table A1).
 
     The decisions are those of datatrove's GopherRepetitionFilter with the same words.
@@ -39,15 +39,10 @@ class GopherRepetition(Filter):
         0.2, gt=0, le=1, description="The same, in characters of paragraphs."
     )
 
-    marks_are_words: bool = Field(
-        False,
-        description="Whether each mark of punctuation counts as a word, as where datatrove's filter has the words of spaCy.",
-    )
-
     def judge(self, documents: Documents) -> Faults:
         """What is wrong with each of the documents."""
         faults = [self._lines(text) for text in documents.texts]
-        grams = _NGrams(documents, documents.words_and_marks if self.marks_are_words else documents.words)
+        grams = _NGrams(documents, self.words_of(documents))
         for row in grams.rows_in_doubt():
             faults[row] = faults[row] or grams.fault(row)
         return faults
@@ -65,7 +60,9 @@ class GopherRepetition(Filter):
             parts = pattern.split(text.strip() if kind == "paragraphs" else text)
             if len(set(parts)) == len(parts):
                 continue
-            again, characters_again = _occur_before(parts)
+            from datatrove.pipeline.filters.gopher_repetition_filter import find_duplicates
+
+            again, characters_again = find_duplicates(parts)
             field = f"max_duplicate_{kind}"
             if again / len(parts) > share:
                 return Fault(f"repeated {kind}", field, again / len(parts), share)
@@ -73,18 +70,6 @@ class GopherRepetition(Filter):
                 value = characters_again / len(text)
                 return Fault(f"repeated {kind}", f"{field[:-1]}_characters", value, characters)
         return None
-
-
-def _occur_before(parts: list[str]) -> tuple[int, int]:
-    """How many parts occur before, and their characters."""
-    seen: set[str] = set()
-    again, characters = 0, 0
-    for part in parts:
-        if part in seen:
-            again, characters = again + 1, characters + len(part)
-        else:
-            seen.add(part)
-    return again, characters
 
 
 class _NGrams:

@@ -7,7 +7,7 @@ import ipaddress
 import re
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, Self
 
 from pydantic import Field
 
@@ -212,7 +212,7 @@ class ReplacePersonalData(Mender):
     ipv6_replacement: str = Field("2001:db8::1", description="What stands for an IPv6 address (RFC 3849).")
     phone_replacement: str = Field("[phone number]", description="What stands for a telephone number.")
 
-    def of_profile(self, profile: str) -> "ReplacePersonalData":
+    def of_profile(self, profile: str) -> Self:
         """The same, with what is left empty decided."""
         everything = profile == "company"
         decided = {name: everything for name in ("ip_addresses", "phones") if getattr(self, name) is None}

@@ -1,11 +1,11 @@
 """Which graph a recipe, or an earlier run, means: what the graphs need of the store is looked up here."""
 
-from flows import evaluate, finetune, pretrain, retrain
+from flows import ablate, evaluate, finetune, pretrain, retrain
 from flows.recipe.recipe import AnyRecipe, FinetuneRecipe, Recipe
 from flows.runs.accept import check_accept
 from flows.runs.base import model_node, open_base
 from flows.runs.execute import Place
-from flows.runs.record import Run, load_run, runs_folder
+from flows.runs.record import ABLATE, Run, load_run, runs_folder
 from tasks.benchmarks.items import prepare_benchmarks
 from tasks.engine.stage import Node
 from tasks.engine.store import Store
@@ -43,6 +43,8 @@ def recipe_and_graph_of_run(run: Run, store: Store) -> tuple[AnyRecipe | None, l
         return None, evaluate.graph(model_node(record["model"], store), config)
     kind: type[AnyRecipe] = FinetuneRecipe if record["flow"] == "finetune" else Recipe
     recipe = kind.model_validate({**record["recipe"], "machine": record["machine"]})
+    if isinstance(recipe, Recipe) and record["flow"] == ABLATE:
+        return recipe, ablate.graph(recipe, record["without"], record["seeds"])
     if isinstance(recipe, Recipe) and record["flow"] == "retrain":
         champion = load_run(runs_folder(store) / record["champion"]) if record["champion"] else None
         return recipe, retrain.graph(recipe, champion)

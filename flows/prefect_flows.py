@@ -23,6 +23,7 @@ from prefect.states import Completed, State
 from prefect.tasks import exponential_backoff
 from prefect.utilities.annotations import quote
 
+from flows import ablate as ablation
 from flows import evaluate as evaluation
 from flows import retrain as retraining
 from flows.graphs import prepare_run
@@ -33,8 +34,9 @@ from flows.runs.champions import find_champion, promote_model, refuse_model
 from flows.runs.execute import BuildNode, Place, build_shown, claim, open_place, run_nodes
 from flows.runs.forecast import foretell
 from flows.runs.news import find_news
-from flows.runs.record import Run, start_evaluation, start_run
+from flows.runs.record import Run, start_ablation, start_evaluation, start_run
 from flows.runs.result import RunResult
+from flows.runs.worth import WORTH, worth_of
 from flows.serving.secrets import load_secrets
 from flows.views import pages
 from flows.views.report import render_report
@@ -289,6 +291,36 @@ async def evaluate(
     prepare_benchmarks(config)
     nodes = evaluation.graph(model_node(model, place.store), config)
     return _state(await run_recipe(start_evaluation(place.store, model, config), nodes, place))
+
+
+@flow(name="ablate", **_OPTIONS)
+async def ablate(
+    recipe: Recipe,
+    without: str,
+    seeds: int = 3,
+    store: str = "store",
+    rehash: bool = False,
+    secrets: dict[str, str] | None = None,
+) -> RunResult:
+    """Measure what a step of cleaning, a source or the mixture is worth: train with it and without it, some times each.
+
+    Args:
+        recipe: what becomes of which text.
+        without: clean.STEP, clean.filters.NAME, source:NAME, or mixture.
+        seeds: models with it, and as many without it; two at least, since what lies between them is the noise.
+        store: folder of results.
+        rehash: hash every source file again instead of trusting size and times.
+        secrets: environment variable -> name of a Prefect Secret block, such as HF_TOKEN -> hub-token.
+    """
+    checked, place = await _open(Recipe, recipe, store, rehash, secrets)
+    nodes = ablation.graph(checked, without, seeds)
+    prepare_benchmarks(checked.evaluate_model)
+    run = start_ablation(place.store, checked, without, seeds)
+    result = await run_recipe(run, nodes, place)
+    run.record[WORTH] = worth_of(run, place.store)
+    run.save()
+    await pages.publish(run, place.store)
+    return _state(replace(result, reason=run.record[WORTH]["sentence"]))
 
 
 @flow(name="retrain", **_OPTIONS)

@@ -30,6 +30,14 @@ COMMANDS = {
         "Train on the text that is there now, and make the model the champion only if it is better.",
     ),
     "evaluate": ("run", "Benchmark a model that is there already: of a run, or in a Hugging Face folder."),
+    "ablate": (
+        "ablate",
+        "Measure what a step of cleaning, a source or the mixture is worth, in bits per byte and beside the noise.",
+    ),
+    "mix": (
+        "ablate",
+        "Show how much of the training each source has, and with --try what that is worth.",
+    ),
     "plan": (
         "stages",
         "Say for each stage whether it is cached, would run and why, or depends on one that would.",

@@ -55,8 +55,8 @@ from tasks.training.settings import TrainModelConfig, check_machine
 app = make_app()
 
 
-def _run_flow(name: str, console: Console, **parameters: Any) -> RunResult:
-    """Run a flow from this process, on a server that is there or its own, and show it in the terminal."""
+def run_flow(name: str, console: Console, **parameters: Any) -> RunResult:
+    """Run a flow from this process, on a server that is there or its own, and show it in the terminal; returns what it returns."""
     with prefect_server(Path(parameters["store"])), TerminalDisplay(console) as shown:
         # Prefect reads its environment when it is imported, and needs a second or two for it.
         from flows.serving.here import run_here
@@ -125,7 +125,7 @@ def _run_recipe(
         for line in forecast_lines(rows, foretold) if foretold else ():
             console.print(line, highlight=False)
         store, accept = str(place.store.root), sorted(place.accept)
-        result = _run_flow(flow, console, recipe=recipe, store=store, rehash=rehash, accept=accept)
+        result = run_flow(flow, console, recipe=recipe, store=store, rehash=rehash, accept=accept)
     _finish(result, console, as_json)
 
 
@@ -189,7 +189,7 @@ def retrain(
         load_recipe(recipe_file, assignments, machine),
         make_console(to_stderr=as_json, quiet=quiet),
     )
-    result = _run_flow(
+    result = run_flow(
         "retrain", console, recipe=recipe, store=str(store.absolute()), rehash=rehash, force=force
     )
     console.print(f"[bold]{result.verdict}[/]: {escape(result.reason)}", highlight=False)
@@ -251,5 +251,5 @@ def evaluate(
     result = _from_store(nodes, place, console, make_run)
     if result is None:
         given = {"benchmarks": config, "machine": where, "store": str(place.store.root)}
-        result = _run_flow("evaluate", console, model=model, **given)
+        result = run_flow("evaluate", console, model=model, **given)
     _finish(result, console, as_json)

@@ -121,6 +121,32 @@ def load_any_recipe(
     """Like `load_recipe`; a recipe with the field base is one for fine-tuning."""
     values = read_yaml(path, "recipe")
     values.setdefault("name", path.stem)
+    return _checked(values, str(path), assignments, machine)
+
+
+def recipe_of_record(
+    record: dict[str, Any], assignments: list[str] | None = None, machine: Path | None = None
+) -> Recipe:
+    """The recipe that an earlier run was asked for, with --set assignments and a machine file.
+
+    Args:
+        record: what run.json says.
+
+    Raises:
+        InputError: with one sentence for each fault, or if the run trained nothing from scratch.
+    """
+    if record["flow"] in ("finetune", "evaluate"):
+        raise InputError(f"the run was one of {record['flow']}, which trains nothing from scratch")
+    values = {**record["recipe"], "machine": record["machine"]}
+    recipe = _checked(values, "the recipe of the run", assignments, machine)
+    assert isinstance(recipe, Recipe)
+    return recipe
+
+
+def _checked(
+    values: dict[str, Any], origin: str, assignments: list[str] | None, machine: Path | None
+) -> AnyRecipe:
+    """The recipe that values are, once assignments and a machine file have been applied."""
     if machine:
         values["machine"] = read_yaml(machine, "machine file")
     for assignment in assignments or []:
@@ -129,7 +155,7 @@ def load_any_recipe(
     try:
         recipe = kind.model_validate(values)
     except ValidationError as error:
-        raise InputError(explain(error, str(path), str(machine) if machine else None, kind)) from None
+        raise InputError(explain(error, origin, str(machine) if machine else None, kind)) from None
     check_no_secrets(recipe)
     return recipe
 

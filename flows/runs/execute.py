@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from tasks.engine.build import Outcome, build, look_up
 from tasks.engine.machine import Machine
 from tasks.engine.progress import Progress
 from tasks.engine.sources import SourceDigests
-from tasks.engine.stage import Node, topological
+from tasks.engine.stage import Node, Role, topological
 from tasks.engine.store import Store, Stored
 
 
@@ -77,6 +78,9 @@ def open_place(
     return Place(opened, digests, recipe.machine if recipe else machine or Machine())
 
 
+_SIDE_BY_SIDE: dict[Role, int] = {"train": 1, "evaluate": 2}
+"""How many nodes of a role work at once in a run: each takes all of the cores, or of an accelerator."""
+
 BuildNode = Callable[[Node, dict[str, Stored]], Awaitable[Outcome]]
 Note = Callable[[Node, Outcome], None]
 
@@ -94,12 +98,14 @@ async def run_nodes(nodes: list[Node], build_node: BuildNode, note: Note) -> dic
     """
     outcomes: dict[str, Outcome] = {}
     pending: dict[Node, asyncio.Task[Outcome]] = {}
+    turns = {role: asyncio.Semaphore(n) for role, n in _SIDE_BY_SIDE.items()}
 
     async def one(node: Node) -> Outcome:
         inputs = {
             name: (await asyncio.shield(pending[upstream])).stored for name, upstream in node.inputs.items()
         }
-        outcome = await build_node(node, inputs)
+        async with turns.get(node.role, nullcontext()):
+            outcome = await build_node(node, inputs)
         outcomes[node.name] = outcome
         note(node, outcome)
         return outcome

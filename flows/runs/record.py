@@ -13,7 +13,7 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import IO, Any
 
-from flows.recipe.recipe import AnyRecipe
+from flows.recipe.recipe import AnyRecipe, Recipe
 from model.errors import InputError
 from model.files import read_json, read_record, write_record
 from tasks.engine.build import Outcome
@@ -21,6 +21,8 @@ from tasks.engine.stage import Node, Role, finished
 from tasks.engine.store import Store, Stored
 from tasks.evaluation.evaluate_model import EvaluateModelConfig
 
+ABLATE = "ablate"
+"""Name of the flow whose models are measured and left."""
 RUN, REPORT, LATEST, LOCK = "run.json", "report.html", "latest", "lock"
 FORMAT = 3
 """Of run.json; raised when older ones cannot be read any more."""
@@ -91,8 +93,9 @@ class Run:
                 self._held = None
 
     def node_with_role(self, role: Role) -> str | None:
-        """Name of the node that does this in the run's graph; None if it did not come to one."""
-        return next((name for name, entry in self.record["stages"].items() if entry["role"] == role), None)
+        """Name of the node that does this in the run's graph, of several the first by name; None if it did not come to one."""
+        names = (name for name, entry in self.record["stages"].items() if entry["role"] == role)
+        return min(names, default=None)
 
     def stored(self, store: Store, name: str) -> Stored:
         """The result of a node of this run's graph.
@@ -161,6 +164,14 @@ def start_evaluation(store: Store, model: str, benchmarks: EvaluateModelConfig) 
     recipe = {"name": "evaluate", "evaluate_model": benchmarks.model_dump(mode="json")}
     record = {"flow": "evaluate", "model": model, "champion": None, "recipe": recipe, "machine": {}}
     return new_run(store, "evaluate", record)
+
+
+def start_ablation(store: Store, recipe: Recipe, without: str, seeds: int) -> Run:
+    """A new run that measures what a part of a recipe is worth. It makes no model that anybody goes on with."""
+    values = recipe.model_dump(mode="json")
+    record = {"flow": ABLATE, "champion": None, "machine": values.pop("machine"), "recipe": values}
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", f"{recipe.name}-without-{without}")
+    return new_run(store, name, {**record, "without": without, "seeds": seeds})
 
 
 def new_run(store: Store, name: str, record: dict[str, Any]) -> Run:
@@ -309,7 +320,8 @@ def _load_if_readable(path: Path) -> Run | None:
 def finished_runs(store: Store) -> Iterator[Run]:
     """Runs that came to a model and its end, the newest first."""
     for run in _runs_newest_first(store):
-        if run.record["status"] == "completed" and run.node_with_role("export"):
+        is_whole = run.record["status"] == "completed" and run.record["flow"] != ABLATE
+        if is_whole and run.node_with_role("export"):
             yield run
 
 

@@ -21,6 +21,7 @@ from pydantic import Field
 
 from flows.recipe.recipe import Recipe
 from flows.runs.record import REPORT, Run
+from flows.runs.worth import WORTH
 from flows.views.charts import loss_image
 from flows.views.report import REPORTS_VARIABLE, render_report, training_lines
 from flows.views.rows import (
@@ -33,6 +34,7 @@ from flows.views.rows import (
     fall_rows,
     score_rows,
     waterfall,
+    worth_rows,
 )
 from tasks.engine.manifest import Manifest
 from tasks.engine.progress import Progress
@@ -120,6 +122,9 @@ async def publish(run: Run, store: Store) -> None:
             await acreate_table_artifact(
                 comparison_rows(comparison), key="comparison", description=comparison["reason"]
             )
+        if run.record.get(WORTH):
+            worth = run.record[WORTH]
+            await acreate_table_artifact(worth_rows(worth), key="worth", description=worth["sentence"])
     except (httpx.HTTPError, PrefectException) as error:
         get_run_logger().warning("the page of this run is not complete: %s", type(error).__name__)
 

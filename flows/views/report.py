@@ -10,8 +10,17 @@ from rich.text import Text
 
 from flows.runs.fates import Fates, dropped_examples
 from flows.runs.record import REPORT, Run
+from flows.runs.worth import WORTH
 from flows.views.charts import score_chart, training_charts
-from flows.views.rows import answer_rows, comparison_rows, score_rows, text_rows, waterfall
+from flows.views.rows import (
+    answer_rows,
+    comparison_rows,
+    score_rows,
+    text_difference_rows,
+    text_rows,
+    waterfall,
+    worth_rows,
+)
 from flows.views.terminal import training_lines_of
 from model.files import read_json, write_whole
 from tasks.engine.store import Store, Stored
@@ -67,6 +76,7 @@ def render_report(run: Run, store: Store) -> Path:
     read, train = run.node_with_role("read"), run.node_with_role("train")
     lines, falls = training_lines(run, stored), waterfall(run, manifests)
     benchmarks = metrics.get("evaluate_model", {}).get("benchmarks", {})
+    worth = run.record.get(WORTH)
     html = (
         environment()
         .get_template(TEMPLATE)
@@ -95,6 +105,9 @@ def render_report(run: Run, store: Store) -> Path:
             answers=answer_rows(metrics["compare_answers"]["groups"]) if "compare_answers" in metrics else [],
             comparison=metrics.get("compare_models"),
             comparison_rows=comparison_rows(metrics["compare_models"]) if "compare_models" in metrics else [],
+            worth=worth,
+            worth_rows=worth_rows(worth) if worth else [],
+            text_difference_rows=text_difference_rows(worth["texts"]) if worth and worth["texts"] else [],
             stages=_stages(run, stored),
             recipe=yaml.safe_dump(run.record["recipe"], sort_keys=False, allow_unicode=True),
             machine=yaml.safe_dump(run.record["machine"], sort_keys=False),

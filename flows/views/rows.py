@@ -133,6 +133,38 @@ def text_rows(metrics: dict[str, dict[str, Any]]) -> list[Row]:
     ]
 
 
+def worth_rows(worth: dict[str, Any]) -> list[Row]:
+    """Models with and without a part of the recipe, on each kind of held-out text.
+
+    Args:
+        worth: what `flows.runs.worth` found out.
+    """
+    return [
+        {
+            "held out of": text,
+            "documents": f"{one['documents']:,}",
+            "with": f"{one['having']:.4f}",
+            "without": f"{one['without']:.4f}",
+            "worth": f"{one['worth']:+.4f}",
+            "seeds +-": f"{one['by_seeds']:.4f}",
+            "documents +-": f"{one['by_documents']:.4f}",
+        }
+        for text, one in worth["differences"].items()
+    ]
+
+
+def text_difference_rows(texts: dict[str, Any]) -> list[Row]:
+    """How the training text differs with and without a part of the recipe."""
+    rows = [
+        {"training text": f"documents {kind}", "number": f"{count:,}"}
+        for kind, count in texts["documents"].items()
+    ]
+    return rows + [
+        {"training text": f"tokens {head} it", "number": f"{count:,}"}
+        for head, count in texts["tokens"].items()
+    ]
+
+
 @dataclass(frozen=True)
 class Fall:
     """A step of the waterfall: documents that go on after it, and why others do not."""

@@ -24,6 +24,7 @@ from flows.runs.plan import CACHED, RUN, Planned
 from flows.runs.record import REPORT, Run
 from flows.runs.record import RUN as RUN_FILE
 from flows.runs.result import RunResult
+from flows.runs.worth import WORTH
 from flows.views.rows import (
     ANSWER_COLUMNS,
     SCORE_COLUMNS,
@@ -32,6 +33,8 @@ from flows.views.rows import (
     columns,
     fate_of,
     score_rows,
+    text_difference_rows,
+    worth_rows,
 )
 from tasks.engine.build import Outcome
 from tasks.engine.progress import Progress as Amount
@@ -127,6 +130,7 @@ class TerminalDisplay:
             self.bars.remove_task(self.rows.pop(node))
 
 
+_BEGINNING = 100
 _MUCH = 0.2
 """Share of the documents that are dropped from which a person should look."""
 
@@ -307,6 +311,8 @@ def print_run(run: Run, store: Store, console: Console) -> None:
     benchmarks = metrics.get("evaluate_model", {}).get("benchmarks")
     if benchmarks:
         console.print(rows_table(columns(score_rows(benchmarks), *SCORE_COLUMNS)))
+    if WORTH in record:
+        print_worth(record[WORTH], console)
     for label, path in (
         ("model", stored["export_model"].out if "export_model" in stored else None),
         ("report", run.path / REPORT if (run.path / REPORT).is_file() else None),
@@ -314,6 +320,22 @@ def print_run(run: Run, store: Store, console: Console) -> None:
     ):
         if path:
             console.print(f"{label:<6} {escape(str(path))}", highlight=False)
+
+
+def print_worth(worth: dict[str, Any], console: Console) -> None:
+    """How the texts differ, what that did to the models, and one sentence."""
+    texts = worth["texts"]
+    if texts:
+        console.print(rows_table(text_difference_rows(texts)))
+        for kind, documents in texts["examples"].items():
+            for document in documents:
+                beginning = " ".join(document["text"].split())[:_BEGINNING]
+                console.print(
+                    f"  {kind}: {escape(document['id'])}  [dim]{escape(beginning)}[/]", highlight=False
+                )
+    if worth["differences"]:
+        console.print(rows_table(worth_rows(worth)))
+    console.print(f"[bold]{escape(worth['sentence'])}[/]", highlight=False)
 
 
 _FEW_STEPS, _MOVED, _ROSE = 20, 0.01, 0.005

@@ -19,7 +19,7 @@ from tasks.engine.sources import SourceDigests
 
 Metrics = dict[str, Any]
 
-Role = Literal["read", "deduplicate", "tokenize", "train", "export", ""]
+Role = Literal["read", "deduplicate", "tokenize", "train", "export", "evaluate", ""]
 """What a stage does in its graph, where others ask for it: show it, go on from it, or share an accelerator with it."""
 
 Fingerprint = Callable[[Any, SourceDigests], Any]

@@ -118,7 +118,8 @@ def _answer_row(question: dict[str, Any], answer: str, nats: float) -> dict[str,
 
 
 @stage(
-    libraries=("torch", "transformers", "tokenizers", "jinja2", "safetensors", "numpy", "pyarrow", "regex")
+    libraries=("torch", "transformers", "tokenizers", "jinja2", "safetensors", "numpy", "pyarrow", "regex"),
+    role="evaluate",
 )
 def evaluate_answers(
     config: EvaluateAnswersConfig,

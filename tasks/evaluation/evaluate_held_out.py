@@ -64,7 +64,7 @@ def _samples(model: Any, tokenizer: Any, texts: list[tuple[str, str]], device: s
     return written
 
 
-@stage(libraries=("transformers", "torch", "tokenizers", "numpy", "pyarrow"), retries=2)
+@stage(libraries=("transformers", "torch", "tokenizers", "numpy", "pyarrow"), retries=2, role="evaluate")
 def evaluate_held_out(
     model: Artifact, documents: Artifact, selection: Artifact, out: Path, machine: Machine
 ) -> Metrics:

@@ -192,6 +192,7 @@ def _benchmarks(
         "platformdirs",
     ),
     retries=2,
+    role="evaluate",
     fingerprint=fingerprint_benchmarks,
 )
 def evaluate_model(config: EvaluateModelConfig, model: Artifact, out: Path, machine: Machine) -> Metrics:

@@ -10,6 +10,7 @@ from model.base_config import Config
 from tasks.engine.progress import progress
 from tasks.engine.stage import Artifact, Metrics, stage
 from tasks.tables import read_table, write_table
+from tasks.text.documents import text_digest
 from tasks.text.groups import GROUPS, GROUPS_SCHEMA, LISTED, draw
 from tasks.text.selection import SELECTION, SIDES, TRAIN, VALIDATION
 from tasks.text.signatures import ALIKE, NEAR, SIGNED
@@ -50,11 +51,16 @@ class _Signed:
         rows: _Rows = read_table(self.shards[shard] / SIGNED).to_pylist()
         for row in rows:
             listed = row["id"] in self.kept_ids or row["source"] == self.config.kept_source
-            row["rank"] = _RANKS.index(LISTED if listed else self._former_side(row["text_digest"]))
+            row["rank"] = _RANKS.index(LISTED if listed else self._former_side(row))
         return rows
 
-    def _former_side(self, text_digest: int) -> str:
-        return next((side for side, known in self.former.items() if _holds(known, text_digest)), "")
+    def _former_side(self, row: dict[str, Any]) -> str:
+        """The side that its text had; else that of the text that it was before somebody changed it."""
+        for known, value in zip(self.former, (row["text_digest"], text_digest(row["id"])), strict=True):
+            for side, digests in known.items():
+                if _holds(digests, value):
+                    return side
+        return ""
 
     def at(self, numbers: Any) -> dict[int, dict[str, Any]]:
         """The documents with these numbers, sorted."""
@@ -76,20 +82,23 @@ def _holds(known: Any, value: int) -> bool:
     return place < len(known) and int(known[place]) == value
 
 
-def _former_sides(former: Artifact | None) -> dict[str, Any]:
-    """Digests of the texts on each side of an earlier selection, sorted: uint64."""
+def _former_sides(former: Artifact | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Digests of the texts on each side of an earlier selection, and of their ids: sorted, uint64."""
     import numpy as np
 
-    found: dict[str, list[Any]] = {side: [np.empty(0, np.uint64)] for side in SIDES}
+    texts: dict[str, list[Any]] = {side: [np.empty(0, np.uint64)] for side in SIDES}
+    names: dict[str, list[Any]] = {side: [np.empty(0, np.uint64)] for side in SIDES}
     for shard in former.shards if former else ():
-        table = read_table(shard / SELECTION, ["side", "text_digest"])
-        sides, digests = (
-            np.array(table.column("side").to_pylist(), object),
-            table.column("text_digest").to_numpy(),
-        )
+        table = read_table(shard / SELECTION, ["id", "side", "text_digest"])
+        sides = np.array(table.column("side").to_pylist(), object)
+        digests = np.array([text_digest(name) for name in table.column("id").to_pylist()], np.uint64)
         for side in SIDES:
-            found[side].append(digests[sides == side])
-    return {side: np.sort(np.concatenate(parts)) for side, parts in found.items()}
+            texts[side].append(table.column("text_digest").to_numpy()[sides == side])
+            names[side].append(digests[sides == side])
+    of_texts, of_names = (
+        {side: np.sort(np.concatenate(parts)) for side, parts in found.items()} for found in (texts, names)
+    )
+    return of_texts, of_names
 
 
 def _verdicts_on(clusters: tuple[Any, Any], signed: _Signed) -> dict[int, dict[str, Any]]:
@@ -152,7 +161,7 @@ def deduplicate(
 
     Args:
         pairs: result of find_duplicates.
-        former: selection of an earlier run, whose sides its texts keep.
+        former: selection of an earlier run, whose sides its texts keep, also where somebody changed them since.
     """
     import numpy as np
 

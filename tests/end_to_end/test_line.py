@@ -274,6 +274,30 @@ def test_evaluate_measures_a_model_that_is_there(line: Line):
     assert "did you mean 'sciq'" in line.call("evaluate", export, "--tasks", "scqi", code=2).stderr
 
 
+def test_ablate_measures_what_a_step_of_cleaning_is_worth(line: Line):
+    asked = ("ablate", line.first["run"], "--without", "clean.repetition", "--seeds", "2", "--json")
+    done = line.call(*asked)
+    assert "4 trainings of 25 steps, of which 3 are to be done" in done.stderr
+    worth = json.loads(done.stdout.splitlines()[-1])
+    texts = worth["texts"]
+    # The one document that the step drops is in the other training text, or held out there.
+    more = texts["documents"]["only without"], texts["held_out"]["without"] - texts["held_out"]["with"]
+    assert sorted(more) == [0, 1]
+    assert texts["documents"]["only with"] == texts["documents"]["changed"] == 0
+    own = worth["differences"]["the text with it"]
+    bits = line.first["results"]["bits_per_byte"]
+    assert abs(own["having"] - bits) < 0.1
+    assert own["noise"] > 0
+    assert own["worth"] == own["without"] - own["having"]
+    assert worth["sentence"].startswith("clean.repetition")
+    report = (line.store / "runs" / worth["run"] / "report.html").read_text()
+    assert "What clean.repetition is worth" in report
+    # Its models are measured and left: the newest model is that of the run, and so is the newest run.
+    assert line.first["run"] in line.call("show", "latest").stdout
+    assert json.loads(line.call("evaluate", "latest", "--tasks", "sciq", "--limit", "5", "--json").stdout)
+    assert line.call("task", "train_1", worth["run"]).stdout
+
+
 def test_quiet_prints_nothing_but_what_is_asked_for(line: Line):
     done = line.call("run", "recipe.yaml", "--quiet")
     assert done.stdout + done.stderr == ""

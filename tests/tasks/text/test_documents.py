@@ -448,6 +448,19 @@ def test_what_is_alike_is_on_one_side(tmp_path: Path, speeches: list[Path], nois
     assert sides["s/4"] == "train" or sides["s/4-again"] == "train"
 
 
+def test_a_text_that_somebody_changed_keeps_its_side(tmp_path: Path, speeches: list[Path]):
+    old = {f"{i}": path.read_text()[3_000:4_000] for i, path in enumerate(speeches[:30])}
+    config = SplitConfig(validation_fraction=0.3)
+    first = sides_of(tmp_path / "old", old, config)
+    assert set(first.values()) == {"train", "validation"}
+    new = {f"{i}": path.read_text()[5_000:6_000] for i, path in enumerate(speeches[:30])}
+    former = Artifact(tmp_path / "old" / "out", (tmp_path / "old" / "out",))
+    assert sides_of(tmp_path / "new", new, config, former) == first
+    # A text that was known under another id is known by itself.
+    moved = {f"1{name}": text for name, text in old.items()}
+    assert list(sides_of(tmp_path / "moved", moved, config, former).values()) == list(first.values())
+
+
 def test_a_new_copy_displaces_no_held_out_text_and_is_not_trained_on(tmp_path: Path, speeches: list[Path]):
     old = {f"{i}": " ".join(path.read_text()[3_000:9_000].split()) for i, path in enumerate(speeches[:60])}
     config = SplitConfig(validation_fraction=0.3)

@@ -109,7 +109,7 @@ def _learn_answers(recipe: FinetuneRecipe, base: Base) -> list[Node]:
     kind = recipe.read_conversations.kind
     reference = {}
     if kind == "preferences":
-        how = ReferenceLogProbabilitiesConfig(context_length=context_length)
+        how = ReferenceLogProbabilitiesConfig(context_length=context_length, dtype=recipe.finetune.dtype)
         reference = {"reference": reference_log_probabilities(how, tokens=tokens, base=base.model)}
     config = FinetuneModelConfig(finetune=recipe.finetune, context_length=context_length, objective=kind)
     tuned = finetune_model(config, base=base.model, tokens=tokens, tokenizer=base.tokenizer, **reference)

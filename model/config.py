@@ -7,6 +7,38 @@ from pydantic import Field, model_validator
 from model.base_config import Config
 
 
+class RopeScaling(Config):
+    """Rotary frequencies of a model whose context was lengthened after it was trained."""
+
+    kind: Literal["linear", "llama3"] = Field(
+        description="linear: all frequencies divided by factor (Chen et al. 2023, arXiv 2306.15595); llama3: only those whose "
+        "waves are long beside the former context, as Llama 3.1 and later have them."
+    )
+    factor: float = Field(ge=1, description="How much longer the context became.")
+    low_frequency_factor: float = Field(
+        1.0,
+        gt=0,
+        description="Waves longer than the former context over this are stretched by factor; llama3 only.",
+    )
+    high_frequency_factor: float = Field(
+        4.0,
+        gt=0,
+        description="Waves shorter than the former context over this stay as they are; llama3 only.",
+    )
+    former_context_length: int = Field(
+        8192, ge=1, description="Context that the model was first trained with, in tokens; llama3 only."
+    )
+
+    @model_validator(mode="after")
+    def _factors_fit(self) -> Self:
+        if self.low_frequency_factor >= self.high_frequency_factor:
+            raise ValueError(
+                f"low_frequency_factor ({self.low_frequency_factor:g}) must be below high_frequency_factor "
+                f"({self.high_frequency_factor:g})"
+            )
+        return self
+
+
 class ModelConfig(Config):
     """Shape of the decoder-only Transformer.
 
@@ -42,6 +74,9 @@ class ModelConfig(Config):
         False, description="Normalise queries and keys per head before RoPE (rmsnorm and swiglu only)."
     )
     rope_theta: float = Field(10_000.0, gt=0, description="Base of the rotary position frequencies.")
+    rope_scaling: RopeScaling | None = Field(
+        None, description="How the frequencies were changed for a longer context; not at all if empty."
+    )
     tie_embeddings: bool = Field(False, description="Use the token embedding as the language-model head too.")
 
     @model_validator(mode="after")
@@ -105,7 +140,14 @@ OptimizerName = Annotated[
 ]
 LearningRate = Annotated[float, Field(gt=0, description="Peak AdamW learning rate.")]
 MuonLearningRate = Annotated[float, Field(gt=0, description="Peak Muon learning rate; used by muon only.")]
-GradientClipping = Annotated[float, Field(ge=0, description="Largest global gradient norm; 0 clips nothing.")]
+GradientClipping = Annotated[
+    float | None,
+    Field(
+        ge=0,
+        description="Largest global gradient norm; 0 clips nothing. If empty, 1 with adamw (Brown et al. 2020, arXiv 2005.14165, "
+        "appendix B), and 0 with muon, whose updates do not depend on the norm.",
+    ),
+]
 WarmupFraction = Annotated[
     float, Field(ge=0, le=1, description="Share of the steps in which the rate rises linearly.")
 ]
@@ -121,7 +163,7 @@ class OptimizationConfig(Config):
     learning_rate: LearningRate = 3e-3
     muon_learning_rate: MuonLearningRate = 0.01
     weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay of matrices.")
-    gradient_clipping: GradientClipping = 0.0
+    gradient_clipping: GradientClipping = None
     warmup_fraction: WarmupFraction = 0.02
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="Compute type; bfloat16 keeps float32 master weights (torch.autocast)."
@@ -145,6 +187,13 @@ class OptimizationConfig(Config):
     seed: int = Field(
         0, ge=0, lt=2**63, description="Seed of what is drawn: first weights, and the order of the windows."
     )
+
+    @property
+    def largest_gradient_norm(self) -> float:
+        """gradient_clipping, resolved."""
+        if self.gradient_clipping is None:
+            return 1.0 if self.optimizer == "adamw" else 0.0
+        return self.gradient_clipping
 
 
 class TrainConfig(OptimizationConfig):

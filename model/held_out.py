@@ -8,7 +8,7 @@ ln 2 and by the UTF-8 bytes of the text does not depend on the tokenizer.
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 
 import numpy as np
 import torch
@@ -16,6 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.batches import IGNORED
+
+_MOST_WINDOWS, _LOGITS_BYTES = 16, 512 * 2**20
+"""Windows that are read together: no more than these, and no more than have so many bytes of logits."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,6 @@ def measure_windows(
     windows: Iterable[tuple[np.ndarray, np.ndarray]],
     token_bytes: np.ndarray,
     *,
-    windows_per_batch: int = 16,
     device: str = "cpu",
 ) -> Iterator[HeldOut]:
     """Nats, tokens and bytes of the targets of each window, in order.
@@ -50,13 +52,16 @@ def measure_windows(
         logits: function from ids (B, T) to logits (B, T, V).
         windows: pairs of inputs and targets as `next_token_windows` yields them.
         token_bytes: bytes that each id stands for, (V,).
-        windows_per_batch: windows in one call of `logits`.
         device: where `logits` computes.
 
     Raises:
         ValueError: if a logarithm is not finite.
     """
-    remaining = iter(windows)
+    remaining, windows_per_batch = iter(windows), 1
+    if first := next(remaining, None):
+        logits_bytes = 4 * len(first[0]) * len(token_bytes)
+        windows_per_batch = max(1, min(_MOST_WINDOWS, _LOGITS_BYTES // logits_bytes))
+        remaining = chain([first], remaining)
     while batch := list(islice(remaining, windows_per_batch)):
         inputs, targets = (torch.from_numpy(np.stack(part)) for part in zip(*batch, strict=True))
         scores = logits(inputs.to(device)).float().transpose(1, 2)
@@ -73,7 +78,6 @@ def measure_held_out(
     windows: Iterable[tuple[np.ndarray, np.ndarray]],
     token_bytes: np.ndarray,
     *,
-    windows_per_batch: int = 16,
     device: str = "cpu",
 ) -> HeldOut:
     """The sum of `measure_windows`.
@@ -81,9 +85,7 @@ def measure_held_out(
     Raises:
         ValueError: if a logarithm is not finite, or there is nothing to measure.
     """
-    measured = measure_windows(
-        logits, windows, token_bytes, windows_per_batch=windows_per_batch, device=device
-    )
+    measured = measure_windows(logits, windows, token_bytes, device=device)
     total = sum(measured, HeldOut())
     if not total.n_bytes:
         raise ValueError("the held-out documents have no text")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from model.config import ModelConfig
+from model.config import ModelConfig, RopeScaling
 from model.errors import InputError, StageFailed
 
 if TYPE_CHECKING:
@@ -33,6 +33,42 @@ def class_name(config: ModelConfig) -> str:
     return "Qwen3" if config.qk_norm else "Llama"
 
 
+_SCALING_FIELDS = {
+    "factor": "factor",
+    "low_frequency_factor": "low_freq_factor",
+    "high_frequency_factor": "high_freq_factor",
+    "former_context_length": "original_max_position_embeddings",
+}
+"""Fields of our scaling of RoPE, and their names in transformers."""
+
+
+def _rope_fields(scaling: RopeScaling | None) -> dict[str, Any]:
+    if scaling is None:
+        return {"rope_type": "default"}
+    names = _SCALING_FIELDS if scaling.kind == "llama3" else {"factor": "factor"}
+    return {
+        "rope_type": scaling.kind,
+        **{theirs: getattr(scaling, ours) for ours, theirs in names.items()},
+    }
+
+
+def _rope_scaling_of(rope: dict[str, Any], where: str) -> RopeScaling | None:
+    """How a config.json scales its frequencies.
+
+    Raises:
+        InputError: if that is not computed here.
+    """
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in ("default", "linear", "llama3") or rope.get("partial_rotary_factor", 1.0) != 1.0:
+        raise InputError(
+            f"{where}: rope_type {kind!r} cannot be imported, only default, linear and llama3 on all features: take another model"
+        )
+    if kind == "default":
+        return None
+    given = {ours: rope[theirs] for ours, theirs in _SCALING_FIELDS.items() if theirs in rope}
+    return RopeScaling(kind=kind, **given)
+
+
 def hugging_face_config(config: ModelConfig, vocabulary_size: int, end_of_text: int) -> Any:
     """Configuration of the stock class for a model of ours."""
     import transformers
@@ -46,7 +82,7 @@ def hugging_face_config(config: ModelConfig, vocabulary_size: int, end_of_text: 
         "num_attention_heads": config.n_heads,
         "num_key_value_heads": config.kv_heads,
         "max_position_embeddings": config.context_length,
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        "rope_parameters": {"rope_theta": config.rope_theta, **_rope_fields(config.rope_scaling)},
         "tie_word_embeddings": config.tie_embeddings,
         "bos_token_id": end_of_text,
         "eos_token_id": end_of_text,
@@ -165,11 +201,6 @@ def model_config_of(fields: dict[str, Any], where: str) -> ModelConfig:
         **(fields.get("rope_scaling") or {}),
         **(fields.get("rope_parameters") or {}),
     }
-    scaling = rope.get("rope_type", rope.get("type", "default"))
-    if scaling != "default" or rope.get("partial_rotary_factor", 1.0) != 1.0:
-        raise InputError(
-            f"{where}: rope_type {scaling!r} cannot be imported, only 'default' on all features: take another model"
-        )
     gated, layer_norm = kind in ("llama", "qwen3", "stablelm"), kind in ("stablelm", "starcoder2")
     expected = ("silu",) if gated else ("gelu",)
     if kind == "arcee" and fields.get("hidden_act", "relu2") == "relu2":
@@ -197,6 +228,7 @@ def model_config_of(fields: dict[str, Any], where: str) -> ModelConfig:
             feed_forward="swiglu" if gated else "gelu",
             qk_norm=kind == "qwen3",
             rope_theta=rope["rope_theta"],
+            rope_scaling=_rope_scaling_of(rope, where),
             tie_embeddings=fields.get("tie_word_embeddings", kind == "starcoder2"),
         )
     except (KeyError, ValidationError) as error:

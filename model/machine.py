@@ -18,7 +18,7 @@ class TrainingMachine(Config):
         "auto", description="Where tensors live; auto takes cuda if there is one."
     )
     windows_per_micro_batch: int = Field(
-        0, ge=0, description="Windows in one forward pass of one rank; 0 takes the whole batch at once."
+        0, ge=0, description="Windows in one forward pass of one rank; 0 takes as many as have 16,384 tokens."
     )
     zero_stage: Literal[0, 1, 2, 3] = Field(0, description="DeepSpeed ZeRO stage; muon needs 0.")
     activation_checkpointing: Literal["none", "full"] = Field(
@@ -27,6 +27,9 @@ class TrainingMachine(Config):
     )
     compile: bool = Field(False, description="Compile each block with torch.compile.")
     checkpoint_every_seconds: float = Field(
-        30.0, ge=0, description="Seconds between two training checkpoints; 0 saves after every step."
+        30.0,
+        ge=0,
+        description="Least seconds between two training checkpoints; those that take long are written less often, so that all "
+        "together take about 1% of the time at most. 0 saves after every step.",
     )
     keep_checkpoints: int = Field(2, ge=1, description="Number of training checkpoints kept on disk.")

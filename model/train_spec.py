@@ -12,12 +12,17 @@ METRICS = "metrics.jsonl"
 """Below the working folder: what each step measured, a line of JSON each."""
 
 
+_TOKENS_PER_MICRO_BATCH = 16_384
+"""What is read in one forward pass unless the machine says otherwise: a whole batch of half a million tokens fits nowhere."""
+
+
 class TrainSpec(BaseModel):
     """Everything that a rank needs to know.
 
     Attributes:
         objective: what the model is trained to do; see `model.objectives.objective.Objective`.
         adapter: trained beside the frozen weights of `start`; see `model.adapters.LowRankAdapter`.
+        context_length: tokens of a training window, if fewer than the model's context.
         start: folder of a trained model whose weights are the first ones; None starts at random.
     """
 
@@ -36,16 +41,26 @@ class TrainSpec(BaseModel):
     out: Path
     adapter: Part = None
     start: Path | None = None
+    context_length: int | None = None
+
+    @property
+    def window_length(self) -> int:
+        """Tokens of a training window."""
+        return self.context_length or self.model.context_length
 
     @property
     def rows_per_batch(self) -> int:
         """Rows of an optimizer step, on all ranks together."""
-        return self.train.tokens_per_batch // self.model.context_length // self.objective.windows_per_row
+        return self.train.tokens_per_batch // self.window_length // self.objective.windows_per_row
+
+    @property
+    def _rows_that_fit(self) -> int:
+        return max(1, _TOKENS_PER_MICRO_BATCH // self.window_length // self.objective.windows_per_row)
 
     @property
     def micro_batch(self) -> tuple[int, int]:
         """Rows of a forward pass and passes in a step, for one rank."""
         per_rank = self.rows_per_batch // self.machine.ranks
-        wanted = self.machine.windows_per_micro_batch or per_rank
+        wanted = self.machine.windows_per_micro_batch or self._rows_that_fit
         rows = next(size for size in range(min(wanted, per_rank), 0, -1) if per_rank % size == 0)
         return rows, per_rank // rows

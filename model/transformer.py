@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from model.config import ModelConfig
+from model.config import ModelConfig, RopeScaling
 
 
 class LayerNorm(nn.LayerNorm):
@@ -27,13 +27,33 @@ def build_norm(config: ModelConfig, dim: int) -> nn.Module:
     return LayerNorm(dim, eps=config.norm_epsilon)
 
 
-def rope_tables(n_positions: int, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None = None) -> Tensor:
+    """Radians by which each pair of features turns from one position to the next: float32 (head_dim / 2,).
+
+    With `scaling` of kind llama3, waves that are long beside the former context are stretched by its factor, short ones
+    stay, and those between are mixed in proportion (Llama 3.1, arXiv 2407.21783, and its published code).
+    """
+    frequencies = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+    if scaling is None:
+        return frequencies
+    stretched = frequencies / scaling.factor
+    if scaling.kind == "linear":
+        return stretched
+    waves_in_context = scaling.former_context_length * frequencies / (2 * torch.pi)
+    low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
+    share = ((waves_in_context - low) / (high - low)).clamp(0.0, 1.0)
+    return (1 - share) * stretched + share * frequencies
+
+
+def rope_tables(
+    n_positions: int, head_dim: int, theta: float, scaling: RopeScaling | None = None
+) -> tuple[Tensor, Tensor]:
     """Cosines and sines of rotary position embedding (Su et al. 2021, arXiv 2104.09864, equation 15).
 
     Returns two float32 tensors of shape (n_positions, head_dim), in the half-split layout
     of Llama: feature i is rotated together with feature i + head_dim / 2.
     """
-    frequencies = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+    frequencies = rope_frequencies(head_dim, theta, scaling)
     angles = torch.outer(torch.arange(n_positions, dtype=torch.float32), frequencies)
     angles = torch.cat((angles, angles), dim=-1)
     return angles.cos(), angles.sin()
@@ -180,7 +200,8 @@ class Transformer(nn.Module):
 
     def fill_tables(self) -> None:
         """Compute the tables of RoPE, which are not part of the weights."""
-        cos, sin = rope_tables(self.config.context_length, self.config.head_dim, self.config.rope_theta)
+        config = self.config
+        cos, sin = rope_tables(config.context_length, config.head_dim, config.rope_theta, config.rope_scaling)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 

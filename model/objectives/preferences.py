@@ -1,6 +1,6 @@
 """Preferences: of two answers the chosen one becomes likelier than the rejected one, beside a reference (DPO)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,8 +19,15 @@ if TYPE_CHECKING:
     from model.transformer import Transformer
 
 
+_LENGTHS = 64
+"""Padded lengths are multiples of this, so that there are few shapes to compile for."""
+
+
 class PreferencePairs:
-    """Pairs of a chosen and a rejected conversation, each padded to the context, with the reference's log-probabilities."""
+    """Pairs of a chosen and a rejected conversation, with the reference's log-probabilities.
+
+    Both sides of all pairs that are computed together are padded to the longest of them, and not to the context.
+    """
 
     def __init__(self, documents: list[Document], reference: np.ndarray, context_length: int) -> None:
         self.documents, self.reference, self.context_length = documents, reference, context_length
@@ -40,18 +47,32 @@ class PreferencePairs:
         Returns:
             tokens and targets (count, 2, T), int64, chosen before rejected, and reference (count, 2), float32.
         """
-        rows = [
-            self.pair(index) for index in rows_of_step(len(self), step, rows_per_batch, seed, first, count)
-        ]
-        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        return self.rows(rows_of_step(len(self), step, rows_per_batch, seed, first, count))
 
-    def pair(self, index: int) -> dict[str, np.ndarray]:
-        """One pair: tokens and targets (2, T), and reference (2,)."""
-        sides = self.documents[2 * index : 2 * index + 2]
-        windows = [padded(document.inputs, document.targets, self.context_length) for document in sides]
-        tokens, targets = (np.stack(part) for part in zip(*windows, strict=True))
-        reference = self.reference[2 * index : 2 * index + 2].astype(np.float32)
+    def rows(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
+        """Some pairs: tokens and targets (n, 2, T), and reference (n, 2); T is the shortest multiple of 64 that holds them."""
+        sides = [side for index in indices for side in (2 * index, 2 * index + 1)]
+        documents = [self.documents[side] for side in sides]
+        longest = max(map(len, documents))
+        length = min(self.context_length, -(-longest // _LENGTHS) * _LENGTHS)
+        windows = [padded(document.inputs, document.targets, length) for document in documents]
+        tokens, targets = (
+            np.stack(part).reshape(len(indices), 2, length) for part in zip(*windows, strict=True)
+        )
+        reference = self.reference[sides].astype(np.float32).reshape(len(indices), 2)
         return {"tokens": tokens, "targets": targets, "reference": reference}
+
+    def alike_in_length(self, n_tokens: int) -> Iterator[list[int]]:
+        """All pairs in groups of about one length, each of at most about `n_tokens` tokens once padded, or of one pair."""
+        longest = [max(len(self.documents[2 * i]), len(self.documents[2 * i + 1])) for i in range(len(self))]
+        group: list[int] = []
+        for index in sorted(range(len(self)), key=lambda i: (longest[i], i)):
+            if group and 2 * (len(group) + 1) * longest[index] > n_tokens:
+                yield group
+                group = []
+            group.append(index)
+        if group:
+            yield group
 
 
 class PreferenceObjective(Config):

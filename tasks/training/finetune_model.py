@@ -65,10 +65,18 @@ def finetune_model(
     n_rows = len(objective.open_rows(shards, config.context_length))
     # Of preferences, too: the chosen side of a pair may well become less likely, as long as the other one does so more.
     train = steps_for(chosen, n_rows, row, shape.d_model, keep="last")
-    shape = shape.model_copy(update={"context_length": config.context_length})
-    training = TrainModelConfig(model=shape, train=train)
+    windows = shape.model_copy(update={"context_length": config.context_length})
     metrics = train_under_torchrun(
-        training, objective, tokens, tokenizer, out, work, machine, start=base.path, adapter=chosen.adapter
+        TrainModelConfig(model=windows, train=train),
+        objective,
+        tokens,
+        tokenizer,
+        out,
+        work,
+        machine,
+        start=base.path,
+        adapter=chosen.adapter,
+        model_context_length=shape.context_length,
     )
     if chosen.adapter:
         describe_adapter(chosen.adapter, base.path, out)

@@ -1,6 +1,7 @@
 """reference_log_probabilities: what the base thinks of each side of the preference pairs, computed once."""
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
@@ -17,6 +18,14 @@ class ReferenceLogProbabilitiesConfig(Config):
     context_length: int = Field(
         ge=8, description="Longest conversation, in tokens: as in tokenize_conversations, filled in."
     )
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="Compute type: that of the training, filled in. With another one the tuned model would differ from its "
+        "reference before its first step.",
+    )
+
+
+_TOKENS_AT_ONCE = 16_384
 
 
 @map_stage(libraries=("torch", "numpy", "pyarrow", "xxhash", "safetensors"))
@@ -38,15 +47,18 @@ def reference_log_probabilities(
     model = load_model(base.path)[0].to(resolved.device)
     documents = documents_of([open_tokens(tokens.path / "train.arrow")])
     pairs = PreferencePairs(documents, np.zeros(len(documents), np.float32), config.context_length)
-    nats = []
-    with torch.no_grad():
-        for i in range(len(pairs)):
-            # One pair at a time: what is computed does not depend on what else is in a batch.
-            row = pairs.pair(i)
+    nats = np.empty((len(pairs), 2), np.float32)
+    in_bfloat16 = torch.autocast(resolved.device, torch.bfloat16, enabled=config.dtype == "bfloat16")
+    with torch.no_grad(), in_bfloat16:
+        done = 0
+        for indices in pairs.alike_in_length(_TOKENS_AT_ONCE):
+            rows = pairs.rows(indices)
             inputs, targets = (
-                torch.from_numpy(row[name]).to(resolved.device) for name in ("tokens", "targets")
+                torch.from_numpy(rows[name]).flatten(0, 1).to(resolved.device)
+                for name in ("tokens", "targets")
             )
-            nats.append(log_probabilities(model, inputs, targets).cpu().numpy())
-            progress(i + 1, len(pairs), "pairs")
-    np.save(out / REFERENCE, np.concatenate(nats).astype(np.float32) if nats else np.empty(0, np.float32))
+            nats[indices] = log_probabilities(model, inputs, targets).float().cpu().numpy().reshape(-1, 2)
+            done += len(indices)
+            progress(done, len(pairs), "pairs")
+    np.save(out / REFERENCE, nats.reshape(-1))
     return {"pairs": len(pairs)}

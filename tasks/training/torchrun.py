@@ -121,6 +121,7 @@ def train_under_torchrun(
     *,
     start: Path | None = None,
     adapter: Config | None = None,
+    model_context_length: int | None = None,
 ) -> Metrics:
     """Write model.safetensors (float32), model.json, and figures/metrics.jsonl.
 
@@ -130,6 +131,7 @@ def train_under_torchrun(
         objective: what the model is trained to do; see `model.objectives.objective.Objective`.
         start: folder of the model whose weights are the first ones; random ones if None.
         adapter: trained beside the frozen weights of `start`.
+        model_context_length: context of the model that is written, if it is more than a training window.
 
     Raises:
         InputError: if text or machine do not fit the recipe, or the loss is not finite.
@@ -138,8 +140,10 @@ def train_under_torchrun(
     resolved = machine.training()
     check_machine(config, resolved, objective.windows_per_row)
     train_shards, validation_shards = ([path / f"{side}.arrow" for path in tokens.shards] for side in SIDES)
+    window_length = config.model.context_length
     spec = TrainSpec(
-        model=config.model,
+        model=config.model.model_copy(update={"context_length": model_context_length or window_length}),
+        context_length=window_length,
         train=config.train,
         machine=resolved,
         objective=objective,

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from model.adapter_folder import apply_adapter_folder, write_adapter_folder
 from model.adapters import LowRankAdapter, merge_adapters
+from model.batches import IGNORED
 from model.config import ModelConfig, TrainConfig
 from model.errors import InputError
 from model.hugging_face import class_name, hugging_face_config, hugging_face_weights
@@ -23,9 +24,15 @@ from model.objectives.preferences import PreferenceObjective, PreferencePairs
 from model.tokens import open_tokens, write_tokens
 from model.train_spec import TrainSpec
 from model.weights import load_model, save_model
+from tasks.engine.machine import Machine
+from tasks.engine.stage import Artifact, Shard
 from tasks.training.finetune_settings import describe_adapter
 from tasks.training.hugging_face_folder import ExportModelConfig
 from tasks.training.ranks import train_here
+from tasks.training.reference_log_probabilities import (
+    ReferenceLogProbabilitiesConfig,
+    reference_log_probabilities,
+)
 from tests.model.test_transformer import SMALL, VARIANTS, build
 
 LENGTH = SMALL["context_length"]
@@ -223,12 +230,12 @@ def test_preferences_make_the_chosen_side_likelier(tmp_path: Path, adapter: LowR
 
     def gains(model) -> np.ndarray:
         pairs = PreferencePairs(documents, np.zeros(len(documents), np.float32), LENGTH)
-        rows = [pairs.pair(i) for i in range(len(pairs))]
+        rows = [pairs.rows([i]) for i in range(len(pairs))]
         with torch.no_grad():
             return np.array(
                 [
                     log_probabilities(
-                        model, *(torch.from_numpy(row[name]) for name in ("tokens", "targets"))
+                        model, *(torch.from_numpy(row[name][0]) for name in ("tokens", "targets"))
                     ).numpy()
                     for row in rows
                 ]
@@ -247,6 +254,58 @@ def test_preferences_make_the_chosen_side_likelier(tmp_path: Path, adapter: LowR
     assert losses(tmp_path)[-1] < 0.3
     after = gains(load_model(tmp_path / "out")[0])
     assert ((after - before)[:, 0] > (after - before)[:, 1]).all()
+
+
+@settings(max_examples=50, deadline=None)
+@given(lengths=st.lists(st.integers(2, 300), max_size=20), n_tokens=st.integers(1, 2_000))
+def test_pairs_are_padded_to_the_longest_of_those_computed_together(lengths: list[int], n_tokens: int):
+    documents = [
+        Document(np.arange(n + side, dtype=np.uint16) % 50, np.ones(n + side, np.uint8))
+        for n in lengths
+        for side in (0, 1)
+    ]
+    pairs = PreferencePairs(documents, np.arange(len(documents), dtype=np.float32), 300)
+    groups = list(pairs.alike_in_length(n_tokens))
+    assert sorted(index for group in groups for index in group) == list(range(len(lengths)))
+    for group in groups:
+        rows = pairs.rows(group)
+        longest = max(len(documents[2 * index + 1]) for index in group)
+        assert longest <= rows["tokens"].shape[2] <= min(300, longest + 63)
+        assert rows["reference"].tolist() == [[2 * index, 2 * index + 1] for index in group]
+        for at, index in enumerate(group):
+            for side in (0, 1):
+                document = documents[2 * index + side]
+                assert (rows["targets"][at, side] != IGNORED).sum() == len(document)
+                assert (rows["tokens"][at, side, : len(document)] == document.inputs).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_first_loss_of_preferences_is_that_of_no_preference(tmp_path: Path, dtype: str):
+    """The reference is computed in the type of the training, so that both agree before the first step."""
+    documents = [document for document in talks(32) for _ in range(2)]
+    made = spec(
+        tmp_path,
+        documents,
+        objective=PreferenceObjective(beta=1.0, reference=tmp_path / "reference.npy"),
+    )
+    made = made.model_copy(update={"train": made.train.model_copy(update={"dtype": dtype})})
+    (tmp_path / "reference").mkdir()
+    reference_log_probabilities.fn(
+        ReferenceLogProbabilitiesConfig(context_length=LENGTH, dtype=dtype),
+        tokens=Shard(tmp_path),
+        base=Artifact(made.start),
+        out=tmp_path / "reference",
+        machine=Machine(device="cpu", threads=1),
+    )
+    (tmp_path / "reference" / "reference.npy").rename(tmp_path / "reference.npy")
+    train_here(made)
+    assert losses(tmp_path)[0] == pytest.approx(np.log(2), abs=1e-5 if dtype == "float32" else 4e-3)
+
+
+def test_a_model_tuned_in_short_windows_keeps_its_context(tmp_path: Path):
+    made = spec(tmp_path, talks(), context_length=LENGTH - 2)
+    train_here(made)
+    assert load_model(tmp_path / "out")[0].config.context_length == LENGTH
 
 
 def test_the_chat_template_is_shipped_only_where_it_was_trained():

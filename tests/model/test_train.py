@@ -23,6 +23,7 @@ from model.held_out import HeldOut, measure_held_out
 from model.machine import TrainingMachine
 from model.objectives.text import TextObjective
 from model.tokens import open_tokens, write_tokens
+from model.train import seconds_between_saves
 from model.train_spec import TrainSpec
 from model.weights import load_model
 from tasks.engine.process import child_environment
@@ -291,13 +292,54 @@ def test_bits_per_byte_of_a_uniform_model():
 
     token_bytes = np.array([0] + [2] * 15)
     windows = list(next_token_windows(np.array([0, *range(1, 16)]), 4))
-    measured = measure_held_out(
-        lambda tokens: torch.zeros(*tokens.shape, 16), windows, token_bytes, windows_per_batch=3
-    )
+    measured = measure_held_out(lambda tokens: torch.zeros(*tokens.shape, 16), windows, token_bytes)
     assert measured == HeldOut(pytest.approx(15 * np.log(16), rel=1e-5), 15, 30)
     assert measured.bits_per_byte == pytest.approx(15 * 4 / 30, rel=1e-5)
     with pytest.raises(ValueError, match="not finite"):
         measure_held_out(lambda tokens: torch.full((*tokens.shape, 16), float("nan")), windows, token_bytes)
+
+
+@pytest.mark.parametrize(("vocabulary_size", "together"), [(100, 16), (2**20, 2), (2**23, 1)])
+def test_held_out_windows_are_read_together_as_far_as_their_logits_fit(vocabulary_size: int, together: int):
+    windows = list(next_token_windows(np.arange(1_100) % 90, 64))
+    seen = []
+
+    def logits(tokens: torch.Tensor) -> torch.Tensor:
+        seen.append(len(tokens))
+        # As many entries as the text needs: what counts is how many windows are asked for.
+        return torch.zeros(*tokens.shape, 100)
+
+    measured = measure_held_out(logits, windows, np.ones(vocabulary_size, np.int64))
+    assert max(seen) == together
+    assert sum(seen) == len(windows)
+    assert measured.n_tokens == 1_099
+
+
+def test_a_forward_pass_reads_no_more_than_fits_unless_the_machine_says_so(tmp_path: Path):
+    made = spec(tmp_path / "large")
+    shape = made.model.model_copy(update={"context_length": 1024})
+    train = made.train.model_copy(update={"tokens_per_batch": 2**19, "tokens": 2**20})
+    made = made.model_copy(update={"model": shape, "train": train})
+    assert made.micro_batch == (16, 32)
+    machine = made.machine.model_copy(update={"windows_per_micro_batch": 4})
+    assert made.model_copy(update={"machine": machine}).micro_batch == (4, 128)
+    assert spec(tmp_path / "small").micro_batch == (8, 1)
+
+
+@pytest.mark.parametrize(
+    ("every", "took", "seconds"), [(0, 9.0, 0.0), (30, 0.1, 30.0), (30, 20.0, 1980.0), (30, 0.0, 30.0)]
+)
+def test_saving_takes_about_a_hundredth_of_the_time_at_most(every: float, took: float, seconds: float):
+    assert seconds_between_saves(TrainingMachine(checkpoint_every_seconds=every), took) == pytest.approx(
+        seconds
+    )
+
+
+@pytest.mark.parametrize(("optimizer", "largest"), [("adamw", 1.0), ("muon", 0.0)])
+def test_clipping_follows_the_optimizer_unless_it_is_set(optimizer: str, largest: float):
+    assert TrainConfig(optimizer=optimizer).largest_gradient_norm == largest
+    assert TrainConfig(optimizer=optimizer, gradient_clipping=0.5).largest_gradient_norm == 0.5
+    assert TrainConfig(optimizer=optimizer, gradient_clipping=0).largest_gradient_norm == 0.0
 
 
 def test_an_average_holds_nothing_of_the_first_random_weights():

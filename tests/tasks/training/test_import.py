@@ -9,7 +9,7 @@ import transformers
 from safetensors.torch import load_file
 
 from model.errors import InputError
-from model.hugging_face import load_hugging_face_folder, model_config_of
+from model.hugging_face import hugging_face_config, load_hugging_face_folder, model_config_of
 from model.tokenizer import TOKEN_BYTES
 from model.weights import load_model
 from tasks.engine.stage import Artifact
@@ -58,6 +58,38 @@ def test_import_and_export_are_inverse(kind: str, tied: bool, tmp_path: Path):
         assert (model(tokens) - theirs(tokens).logits).abs().max() < 1e-4
 
 
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 16,
+        },
+        {"rope_type": "linear", "factor": 4.0},
+    ],
+)
+def test_a_lengthened_context_is_computed_as_stock_transformers_does(tmp_path: Path, scaling: dict):
+    rope = {"rope_theta": 500.0, **scaling}
+    folder = save(tmp_path, "llama", rope_parameters=rope)
+    model = load_hugging_face_folder(folder)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    tokens = torch.randint(300, (2, 64), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = theirs(tokens).logits
+        assert (model(tokens) - expected).abs().max() < 1e-4
+        plain = model.config.model_copy(update={"rope_scaling": None})
+        model.config = plain
+        model.fill_tables()
+        assert (model(tokens) - expected).abs().max() > 1e-2
+    read = model_config_of(json.loads((folder / "config.json").read_text()), "config.json")
+    assert read.rope_scaling.kind == scaling["rope_type"]
+    again = hugging_face_config(read, 300, 0)
+    assert again.rope_parameters == theirs.config.rope_parameters
+
+
 def test_the_stage_makes_a_model_and_a_tokenizer_of_ours(tmp_path: Path, tokenizer: Artifact):
     folder, out = tmp_path / "folder", tmp_path / "out"
     vocabulary = len(json.loads((tokenizer.path / TOKEN_BYTES).read_text()))
@@ -79,7 +111,11 @@ def test_the_stage_makes_a_model_and_a_tokenizer_of_ours(tmp_path: Path, tokeniz
     [
         ({"model_type": "gpt2"}, "model_type is 'gpt2'"),
         ({"attention_bias": True}, "attention_bias is True"),
-        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rope_type 'llama3'"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 8.0}}, "rope_type 'yarn'"),
+        (
+            {"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 9.0}},
+            "low_frequency_factor (9) must be below",
+        ),
         ({"hidden_act": "relu"}, "hidden_act is 'relu'"),
         ({"num_key_value_heads": 3}, "n_heads (4) must be divisible by n_kv_heads (3)"),
     ],

@@ -43,6 +43,10 @@ COMMANDS = {
         "Say for each stage whether it is cached, would run and why, or depends on one that would.",
     ),
     "task": ("stages", "Run one stage in this process, on cached inputs, without any server: for debugging."),
+    "train-classifier": (
+        "train_classifier",
+        "Train a classifier that tells good text from bad, for clean.quality_classifier, and measure it.",
+    ),
     "fields": ("recipes", "List the fields of a recipe with their kinds, defaults and units."),
     "show": ("store", "List the runs and champions of a store, or show one run or one result."),
     "diff": ("store", "Say how the second run differs from the first: recipe, code, inputs, counts, scores."),

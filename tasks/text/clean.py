@@ -12,6 +12,7 @@ from tasks.text.filters.fix_unicode import FixUnicode
 from tasks.text.filters.gopher_quality import GopherQuality
 from tasks.text.filters.gopher_repetition import GopherRepetition
 from tasks.text.filters.language import Language
+from tasks.text.filters.quality_classifier import QualityClassifier
 from tasks.text.filters.repetition import Repetition
 from tasks.text.filters.replace_personal_data import ReplacePersonalData
 from tasks.text.filters.rubbish import Rubbish
@@ -33,12 +34,21 @@ PLUG_INS = "filters"
 """Where the steps from elsewhere stand in the order of a profile."""
 
 _GOPHER = ("gopher_quality", "gopher_repetition")
+_PROSE = ("rubbish", "fix_unicode", "repetition", "language", "quality_classifier", PLUG_INS)
 STEPS_OF_PROFILE = {
-    "plain": ("rubbish", "fix_unicode", "repetition", "language", PLUG_INS, "replace_personal_data"),
-    "company": ("rubbish", "fix_unicode", "repetition", "language", PLUG_INS, "replace_personal_data"),
-    "books": ("rubbish", "fix_unicode", "repetition", "language", PLUG_INS),
-    "web": ("rubbish", "fix_unicode", "language", *_GOPHER, PLUG_INS, "replace_personal_data"),
-    "code": ("rubbish", "source_code", PLUG_INS, "replace_personal_data"),
+    "plain": (*_PROSE, "replace_personal_data"),
+    "company": (*_PROSE, "replace_personal_data"),
+    "books": _PROSE,
+    "web": (
+        "rubbish",
+        "fix_unicode",
+        "language",
+        *_GOPHER,
+        "quality_classifier",
+        PLUG_INS,
+        "replace_personal_data",
+    ),
+    "code": ("rubbish", "source_code", "quality_classifier", PLUG_INS, "replace_personal_data"),
     "none": (),
 }
 """The steps that the documents of a source take, by its profile, in their order."""
@@ -64,6 +74,9 @@ class CleanConfig(Config):
     )
     source_code: Switched[SourceCode] = Field(
         SourceCode(), description="Code that nobody wrote is dropped; for profile code."
+    )
+    quality_classifier: Switched[QualityClassifier] = Field(
+        None, description="What a classifier of yours does not take for good text is dropped; off by default."
     )
     filters: dict[str, PlugIn] = Field(
         {}, description="Steps from elsewhere by a name of yours, taken in the order of their names."

@@ -46,7 +46,7 @@ def recipe_without(recipe: Recipe, what: str) -> Recipe:
         _known(step, _steps_taken(recipe), what, "steps that a source of this recipe takes")
         values["clean"][step] = None
     else:
-        raise InputError(f"--without {what!r}: give clean.STEP, source:NAME, or mixture")
+        raise InputError(f"--without {what!r}: give clean.STEP, clean.filters.NAME, source:NAME, or mixture")
     return checked_values(Recipe, values, f"the recipe without {what}")
 
 

@@ -59,10 +59,12 @@ def prepare_text(recipe: Recipe, tokenizer: Node | None = None, former: Node | N
     cleaned = clean(recipe.clean, documents=documents)
     signatures = minhash(recipe.minhash, documents=cleaned)
     sides = {"kept_ids": recipe.split.validation_ids, "kept_source": recipe.split.validation_source}
-    how = DeduplicateConfig(seed=recipe.split.seed, **sides)
+    how = DeduplicateConfig(seed=recipe.split.seed, **sides, **dict(recipe.deduplicate))
     pairs = find_duplicates(recipe.minhash, signatures=signatures)
-    earlier = {"former": former} if former else {}
-    duplicates = deduplicate(how, signatures=signatures, pairs=pairs, **earlier)
+    more = {"former": former} if former else {}
+    if recipe.deduplicate.prefer_field:
+        more["documents"] = cleaned
+    duplicates = deduplicate(how, signatures=signatures, pairs=pairs, **more)
     index = index_benchmarks(IndexBenchmarksConfig.of(recipe.index_benchmarks, recipe.evaluate_model))
     contaminated = decontaminate(documents=cleaned, index=index)
     selection = split(recipe.split, documents=cleaned, duplicates=duplicates, contaminated=contaminated)

@@ -74,11 +74,19 @@ def ablate(
         recipe = load_recipe(path, assignments, machine)
     else:
         recipe = recipe_of_record(find_run(Store(store), run_or_recipe).record, assignments, machine)
-    console = make_console(to_stderr=as_json, quiet=quiet)
-    _measure(recipe, without, seeds, open_place(recipe, store), console, as_json)
+    console, place = make_console(to_stderr=as_json, quiet=quiet), open_place(recipe, store)
+    _measure(recipe, without, seeds, place, console, as_json, is_run=not path.is_file())
 
 
-def _measure(recipe: Recipe, without: str, seeds: int, place: Place, console: Console, as_json: bool) -> None:
+def _measure(
+    recipe: Recipe,
+    without: str,
+    seeds: int,
+    place: Place,
+    console: Console,
+    as_json: bool,
+    is_run: bool = False,
+) -> None:
     """Say what it will take, do it, and print what came out."""
     nodes = ablation.graph(recipe, without, seeds)
     rows = plan(nodes, place.store, place.sources, _earlier(nodes, place, recipe.name))
@@ -89,6 +97,13 @@ def _measure(recipe: Recipe, without: str, seeds: int, place: Place, console: Co
         f"{recipe.train_model.n_steps:,} steps, of which {trainings} are to be done",
         highlight=False,
     )
+    anew = [row for row in rows if is_run and row.stage in _TEXT and row.state != CACHED]
+    if anew:
+        console.print(
+            f"[yellow]the text is made from what is there now, and that is not the run's: {anew[0].stage}, "
+            f"{escape(anew[0].reason)}[/]",
+            highlight=False,
+        )
     for line in forecast_lines(rows, None):
         console.print(line, highlight=False)
     store = str(place.store.root)
@@ -100,6 +115,10 @@ def _measure(recipe: Recipe, without: str, seeds: int, place: Place, console: Co
     console.print(f"run    {escape(result.run.name)}\nreport {escape(str(result.report))}", highlight=False)
     if as_json:
         say(json.dumps({"run": result.run.name, **worth}))
+
+
+_TEXT = ("ingest", "clean", "split", "train_tokenizer", "tokenize")
+"""Stages of the text of a run; with a retraining the tokenizer is that of its champion, and here it is not."""
 
 
 def _earlier(nodes: list[Node], place: Place, name: str) -> dict[str, dict[str, object]]:
@@ -138,4 +157,6 @@ def mix(
     if try_it:
         _measure(recipe, ablation.MIXTURE, seeds, place, console, as_json)
     elif as_json:
-        say(json.dumps([vars(share) for share in shares]))
+        say(json.dumps({"sources": [vars(share) for share in shares], "warnings": warnings}))
+    if not shares and not warnings:
+        console.print("the recipe has one source, and all of it is read", highlight=False)

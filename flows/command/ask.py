@@ -1,6 +1,7 @@
 """why, browse, stats, sql: asking a run about its documents."""
 
 import json
+import math
 from typing import Annotated, Any
 
 import typer
@@ -118,21 +119,33 @@ def sql(
 ) -> None:
     """Ask anything of a run's documents, in SQL (duckdb)."""
     opened = Store(store)
-    rows = Fates(find_run(opened, run_name), opened).rows(query)
+    rows, n_rows = Fates(find_run(opened, run_name), opened).ask(query, None if as_json else n)
     if as_json:
-        say(json.dumps(rows, default=str))
+        say(
+            json.dumps(
+                [{name: _json_value(value) for name, value in row.items()} for row in rows], default=str
+            )
+        )
         return
     if rows:
-        _print_table("", rows[:n])
-    if len(rows) > n:
-        say(f"{len(rows) - n:,} more rows: -n {len(rows)}")
+        _print_table("", rows)
+    else:
+        say("no rows")
+    if n_rows > n:
+        say(f"{n_rows - n:,} more rows: -n {n_rows}")
+
+
+def _json_value(value: Any) -> Any:
+    """JSON has no numbers that are not finite."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _print_table(head: str, rows: list[dict[str, Any]]) -> None:
     table = Table(title=head or None, title_justify="left")
     for name, value in rows[0].items():
         table.add_column(
-            name.replace("_", " "), justify="right" if isinstance(value, int | float) else "left"
+            name.replace("_", " ") if head else name,
+            justify="right" if isinstance(value, int | float) else "left",
         )
     for row in rows:
         table.add_row(*(_cell(value) for value in row.values()))

@@ -102,7 +102,9 @@ def gc(
     keep_runs: Annotated[
         int,
         typer.Option(
-            "--keep-runs", min=1, help="Newest completed runs whose results stay, and all of later ones."
+            "--keep-runs",
+            min=1,
+            help="Newest completed runs that made a model, whose results stay, and all of later ones.",
         ),
     ] = 10,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,

@@ -12,6 +12,7 @@ from tasks.engine.machine import Machine
 from tasks.evaluation.evaluate_answers import EvaluateAnswersConfig
 from tasks.evaluation.evaluate_model import EvaluateModelConfig
 from tasks.text.clean import PLUG_INS, STEPS_OF_PROFILE, CleanConfig
+from tasks.text.deduplicate import SurvivorConfig
 from tasks.text.read_conversations import ReadConversationsConfig
 from tasks.text.signatures import MinhashConfig
 from tasks.text.sources import PROFILES_OF_AUTO, IngestConfig, Source
@@ -111,6 +112,9 @@ class Recipe(Config):
     ingest: IngestConfig = Field(description="Where the text comes from.")
     clean: CleanConfig = Field(CleanConfig(), description="What is mended and what is dropped.")
     minhash: MinhashConfig = Field(MinhashConfig(), description="Signatures for finding near-duplicates.")
+    deduplicate: SurvivorConfig = Field(
+        SurvivorConfig(), description="Which of several documents that are alike stays."
+    )
     index_benchmarks: NGramsConfig = Field(NGramsConfig(), description="N-grams of benchmark items.")
     split: SplitConfig = Field(SplitConfig(), description="What is held out.")
     train_tokenizer: TrainTokenizerConfig = Field(TrainTokenizerConfig(), description="The tokenizer.")
@@ -138,6 +142,11 @@ class Recipe(Config):
                 )
             if len(names) == 1:
                 raise ValueError("split.validation_source holds out the only source: add another to train on")
+        for name in self.deduplicate.prefer_sources:
+            if name not in names:
+                raise ValueError(
+                    f"deduplicate.prefer_sources: {name!r} is no source of ingest: sources are {', '.join(names)}"
+                )
         check_mixture(self.mixture, names, self.split.validation_source)
         if self.mixture.weights and self.retrain.start == "champion":
             raise ValueError(

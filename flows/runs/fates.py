@@ -1,6 +1,7 @@
 """What became of every document of a run, as tables of a database: duckdb reads the files of the stages where they lie."""
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from model.errors import InputError
 from tasks.engine.store import Store
 from tasks.tables import arrow_schema
 from tasks.text.documents import DOCUMENTS, DOCUMENTS_SCHEMA
+from tasks.text.groups import CLUSTERS, CLUSTERS_SCHEMA
 from tasks.text.languages import LANGUAGES, LANGUAGES_SCHEMA
 from tasks.text.selection import SELECTION, SELECTION_SCHEMA
 from tasks.text.verdicts import VERDICTS, VERDICTS_SCHEMA
@@ -30,6 +32,8 @@ COLUMNS = {
     "step": "what dropped it",
     "reason": "why, in a few words",
     "field": "of the recipe, that decided",
+    "cluster": "id of the document that stands for it and its near-duplicates; empty if it has none",
+    "cluster_size": "how many they are",
     "measured": "what was measured",
     "allowed": "what the field allows",
     "text": "as it was read",
@@ -82,9 +86,14 @@ class Fates:
         self._table("languages", cleaned if cleans else None, LANGUAGES)
         self._table("kept_text", cleaned, DOCUMENTS)
         self._table("duplicates", shards_of(run, store, deduplicate_stage(run)), VERDICTS)
+        self._table("clusters", shards_of(run, store, deduplicate_stage(run)), CLUSTERS)
         self._table("contaminated", shards_of(run, store, "decontaminate"), VERDICTS)
         self._table("sides", shards_of(run, store, "split"), SELECTION)
         self.database.execute(_DOCUMENTS)
+        # From here on it reads what lies below the store, writes nothing, and cannot be told otherwise.
+        folder = str(store.root.resolve()).replace("'", "''")
+        self.database.execute(f"SET allowed_directories = ['{folder}/artifacts', '{folder}/shards']")
+        self.database.execute("SET enable_external_access = false; SET lock_configuration = true")
 
     def _table(self, name: str, shards: tuple[Path, ...] | None, file: str) -> None:
         """A view of a file of each shard, with shard and row; empty where there is none."""
@@ -115,12 +124,57 @@ class Fates:
         except duckdb.Error as error:
             raise InputError(f"the query cannot be answered: {error}") from error
 
+    def ask(self, query: str, most: int | None) -> tuple[list[dict[str, Any]], int]:
+        """What a person asks: the first rows, and how many there are of all. Ctrl-C ends it.
+
+        Args:
+            most: rows that are given; all of them if None.
+
+        Raises:
+            InputError: if it is not one SELECT, or cannot be answered.
+        """
+        try:
+            statements = self.database.extract_statements(query)
+        except duckdb.Error as error:
+            raise InputError(f"the query cannot be answered: {error}") from error
+        if [statement.type for statement in statements] != [duckdb.StatementType.SELECT]:
+            raise InputError("give one SELECT: a query only asks")
+        with ThreadPoolExecutor(1) as pool:
+            # In a thread of its own, since in duckdb's code Python hears no Ctrl-C.
+            asked = pool.submit(self._ask, statements[0], most)
+            try:
+                return asked.result()
+            except KeyboardInterrupt:
+                self.database.interrupt()
+                raise
+
+    def _ask(self, statement: Any, most: int | None) -> tuple[list[dict[str, Any]], int]:
+        try:
+            found = self.database.execute(statement)
+            names = _different([column[0] for column in found.description])
+            rows = found.fetchall() if most is None else found.fetchmany(most)
+            n_rows = len(rows)
+            while batch := found.fetchmany(_ROWS_AT_ONCE):
+                n_rows += len(batch)
+        except (duckdb.Error, MemoryError) as error:
+            raise InputError(f"the query cannot be answered: {error}") from error
+        return [dict(zip(names, row, strict=True)) for row in rows], n_rows
+
+
+_ROWS_AT_ONCE = 10_000
+
+
+def _different(names: list[str]) -> list[str]:
+    """Names of columns, none of which comes twice: of a second one of a name the place is added."""
+    return [name if name not in names[:place] else f"{name}_{place + 1}" for place, name in enumerate(names)]
+
 
 _SCHEMAS = {
     DOCUMENTS: DOCUMENTS_SCHEMA,
     VERDICTS: VERDICTS_SCHEMA,
     LANGUAGES: LANGUAGES_SCHEMA,
     SELECTION: SELECTION_SCHEMA,
+    CLUSTERS: CLUSTERS_SCHEMA,
 }
 
 _DOCUMENTS = """
@@ -138,12 +192,14 @@ SELECT read.id, read.own_id, read.source, read.profile, languages.language, lang
         WHEN NOT duplicates.kept THEN duplicates.reason
         WHEN NOT contaminated.kept THEN contaminated.reason
         WHEN sides.side = 'dropped' THEN sides.reason END AS reason,
-    clean.field, clean.value AS measured, clean."limit" AS allowed, read.text, read.metadata, read.shard, read.row
+    clean.field, clean.value AS measured, clean."limit" AS allowed, clusters.cluster, clusters.cluster_size,
+    read.text, read.metadata, read.shard, read.row
 FROM read
 LEFT JOIN clean ON clean.shard = read.shard AND clean.row = read.row
 LEFT JOIN languages ON languages.shard = read.shard AND languages.row = read.row
 LEFT JOIN (SELECT shard, row, id FROM kept_text) AS cleaned ON cleaned.id = read.id
 LEFT JOIN duplicates ON duplicates.shard = cleaned.shard AND duplicates.row = cleaned.row
+LEFT JOIN clusters ON clusters.shard = cleaned.shard AND clusters.row = cleaned.row
 LEFT JOIN contaminated ON contaminated.shard = cleaned.shard AND contaminated.row = cleaned.row
 LEFT JOIN sides ON sides.shard = cleaned.shard AND sides.row = cleaned.row
 """

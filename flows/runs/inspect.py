@@ -10,7 +10,7 @@ from typing import Any
 from flows.runs.champions import champion_names, read_champions
 from flows.runs.changes import changed_values, explain_change
 from flows.runs.plan import files_read
-from flows.runs.record import Run, all_runs, unreadable_runs
+from flows.runs.record import MEASURING, Run, all_runs, unreadable_runs
 from model.errors import InputError
 from tasks.engine.manifest import MANIFEST, OUT, read_manifest
 from tasks.engine.store import DAMAGED, BrokenArtifact, Kind, Store
@@ -93,7 +93,9 @@ class Garbage:
 
 def _kept_runs(store: Store, runs: list[Run], keep_runs: int) -> list[Run]:
     """The newest completed runs with all that came after them, those that work now, and champions past and present."""
-    completed = [i for i, run in enumerate(runs) if run.status == "completed"]
+    completed = [
+        i for i, run in enumerate(runs) if run.status == "completed" and run.record["flow"] not in MEASURING
+    ]
     oldest = completed[-keep_runs] if len(completed) > keep_runs else 0
     kept = {run.name for i, run in enumerate(runs) if i >= oldest or run.status == "running"}
     for name in champion_names(store):

@@ -22,7 +22,8 @@ from tasks.engine.store import Store, Stored
 from tasks.evaluation.evaluate_model import EvaluateModelConfig
 
 ABLATE = "ablate"
-"""Name of the flow whose models are measured and left."""
+MEASURING = (ABLATE, "evaluate")
+"""Flows that measure, and make no model that anybody goes on with: `latest` is none of them, and `gc` counts none."""
 RUN, REPORT, LATEST, LOCK = "run.json", "report.html", "latest", "lock"
 FORMAT = 3
 """Of run.json; raised when older ones cannot be read any more."""
@@ -104,6 +105,10 @@ class Run:
             InputError: if the run did not come to the stage, or its result is gone or broken.
         """
         entry = self.record["stages"].get(name)
+        if entry is None and self.record["flow"] in MEASURING:
+            raise InputError(
+                f"the run {self.name} was one of {self.record['flow']}, which only measures: it has no result of {name}"
+            )
         if entry is None:
             status = self.status
             what = "it is still running" if status == "running" else f"it ended as {status!r}"
@@ -170,8 +175,12 @@ def start_ablation(store: Store, recipe: Recipe, without: str, seeds: int) -> Ru
     """A new run that measures what a part of a recipe is worth. It makes no model that anybody goes on with."""
     values = recipe.model_dump(mode="json")
     record = {"flow": ABLATE, "champion": None, "machine": values.pop("machine"), "recipe": values}
-    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", f"{recipe.name}-without-{without}")
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", f"{recipe.name}-without-{without}")[:_LONGEST_NAME]
     return new_run(store, name, {**record, "without": without, "seeds": seeds})
+
+
+_LONGEST_NAME = 120
+"""Of a file, 255 bytes are the most."""
 
 
 def new_run(store: Store, name: str, record: dict[str, Any]) -> Run:
@@ -282,6 +291,11 @@ def find_run(store: Store, name: str) -> Run:
         InputError: if there is none, or more than one.
     """
     folder = runs_folder(store)
+    if name == LATEST and not (folder / LATEST).exists():
+        # The run that it pointed at was removed.
+        for run in _runs_newest_first(store):
+            if run.record["flow"] not in MEASURING:
+                return run
     if (folder / name / RUN).is_file() and "/" not in name:
         return load_run(folder / name)
     names = sorted(path.parent.name for path in folder.glob(f"*/{RUN}") if not path.parent.is_symlink())
@@ -320,7 +334,7 @@ def _load_if_readable(path: Path) -> Run | None:
 def finished_runs(store: Store) -> Iterator[Run]:
     """Runs that came to a model and its end, the newest first."""
     for run in _runs_newest_first(store):
-        is_whole = run.record["status"] == "completed" and run.record["flow"] != ABLATE
+        is_whole = run.record["status"] == "completed" and run.record["flow"] not in MEASURING
         if is_whole and run.node_with_role("export"):
             yield run
 

@@ -1,5 +1,6 @@
 """What a part of a recipe is worth: texts compared, and models that were trained with it and without it."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from tasks.engine.store import Store
 from tasks.evaluation.held_out import HELD_OUT
 from tasks.tables import read_table
 from tasks.text.documents import DOCUMENTS
+from tasks.text.groups import GROUPS
 from tasks.text.selection import SELECTION, TRAIN, VALIDATION
 
 WORTH = "worth"
@@ -135,6 +137,16 @@ class _Ablation:
             models.append(sums)
         return models
 
+    def groups(self, without: bool) -> dict[str, int]:
+        """By document of one of the two texts the number of those that are alike to it."""
+        found: dict[str, int] = {}
+        shards = (self.shards(name, without) for name in ("split", "deduplicate"))
+        for selection, duplicates in zip(*shards, strict=True):
+            names = read_table(selection / SELECTION, ["id"]).column("id").to_pylist()
+            draws = read_table(duplicates / GROUPS, ["draw"]).column("draw").to_pylist()
+            found.update(zip(names, draws, strict=True))
+        return found
+
     def ids(self, side: str, without: bool) -> set[str]:
         """The documents on a side of one of the two texts."""
         files = self.files("split", SELECTION, without)
@@ -158,23 +170,40 @@ def worth_of(run: Run, store: Store) -> dict[str, Any]:
     for name, one in sources.items() if len(sources) > 1 else ():
         measured[f"with it, {name}"] = one.as_json()
     training = run.stored(store, train_name(0, False)).manifest.metrics
+    texts = _texts(done) if done.differs else {}
     return {
         "without": what,
         "seeds": done.n_seeds,
         "tokens": training["tokens"],
         "steps": training["steps"],
-        "texts": _texts(done) if done.differs else {},
+        "texts": texts,
         "differences": measured,
-        "sentence": _sentence(what, own.get(""), done.n_seeds, training["tokens"]),
+        "sentence": _sentence(what, own.get(""), done.n_seeds, training["tokens"], texts),
     }
 
 
+def judges(held_out: Iterable[str], trained_on: set[str], groups_of: dict[str, int]) -> list[str]:
+    """The held-out documents that neither are trained on in the other text nor are alike to one that is.
+
+    A copy in another source is dropped beside what is held out, and trained on where the source of that is left out.
+
+    Args:
+        groups_of: number of the group of documents that are alike, by document of the text that holds out.
+    """
+    taken = {groups_of[identifier] for identifier in trained_on if identifier in groups_of}
+    return sorted(
+        identifier
+        for identifier in held_out
+        if identifier not in trained_on and groups_of[identifier] not in taken
+    )
+
+
 def _differences(done: _Ablation, *, other: bool) -> dict[str, Difference]:
-    """Differences on what is held out of one of the two texts and trained on in neither: of all sources under the
-    name "", and of each."""
-    trained_on = done.ids(TRAIN, not other)
+    """Differences on what is held out of one of the two texts, and neither it nor its like trained on in the other: of all
+    sources under the name "", and of each."""
+    trained_on, groups_of = done.ids(TRAIN, not other), done.groups(other)
     having, without = (done.nats(is_without, other) for is_without in (False, True))
-    ids = sorted(identifier for identifier in having[0] if identifier not in trained_on)
+    ids = judges(having[0], trained_on, groups_of)
     groups = {"": ids}
     for identifier in ids:
         groups.setdefault(identifier.split("/")[0], []).append(identifier)
@@ -190,7 +219,10 @@ def _differences(done: _Ablation, *, other: bool) -> dict[str, Difference]:
     return {name: of(documents) for name, documents in groups.items() if len(documents) > 1}
 
 
-def _sentence(what: str, one: Difference | None, n_seeds: int, tokens: int) -> str:
+def _sentence(what: str, one: Difference | None, n_seeds: int, tokens: int, texts: dict[str, Any]) -> str:
+    same = "in both, the same"
+    if texts and not any(count for kind, count in texts["documents"].items() if kind != same):
+        return f"{what} changes nothing of this training text: it is the same without it"
     budget = f"{n_seeds} trainings of {tokens:,} tokens each, with and without"
     if one is None:
         return f"{what}: fewer than two documents are held out of both texts, so nothing can be said"

@@ -1,8 +1,9 @@
 """deduplicate: near-duplicates over all shards, the one of each that stays, and what must stay on one side of the split."""
 
+import json
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -10,8 +11,9 @@ from model.base_config import Config
 from tasks.engine.progress import progress
 from tasks.engine.stage import Artifact, Metrics, stage
 from tasks.tables import read_table, write_table
-from tasks.text.documents import text_digest
-from tasks.text.groups import GROUPS, GROUPS_SCHEMA, LISTED, draw
+from tasks.text.documents import DOCUMENTS, text_digest
+from tasks.text.fields import field_of
+from tasks.text.groups import CLUSTERS, CLUSTERS_SCHEMA, GROUPS, GROUPS_SCHEMA, LISTED, draw
 from tasks.text.selection import SELECTION, SIDES, TRAIN, VALIDATION
 from tasks.text.signatures import ALIKE, NEAR, SIGNED
 from tasks.text.verdicts import VERDICTS, VERDICTS_SCHEMA, dropped, kept
@@ -21,8 +23,27 @@ _RANKS = (LISTED, VALIDATION, TRAIN, "")
 """Why the side of a document is decided already; the first of those in a cluster survives, or decides for a group."""
 
 
-class DeduplicateConfig(Config):
-    """What signing and splitting say that matters here; filled in from their sections of the recipe."""
+class SurvivorConfig(Config):
+    """Which of several documents that are alike stays. If nothing is set, the one with the smallest hash."""
+
+    prefer_sources: tuple[str, ...] = Field(
+        (),
+        description="Sources whose documents stay rather than those of others; of these the first rather than the next.",
+    )
+    prefer_field: str | None = Field(
+        None,
+        min_length=1,
+        description="Field of the metadata, or a field of a field (a.b), by which one stays, such as date; bytes is the size of "
+        "the text. A document that has it stays rather than one that lacks it.",
+    )
+    prefer: Literal["largest", "smallest"] = Field(
+        "largest",
+        description="Whether the largest or the smallest value of prefer_field stays; numbers are compared as numbers.",
+    )
+
+
+class DeduplicateConfig(SurvivorConfig):
+    """The section of the recipe, and what signing and splitting say that matters here; filled in from theirs."""
 
     kept_ids: tuple[str, ...] = Field((), description="Documents that always stay: split.validation_ids.")
     kept_source: str | None = Field(
@@ -101,27 +122,78 @@ def _former_sides(former: Artifact | None) -> tuple[dict[str, Any], dict[str, An
     return of_texts, of_names
 
 
-def _verdicts_on(clusters: tuple[Any, Any], signed: _Signed) -> dict[int, dict[str, Any]]:
-    """The verdicts that are not plainly to keep: on the documents of clusters, by number."""
-    numbers, labels = clusters
+def _values(
+    config: DeduplicateConfig, documents: Artifact | None, numbers: Any, signed: _Signed
+) -> dict[int, Any]:
+    """What the documents with these numbers, sorted, have in the field by which one of them stays."""
+    import numpy as np
+
+    if config.prefer_field is None:
+        return {}
+    assert documents is not None, "a graph with prefer_field gives the documents"
+    column = "text" if config.prefer_field == "bytes" else "metadata"
+    bounds = np.searchsorted(numbers, [*signed.firsts, signed.n_documents])
+    values: dict[int, Any] = {}
+    for shard in np.flatnonzero(np.diff(bounds)).tolist():
+        cells = read_table(documents.shards[shard] / DOCUMENTS, [column]).column(column)
+        first = int(signed.firsts[shard])
+        for number in numbers[bounds[shard] : bounds[shard + 1]].tolist():
+            cell = cells[number - first].as_py()
+            values[number] = (
+                len(cell.encode()) if column == "text" else field_of(json.loads(cell), config.prefer_field)
+            )
+    return values
+
+
+def _in_order(
+    config: DeduplicateConfig, cluster: list[int], documents: dict[int, Any], values: dict[int, Any]
+) -> list[int]:
+    """The documents of a cluster, the one that stays first: by sides of an earlier run, sources, field, and a hash."""
+    ordered = sorted(cluster, key=lambda n: (documents[n]["digest"], documents[n]["id"]))
+    having = [n for n in ordered if values.get(n) not in (None, "")]
+    if having:
+        are_numbers = all(isinstance(values[n], int | float) for n in having)
+        having.sort(
+            key=lambda n: values[n] if are_numbers else str(values[n]), reverse=config.prefer == "largest"
+        )
+        ordered = having + [n for n in ordered if values.get(n) in (None, "")]
+    places = {source: place for place, source in enumerate(config.prefer_sources)}
+    ordered.sort(key=lambda n: places.get(documents[n]["source"], len(places)))
+    return sorted(ordered, key=lambda n: documents[n]["rank"])
+
+
+_Clusters = list[list[int]]
+"""The documents of each cluster, by number, the one that stays first."""
+
+
+def _clusters_of(
+    components: tuple[Any, Any], signed: _Signed, texts: Artifact | None
+) -> tuple[_Clusters, dict[int, Any]]:
+    """The clusters of near-duplicates, and what was signed of their documents."""
+    numbers, labels = components
     documents = signed.at(numbers)
     members: dict[int, list[int]] = {}
     for number, label in zip(numbers.tolist(), labels.tolist(), strict=True):
         members.setdefault(label, []).append(number)
+    values = _values(signed.config, texts, numbers, signed)
+    return [_in_order(signed.config, cluster, documents, values) for cluster in members.values()], documents
+
+
+def _verdicts_on(clusters: _Clusters, documents: dict[int, Any]) -> dict[int, dict[str, Any]]:
+    """The verdicts that are not plainly to keep: on the documents of clusters, by number."""
     verdicts = {}
-    for cluster in members.values():
-        known = sorted((documents[n]["rank"], documents[n]["digest"], documents[n]["id"], n) for n in cluster)
-        survivor = documents[known[0][3]]
-        others = [identifier for rank, _, identifier, _ in known[1:] if rank]
+    for first, *rest in clusters:
+        survivor = documents[first]
+        others = [documents[number]["id"] for number in rest if documents[number]["rank"]]
         if others:
             more = f" and {len(others) - 3} more" if len(others) > 3 else ""
-            verdicts[known[0][3]] = kept(f"stands for {', '.join(others[:3])}{more}")
-        for rank, _, _, number in known[1:]:
-            if rank:
+            verdicts[first] = kept(f"stands for {', '.join(others[:3])}{more}")
+        for number in rest:
+            if documents[number]["rank"]:
                 is_equal = documents[number]["text_digest"] == survivor["text_digest"]
                 reason = "the same text" if is_equal else "near-duplicate"
                 what = "the same text as" if is_equal else "near-duplicate of"
-                detail = f"{what} {survivor['id']}, in a cluster of {len(known)}"
+                detail = f"{what} {survivor['id']}, in a cluster of {len(rest) + 1}"
                 verdicts[number] = dropped("deduplicate", reason, detail)
     return verdicts
 
@@ -150,17 +222,19 @@ def deduplicate(
     pairs: Artifact,
     out: Path,
     former: Artifact | None = None,
+    documents: Artifact | None = None,
 ) -> Metrics:
-    """Write shards/NNNNN/verdicts.parquet and groups.parquet, aligned with the shards that were signed.
+    """Write shards/NNNNN/verdicts.parquet, groups.parquet and clusters.parquet, aligned with the shards that were signed.
 
-    Equal texts and near-duplicates are one cluster. Its survivor is the document with the smallest digest of id and
-    text, so it does not depend on how shards are numbered; documents that the recipe lists as validation all survive,
+    Equal texts and near-duplicates are one cluster. Its survivor is what the recipe prefers, else the document with the
+    smallest digest of id and text, so it does not depend on how shards are numbered; documents that the recipe lists as validation all survive,
     and what is near to one of them does not. What an earlier run kept comes before what is new, held-out text first,
     so that a new copy displaces none of it. Components are computed over pairs only, so memory follows the duplicates,
     not the documents.
 
     Args:
         pairs: result of find_duplicates.
+        documents: what was signed, where a field of the metadata decides what stays.
         former: selection of an earlier run, whose sides its texts keep, also where somebody changed them since.
     """
     import numpy as np
@@ -169,8 +243,15 @@ def deduplicate(
 
     signed = _Signed(config, signatures.shards, former)
     n_shards = len(signatures.shards)
-    clusters = components([np.load(part / NEAR) for part in pairs.shards])
-    verdicts = _verdicts_on(clusters, signed)
+    near = components([np.load(part / NEAR) for part in pairs.shards])
+    clusters, of_clusters = _clusters_of(near, signed, documents)
+    verdicts = _verdicts_on(clusters, of_clusters)
+    of_cluster = {
+        number: {"cluster": of_clusters[cluster[0]]["id"], "cluster_size": len(cluster)}
+        for cluster in clusters
+        for number in cluster
+    }
+    alone = {"cluster": None, "cluster_size": 1}
     groups = _groups_of(components([np.load(part / ALIKE) for part in pairs.shards]), signed, config.seed)
     for shard in range(n_shards):
         folder_of_shard, first = out / "shards" / f"{shard:05d}", int(signed.firsts[shard])
@@ -182,12 +263,14 @@ def deduplicate(
             for i, row in enumerate(rows)
         ]
         write_table(folder_of_shard / VERDICTS, own_verdicts, VERDICTS_SCHEMA)
+        own_clusters = [of_cluster.get(first + row, alone) for row in range(len(rows))]
         write_table(folder_of_shard / GROUPS, own_groups, GROUPS_SCHEMA)
+        write_table(folder_of_shard / CLUSTERS, own_clusters, CLUSTERS_SCHEMA)
         progress(shard + 1, n_shards, "shards")
     gone = Counter(verdict["reason"] for verdict in verdicts.values() if not verdict["kept"])
     return {
         "documents": signed.n_documents,
-        "clusters": len(set(clusters[1].tolist())),
+        "clusters": len(clusters),
         "removed": sum(gone.values()),
         "same_text": gone["the same text"],
     }

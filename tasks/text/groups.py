@@ -13,6 +13,10 @@ GROUPS = "groups.parquet"
 GROUPS_SCHEMA: "Schema" = {"draw": "uint64", "held": "string"}
 """draw: decides the side of the group; held: why its side is decided already, or nothing."""
 
+CLUSTERS = "clusters.parquet"
+CLUSTERS_SCHEMA: "Schema" = {"cluster": "string", "cluster_size": "uint32"}
+"""cluster: id of the document that stands for its near-duplicates, null where there are none; cluster_size: how many they are."""
+
 LISTED = "listed"
 """A document of the group is one that the recipe itself holds out."""
 

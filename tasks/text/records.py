@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from tasks.tables import sorted_json
+from tasks.text.fields import field_of
 from tasks.text.sources import Source
 
 TOO_LARGE, EMPTY_FILE = "larger than ingest.max_document_bytes", "an empty file"
@@ -59,14 +60,6 @@ def text_field_of(source: Source, names: Iterable[str]) -> str | None:
         return source.text_field if known & set(names) else None
     there = [name for name in TEXT_FIELDS if name in names]
     return there[0] if len(there) == 1 or "text" in there else None
-
-
-def field_of(row: Any, name: str) -> Any:
-    """The value of a field, or of a field of a field: a.b; None if there is none."""
-    if not isinstance(row, dict) or name in row:
-        return row.get(name) if isinstance(row, dict) else None
-    first, _, rest = name.partition(".")
-    return field_of(row.get(first), rest) if rest else None
 
 
 def _without(row: dict[str, Any], name: str) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 import json
 import shutil
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import httpx
@@ -123,6 +125,8 @@ def test_the_documents_of_a_run_are_browsed_counted_and_queried(line: Line):
     rows = json.loads(line.call("sql", "latest", query, "--json").stdout)
     assert {row["step"] for row in rows} == {"clean.repetition", "deduplicate", "decontaminate"}
     assert "Catalog Error" in line.call("sql", "latest", "select * from nowhere", code=2).stderr
+    clusters = "select cluster_size, count(*) as n from documents where cluster is not null group by all"
+    assert json.loads(line.call("sql", "latest", clusters, "--json").stdout) == [{"cluster_size": 2, "n": 2}]
     # The report shows some of them behind the bars.
     report = Path(line.first["report"]).read_text()
     assert "text/junk.txt" in report
@@ -130,6 +134,46 @@ def test_the_documents_of_a_run_are_browsed_counted_and_queried(line: Line):
 
     text = "select text from kept_text where id = 'text/special.txt'"
     assert "<|endoftext|>" in line.call("sql", "latest", text).stdout
+
+
+def test_a_query_only_asks(line: Line, tmp_path: Path):
+    secret = tmp_path / "secret.txt"
+    secret.write_text("a secret")
+    before = {path: path.read_bytes() for path in line.store.rglob("*.parquet")}
+    shard = next(iter(before))
+    for query in (
+        f"COPY (select 1 as a) TO '{shard}'",
+        f"COPY (select 1 as a) TO '{tmp_path}/copied.csv'",
+        f"ATTACH '{tmp_path}/own.db' AS own",
+        f"select * from read_text('{secret}')",
+        f"select * from read_text('{line.store}/runs/*/run.json')",
+        "INSTALL httpfs",
+        "SET enable_external_access = true",
+        f"select 1; COPY (select 1) TO '{shard}'",
+        "",
+        ";",
+        "/* nothing */",
+    ):
+        done = line.call("sql", "latest", query, code=2)
+        assert "error: " in done.stderr
+        assert "a secret" not in done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+    assert {path: path.read_bytes() for path in line.store.rglob("*.parquet")} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["secret.txt"]
+    odd = line.call("sql", "latest", "select 1 as a, 2 as a, 'nan'::double as b", "--json").stdout
+    assert json.loads(odd) == [{"a": 1, "a_2": 2, "b": None}]
+    printed = line.call("sql", "latest", "select range from range(3000000)", "-n", "2").stdout
+    assert printed.splitlines()[-1] == "2,999,998 more rows: -n 3000000"
+    assert line.call("sql", "latest", "select 1 where false").stdout.strip() == "no rows"
+
+
+def test_a_long_query_ends_on_ctrl_c(line: Line):
+    endless = "select count(*) from range(1000000000000) t(a) where a % 7 = 3"
+    process = subprocess.Popen(line.command("sql", "latest", endless), cwd=line.root, env=line.environment())
+    wait_until(lambda: len(list(Path(f"/proc/{process.pid}/task").iterdir())) > 2, "the query", process)
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(HANGING_SECONDS) == 130
 
 
 def test_one_of_two_near_duplicates_stays(line: Line):

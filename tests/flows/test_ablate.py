@@ -8,7 +8,7 @@ import pytest
 from flows import ablate
 from flows.pretrain import nodes_of, prepare_text
 from flows.recipe.recipe import Recipe
-from flows.runs.worth import difference_of
+from flows.runs.worth import difference_of, judges
 from model.errors import InputError
 
 
@@ -83,12 +83,18 @@ def test_a_source_goes_with_its_weight_and_its_held_out_documents():
         ("source:web", {"split": {"validation_source": "web"}}, "it is held out"),
         ("source:web", {"split": {"validation_ids": ["web/a.txt"]}}, "all of split.validation_ids"),
         ("mixture", {}, "nothing to leave out"),
-        ("tokenizer", {}, "give clean.STEP, source:NAME, or mixture"),
+        ("tokenizer", {}, "give clean.STEP, clean.filters.NAME, source:NAME, or mixture"),
     ],
 )
 def test_what_cannot_be_left_out_is_said(what: str, sections: dict[str, Any], sentence: str):
     with pytest.raises(InputError, match=sentence):
         ablate.recipe_without(recipe(**sections), what)
+
+
+def test_what_is_alike_to_text_that_the_other_side_trains_on_judges_nothing():
+    groups = {"a/held": 1, "b/copy": 1, "a/own": 2, "b/own": 3, "a/same": 4}
+    judging = judges(["a/held", "a/own", "a/same"], {"b/copy", "b/own", "a/same", "c/new"}, groups)
+    assert judging == ["a/own"]
 
 
 def test_the_interval_covers_no_difference_as_often_as_it_says():

@@ -9,6 +9,7 @@ import pytest
 from flows.graphs import recipe_and_graph_of_run
 from flows.recipe.recipe import Recipe
 from flows.runs.base import model_folder
+from flows.runs.inspect import find_garbage
 from flows.runs.record import (
     FORMAT,
     RUN,
@@ -16,6 +17,7 @@ from flows.runs.record import (
     all_runs,
     find_run,
     previous_entries,
+    start_ablation,
     start_run,
     unreadable_runs,
 )
@@ -40,6 +42,27 @@ def write(store: Path, name: str = NAME, **fields: Any) -> Path:
     folder.mkdir(parents=True)
     write_record(folder / RUN, {"format": FORMAT, **RECORD, **fields})
     return folder / RUN
+
+
+def test_what_only_measures_is_no_latest_and_is_not_counted_by_gc(tmp_path: Path):
+    write(tmp_path, "20260101-000000-demo-aaaa")
+    (tmp_path / "runs" / "latest").symlink_to("20260101-000000-demo-gone")
+    for hour in range(3):
+        write(tmp_path, f"20260102-0{hour}0000-demo-without-mixture-bbbb", flow="ablate", created_ns=hour + 1)
+    store = Store(tmp_path)
+    # The link points at a run that was removed.
+    assert find_run(store, "latest").name == "20260101-000000-demo-aaaa"
+    assert find_garbage(store, 1) == []
+    measured = find_run(store, "demo-without-mixture")
+    with pytest.raises(InputError, match="which only measures: it has no result of export_model"):
+        measured.stored(store, "export_model")
+
+
+def test_the_name_of_a_run_fits_into_a_file_name(tmp_path: Path):
+    recipe = Recipe.model_validate({"ingest": {"sources": [{"path": "text"}]}})
+    run = start_ablation(Store(tmp_path), recipe, f"clean.filters.{'x' * 300}/../[é", 2)
+    assert len(run.name) < 200
+    assert run.path.parent == tmp_path.resolve() / "runs"
 
 
 def test_a_run_of_another_version_is_one_sentence(tmp_path: Path):

@@ -226,6 +226,55 @@ def test_listed_documents_always_survive(tmp_path: Path, prose: list[str]):
     assert removed(tmp_path / "source", [shard], kept_source="s") == []
 
 
+def test_the_recipe_says_which_duplicate_stays(tmp_path: Path, prose: list[str]):
+    """Of four copies, two with dates and two without, in two sources."""
+    rows = [
+        ("old/a", "old", '{"date": "2020-01-05"}'),
+        ("old/b", "old", '{"date": "2024-03-01", "views": 7}'),
+        ("new/c", "new", '{"views": 100}'),
+        ("new/d", "new", "{}"),
+    ]
+    folder = tmp_path / "documents"
+    documents = [
+        {
+            "id": name,
+            "source": source,
+            "profile": "plain",
+            "metadata": metadata,
+            "text": prose[0] + " more" * place,
+        }
+        for place, (name, source, metadata) in enumerate(rows)
+    ]
+    write_table(folder / "documents.parquet", documents, DOCUMENTS_SCHEMA)
+    signed = tmp_path / "signed"
+    signed.mkdir()
+    minhash.fn(MinhashConfig(), documents=Shard(folder), out=signed)
+    pairs, signatures = find_pairs(tmp_path / "pairs", [signed]), Artifact(tmp_path, (signed,))
+
+    def stays(name: str, **fields) -> str:
+        out = tmp_path / name
+        out.mkdir()
+        texts = Artifact(folder, (folder,)) if "prefer_field" in fields else None
+        deduplicate.fn(
+            DeduplicateConfig(**fields), signatures=signatures, pairs=pairs, documents=texts, out=out
+        )
+        shard = out / "shards" / "00000"
+        clusters = read_table(shard / "clusters.parquet").to_pylist()
+        (survivor,) = {row["cluster"] for row in clusters}
+        assert {row["cluster_size"] for row in clusters} == {4}
+        assert [row["kept"] for row in verdicts(shard)] == [name == survivor for name, _, _ in rows]
+        return survivor
+
+    assert stays("newest", prefer_field="date") == "old/b"
+    assert stays("oldest", prefer_field="date", prefer="smallest") == "old/a"
+    assert stays("most-seen", prefer_field="views") == "new/c"
+    assert stays("longest", prefer_field="bytes") == "new/d"
+    assert stays("shortest", prefer_field="bytes", prefer="smallest") == "old/a"
+    assert stays("source-first", prefer_sources=("old",), prefer_field="views") == "old/b"
+    assert stays("source", prefer_sources=("new", "old"), prefer_field="date") in ("new/c", "new/d")
+    assert stays("listed", prefer_field="date", kept_ids=("new/d",)) == "new/d"
+
+
 def datatroves_clusters(folder: Path, shards: list[Path]) -> set[frozenset[tuple[int, int]]]:
     """Clusters of (shard, row) by datatrove's own steps, on the same signatures."""
     import struct

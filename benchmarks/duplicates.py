@@ -52,9 +52,9 @@ def with_noise(text: str, share: float, others: list[str], seed: int) -> str:
     return " ".join(chooser.choice(others) if chooser.random() < share else word for word in text.split(" "))
 
 
-def ours(folder: Path, texts: list[str]) -> set[tuple[int, int]]:
+def ours(folder: Path, texts: list[str], profile: str) -> set[tuple[int, int]]:
     """Pairs of near-duplicates by our stages."""
-    columns = {"source": "s", "profile": "plain", "metadata": "{}"}
+    columns = {"source": "s", "profile": profile, "metadata": "{}"}
     rows = [{"id": f"s/{i}", "text": text, **columns} for i, text in enumerate(texts)]
     write_table(folder / DOCUMENTS, rows, DOCUMENTS_SCHEMA)
     minhash.fn(MinhashConfig(), documents=Shard(folder), out=folder)
@@ -117,7 +117,10 @@ def main() -> None:
             wanted = {(i, i + len(texts)) for i in range(len(texts))}
             for side in found:
                 with tempfile.TemporaryDirectory() as name:
-                    pairs = ours(Path(name), both) if side == "ours" else stock(Path(name), both, words)
+                    profile = "code" if path.is_dir() else "plain"
+                    pairs = (
+                        ours(Path(name), both, profile) if side == "ours" else stock(Path(name), both, words)
+                    )
                 found[side].append(len(pairs & wanted))
                 misses[side] += sum(b - a != len(texts) for a, b in pairs)
         for side, counts in found.items():

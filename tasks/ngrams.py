@@ -14,6 +14,7 @@ from tasks.characters import (
     IN_WORD,
     IS_WORD,
     MOST_CHARACTERS,
+    SPACE,
     Characters,
     composed,
     hash_word,
@@ -54,26 +55,32 @@ class WordHasher:
         return np.fromiter(map(self._hashes.__getitem__, words), np.uint64, len(words))
 
 
-def _spans(characters: Characters) -> tuple[np.ndarray, np.ndarray]:
+def _spans(characters: Characters, marks: bool) -> tuple[np.ndarray, np.ndarray]:
     """Start and end of each word."""
     alone = (characters.kinds & IS_WORD) != 0
+    inside = (characters.kinds & IN_WORD) != 0
+    if marks:
+        are_marks = ~inside & ((characters.kinds & SPACE) == 0)
+        alone, inside = alone | are_marks, inside | are_marks
     if not alone.any():
         return characters.runs(IN_WORD)
-    inside = (characters.kinds & IN_WORD) != 0
     # A run of characters is cut before and behind each that is a word by itself; behind the last there is a line end.
     cut = ~(inside[:-1] & inside[1:]) | alone[:-1] | alone[1:]
     begins = np.flatnonzero(inside & np.concatenate(([True], cut)))
     return begins, np.flatnonzero(inside & np.concatenate((cut, [True]))) + 1
 
 
-def _hash_together(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+def _hash_together(texts: Sequence[str], marks: bool) -> tuple[np.ndarray, np.ndarray]:
     characters = Characters(texts)
-    starts, ends = _spans(characters)
+    starts, ends = _spans(characters, marks)
     return characters.hashes(starts, ends), characters.firsts(starts)
 
 
-def hash_words(texts: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def hash_words(texts: Sequence[str], *, marks: bool = False) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Hashes of the words of texts, some texts at a time.
+
+    Args:
+        marks: each mark of punctuation is a word, too, as in source code it is one.
 
     Yields:
         words: of some texts one after the other: uint64.
@@ -82,9 +89,9 @@ def hash_words(texts: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     for batch in batches([len(text) for text in texts], MOST_CHARACTERS):
         lowered = [composed(texts[number]).lower() for number in batch]
         if len(lowered) > 1 or len(lowered[0]) <= MOST_CHARACTERS:
-            yield _hash_together(lowered)
+            yield _hash_together(lowered, marks)
         else:
-            words = np.concatenate([_hash_together([part])[0] for part in parts_of(lowered[0])])
+            words = np.concatenate([_hash_together([part], marks)[0] for part in parts_of(lowered[0])])
             yield words, np.array([0, len(words)])
 
 

@@ -18,6 +18,7 @@ from tasks.engine.stage import Artifact, Parts, Piece, Shard
 from tasks.ngrams import WordHasher, ngram_hashes
 from tasks.tables import read_table, write_table
 from tasks.text import equal_keys
+from tasks.text import minhash as minhash_module
 from tasks.text.clean import CleanConfig, clean
 from tasks.text.decontaminate import decontaminate
 from tasks.text.deduplicate import DeduplicateConfig, deduplicate
@@ -209,12 +210,62 @@ def test_near_duplicates_are_found_across_shards(tmp_path: Path, prose: list[str
     assert len(pairs) == len(found)
 
 
+def test_a_signature_depends_on_its_document_alone(tmp_path: Path, prose: list[str]):
+    """Source code among prose is signed by other words, and each signature stands at its row."""
+    code = Path(test_clean_gives_each_row_one_verdict.__code__.co_filename).read_text()
+    texts = [prose[0], code[:3_000], "short", prose[1], code[3_000:6_000], "x", code[6_000:9_000]]
+    profiles = ["plain", "code", "code", "web", "code", "plain", "code"]
+    rows = [
+        {"id": f"s/{i}", "text": text, "source": "s", "profile": profile, "metadata": "{}"}
+        for i, (text, profile) in enumerate(zip(texts, profiles, strict=True))
+    ]
+
+    def signed(name: str, rows: list[dict]) -> dict[int, list[int]]:
+        write_table(tmp_path / name / "documents.parquet", rows, DOCUMENTS_SCHEMA)
+        out = tmp_path / f"{name}-signed"
+        minhash.fn(MinhashConfig(), documents=Shard(tmp_path / name), out=out)
+        return dict(zip(np.load(out / ROWS).tolist(), np.load(out / SIGNATURES).T.tolist(), strict=True))
+
+    together = signed("all", rows)
+    assert sorted(together) == [0, 1, 3, 4, 6]
+    for number, row in enumerate(rows):
+        assert signed(str(number), [row]).get(0) == together.get(number)
+    assert signed("as-prose", [{**rows[1], "profile": "plain"}])[0] != together[1]
+
+
 def test_the_survivor_does_not_depend_on_the_order_of_shards(tmp_path: Path, prose: list[str]):
     one = sign(tmp_path / "a", {"a": prose[0], "b": prose[1]})
     two = sign(tmp_path / "b", {"c": with_noise(prose[0], 0.002, 1), "empty": ""})
     forward, backward = removed(tmp_path / "x", [one, two]), removed(tmp_path / "y", [two, one])
     assert [(1 - position, row) for position, row in forward] == backward
     assert len(forward) == 1
+
+
+@pytest.mark.parametrize("profile", ["plain", "code"])
+def test_one_licence_or_one_template_makes_no_duplicates(tmp_path: Path, profile: str):
+    """Hard near-misses: what is equal is a part of the texts, and what differs is what they are about."""
+    licence = "# " + " ".join(
+        f"clause {i}: permission is granted to use and copy this part {i}." for i in range(16)
+    )
+    sources = sorted(Path(minhash_module.__file__).parent.glob("*.py"))
+    bodies = [path.read_text()[-2_500:] for path in sources if path.stat().st_size > 2_600]
+    assert len(bodies) > 10
+    files = {f"file-{i}": f"{licence}\n{body}" for i, body in enumerate(bodies)}
+    names = random.Random(0).sample(
+        [f"{a}{b}" for a in "bdfgklmn" for b in ("aro", "elin", "ost", "urim")], 30
+    )
+    notices = {
+        f"notice-{i}": f"Dear {a}, the parcel for {b} in {c} has left {d} and comes to {e} on day {i} by way of {f}. "
+        f"Ask {a} of {c} about {d}, or {b} at {e}, where {f} keeps number {i * 7919}."
+        for i, (a, b, c, d, e, f) in enumerate(zip(*(names[n:] + names[:n] for n in range(6)), strict=True))
+    }
+    for kind, texts in (("files", files), ("notices", notices)):
+        folder = tmp_path / kind
+        shard = write_shard(folder / "in", texts, profile=profile)
+        out = folder / "signatures"
+        out.mkdir()
+        minhash.fn(MinhashConfig(), documents=Shard(shard), out=out)
+        assert removed(folder / "out", [out]) == [], kind
 
 
 def test_listed_documents_always_survive(tmp_path: Path, prose: list[str]):

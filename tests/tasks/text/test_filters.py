@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import re
 import subprocess
 import sys
 import unicodedata
@@ -21,7 +22,7 @@ from pydantic import ValidationError
 from model.errors import InputError
 from tasks import characters
 from tasks.benchmarks.search import NGrams, bitmap_of, matches_of_each
-from tasks.characters import Characters
+from tasks.characters import Characters, hash_word
 from tasks.engine.stage import Shard
 from tasks.ngrams import WordHasher, hash_words, ngram_hashes, ngrams_of
 from tasks.tables import write_table
@@ -55,6 +56,16 @@ def test_words_of_many_texts_are_those_of_each(texts: list[str]):
     hasher = WordHasher()
     found = [words[first:last] for words, of in hash_words(texts) for first, last in itertools.pairwise(of)]
     assert [own.tolist() for own in found] == [hasher(text).tolist() for text in texts]
+
+
+@given(st.lists(st.text(st.sampled_from("ab_7 .(=\n日,"), max_size=60), max_size=6))
+def test_in_source_code_marks_are_words(texts: list[str]):
+    found = [
+        words[first:last].tolist()
+        for words, of in hash_words(texts, marks=True)
+        for first, last in itertools.pairwise(of)
+    ]
+    assert found == [[hash_word(word) for word in re.findall(r"[ab_7]+|[^ab_7\s]", text)] for text in texts]
 
 
 @given(st.lists(st.lists(st.integers(0, 5), max_size=9), min_size=1, max_size=5), st.integers(1, 4))

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -11,12 +12,14 @@ from model.base_config import Config
 from tasks.engine.code import import_from_here
 from tasks.text.judging import Documents, Fault, Faults, Filter, Mender
 
+_USE = r"[A-Za-z_][\w.]*:[A-Za-z_]\w*"
+
 
 class PlugIn(Config):
     """A step of cleaning that is not one of scratchlm's own."""
 
     use: str = Field(
-        pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$",
+        pattern=f"^{_USE}$",
         description="Its class, as MODULE:CLASS: a Filter or Mender of tasks.text.judging, or a filter of datatrove; Python "
         "finds the module if it is installed, on PYTHONPATH, or in the folder where the command runs.",
     )
@@ -35,10 +38,20 @@ class PlugIn(Config):
     def _in_one_order(cls, fields: dict[str, Any]) -> dict[str, Any]:
         return dict(sorted(fields.items()))
 
-    @model_validator(mode="after")
-    def _can_be_made(self) -> "PlugIn":
-        self.make()
-        return self
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, values: Any) -> Any:
+        """Make the step, so that what is wrong is said at once, and keep what it fills in of itself.
+
+        Such as the digest of a file that it reads: it is in the recipe, and in the key, from here on.
+        """
+        if not isinstance(values, dict) or not re.fullmatch(_USE, str(values.get("use"))):
+            return values
+        fields = values.get("fields") or {}
+        made = make_step(values["use"], fields) if isinstance(fields, dict) else None
+        if made is None or isinstance(made, DatatroveFilter):
+            return values
+        return {**values, "fields": made.model_dump(mode="json", include=made.model_fields_set)}
 
     def make(self) -> Filter | Mender:
         """The step, with its fields.
@@ -46,29 +59,38 @@ class PlugIn(Config):
         Raises:
             ValueError: if there is none, or it does not take these fields.
         """
-        name = self.use.partition(":")[2]
-        import_from_here()
-        try:
-            found = getattr(importlib.import_module(self.module), name)
-        except Exception as error:
-            raise ValueError(
-                f"{self.use} cannot be imported ({type(error).__name__}: {error}): correct its name, or install it"
-            ) from error
-        from datatrove.pipeline.filters.base_filter import BaseFilter
+        return make_step(self.use, self.fields)
 
-        try:
-            if isinstance(found, type) and issubclass(found, Filter | Mender):
-                return found(**self.fields)
-            if isinstance(found, type) and issubclass(found, BaseFilter):
-                return DatatroveFilter.of(found, self.fields)
-        except ValidationError as error:
-            told = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
-            raise ValueError(f"{self.use}: {told}") from error
-        except TypeError as error:
-            raise ValueError(f"{self.use}: {error}") from error
+
+def make_step(use: str, fields: dict[str, Any]) -> Filter | Mender:
+    """The step that MODULE:CLASS names, with its fields.
+
+    Raises:
+        ValueError: if there is none, or it does not take these fields.
+    """
+    module, _, name = use.partition(":")
+    import_from_here()
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except Exception as error:
         raise ValueError(
-            f"{self.use} is neither a Filter nor a Mender of tasks.text.judging, nor a filter of datatrove"
-        )
+            f"{use} cannot be imported ({type(error).__name__}: {error}): correct its name, or install it"
+        ) from error
+    from datatrove.pipeline.filters.base_filter import BaseFilter
+
+    try:
+        if isinstance(found, type) and issubclass(found, Filter | Mender):
+            return found(**fields)
+        if isinstance(found, type) and issubclass(found, BaseFilter):
+            return DatatroveFilter.of(found, fields)
+    except ValidationError as error:
+        told = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+        raise ValueError(f"{use}: {told}") from error
+    except TypeError as error:
+        raise ValueError(f"{use}: {error}") from error
+    raise ValueError(
+        f"{use} is neither a Filter nor a Mender of tasks.text.judging, nor a filter of datatrove"
+    )
 
 
 class DatatroveFilter(Filter):

@@ -132,7 +132,7 @@ def _text_without(other: Recipe, text: Text) -> Text:
         same[node] = next((one for one in known if _is_equal(one, node, inputs)), apart)
     if same[made.documents] is text.documents and same[made.cleaned] is text.cleaned:
         return text  # nothing about the text differs, so that nobody need look for earlier sides
-    return Text(**{name: same[node] for name, node in vars(made).items()})
+    return Text(**{name: node and same[node] for name, node in vars(made).items()})
 
 
 def _is_equal(one: Node, node: Node, inputs: dict[str, Node]) -> bool:

@@ -9,9 +9,11 @@ from tasks.engine.stage import Node
 from tasks.evaluation.evaluate_held_out import evaluate_held_out
 from tasks.evaluation.evaluate_model import evaluate_model
 from tasks.text.clean import clean
+from tasks.text.count_lines import CountLinesConfig, count_lines
 from tasks.text.decontaminate import decontaminate
 from tasks.text.deduplicate import DeduplicateConfig, deduplicate
 from tasks.text.find_duplicates import find_duplicates
+from tasks.text.find_repeated_lines import FindRepeatedLinesConfig, find_repeated_lines
 from tasks.text.ingest import ingest
 from tasks.text.minhash import minhash
 from tasks.text.split import split
@@ -27,6 +29,8 @@ class Text:
     """The part of the graph before training."""
 
     documents: Node
+    lines: Node | None
+    repeated: Node | None
     cleaned: Node
     signatures: Node
     pairs: Node
@@ -56,7 +60,12 @@ def prepare_text(recipe: Recipe, tokenizer: Node | None = None, former: Node | N
         former: selection of an earlier run, whose texts keep their sides.
     """
     documents = ingest(recipe.ingest)
-    cleaned = clean(recipe.clean, documents=documents)
+    lines, repeated, boilerplate = None, None, recipe.clean.repeated_lines
+    if boilerplate:
+        lines = count_lines(CountLinesConfig(min_characters=boilerplate.min_characters), documents=documents)
+        how_often = FindRepeatedLinesConfig(min_documents=boilerplate.min_documents)
+        repeated = find_repeated_lines(how_often, lines=lines)
+    cleaned = clean(recipe.clean, documents=documents, **({"repeated": repeated} if repeated else {}))
     signatures = minhash(recipe.minhash, documents=cleaned)
     sides = {"kept_ids": recipe.split.validation_ids, "kept_source": recipe.split.validation_source}
     how = DeduplicateConfig(seed=recipe.split.seed, **sides, **dict(recipe.deduplicate))
@@ -71,7 +80,18 @@ def prepare_text(recipe: Recipe, tokenizer: Node | None = None, former: Node | N
     tokenizer = tokenizer or train_tokenizer(recipe.train_tokenizer, documents=cleaned, selection=selection)
     tokens = tokenize(documents=cleaned, selection=selection, tokenizer=tokenizer)
     return Text(
-        documents, cleaned, signatures, pairs, duplicates, index, contaminated, selection, tokenizer, tokens
+        documents,
+        lines,
+        repeated,
+        cleaned,
+        signatures,
+        pairs,
+        duplicates,
+        index,
+        contaminated,
+        selection,
+        tokenizer,
+        tokens,
     )
 
 
@@ -93,7 +113,7 @@ def make_model(
 
 def nodes_of(part: Text | Model) -> list[Node]:
     """The nodes of a part of the graph, each after what it reads."""
-    return list(vars(part).values())
+    return [node for node in vars(part).values() if node]
 
 
 def graph(recipe: Recipe) -> list[Node]:

@@ -7,17 +7,19 @@ from pydantic import BeforeValidator, Field
 
 from model.base_config import Config
 from model.errors import InputError
-from tasks.engine.stage import Metrics, Parts, Shard, map_stage
+from tasks.engine.stage import Artifact, Metrics, Parts, Shard, map_stage
 from tasks.text.filters.fix_unicode import FixUnicode
 from tasks.text.filters.gopher_quality import GopherQuality
 from tasks.text.filters.gopher_repetition import GopherRepetition
 from tasks.text.filters.language import Language
 from tasks.text.filters.quality_classifier import QualityClassifier
+from tasks.text.filters.repeated_lines import RemoveLines, RepeatedLines
 from tasks.text.filters.repetition import Repetition
 from tasks.text.filters.replace_personal_data import ReplacePersonalData
 from tasks.text.filters.rubbish import Rubbish
 from tasks.text.filters.source_code import SourceCode
 from tasks.text.judging import Filter, Mender
+from tasks.text.lines import REPEATED
 from tasks.text.plug_ins import PlugIn
 
 
@@ -34,12 +36,21 @@ PLUG_INS = "filters"
 """Where the steps from elsewhere stand in the order of a profile."""
 
 _GOPHER = ("gopher_quality", "gopher_repetition")
-_PROSE = ("rubbish", "fix_unicode", "repetition", "language", "quality_classifier", PLUG_INS)
+_PROSE = (
+    "repeated_lines",
+    "rubbish",
+    "fix_unicode",
+    "repetition",
+    "language",
+    "quality_classifier",
+    PLUG_INS,
+)
 STEPS_OF_PROFILE = {
     "plain": (*_PROSE, "replace_personal_data"),
     "company": (*_PROSE, "replace_personal_data"),
     "books": _PROSE,
     "web": (
+        "repeated_lines",
         "rubbish",
         "fix_unicode",
         "language",
@@ -57,6 +68,10 @@ STEPS_OF_PROFILE = {
 class CleanConfig(Config):
     """Steps of cleaning, each on, off, or with its fields, for the sources whose profile has them."""
 
+    repeated_lines: Switched[RepeatedLines] = Field(
+        None,
+        description="Lines that come back in document after document are removed; off by default, not of profile code.",
+    )
     rubbish: Switched[Rubbish] = Field(Rubbish(), description="What is no text is dropped.")
     fix_unicode: Switched[FixUnicode] = Field(FixUnicode(), description="Broken characters are mended.")
     repetition: Switched[Repetition] = Field(
@@ -102,8 +117,12 @@ class CleanConfig(Config):
         """The modules of the steps from elsewhere."""
         return tuple(plug_in.module for plug_in in self.filters.values())
 
-    def steps(self, profile: str) -> list[tuple[str, Filter | Mender]]:
-        """The steps that documents of a profile take, in order, each with the name of its section below clean."""
+    def steps(self, profile: str, repeated: Path | None = None) -> list[tuple[str, Filter | Mender]]:
+        """The steps that documents of a profile take, in order, each with the name of its section below clean.
+
+        Args:
+            repeated: file of the lines that come back; without it none is removed.
+        """
         steps: list[tuple[str, Filter | Mender]] = []
         for name in STEPS_OF_PROFILE[profile]:
             if name == PLUG_INS:
@@ -112,6 +131,9 @@ class CleanConfig(Config):
                     for own, plug_in in sorted(self.filters.items())
                     if not plug_in.profiles or profile in plug_in.profiles
                 ]
+            elif name == "repeated_lines":
+                if self.repeated_lines is not None and repeated is not None:
+                    steps.append((name, RemoveLines(how=self.repeated_lines, found=repeated)))
             elif (step := getattr(self, name)) is not None:
                 steps.append((name, step.of_profile(profile)))
         return steps
@@ -159,8 +181,12 @@ def _enough_is_left(config: CleanConfig, parts: Parts) -> Metrics:
     ),
     finish=_enough_is_left,
 )
-def clean(config: CleanConfig, documents: Shard, out: Path) -> Metrics:
-    """documents.parquet to documents.parquet (what is kept), verdicts.parquet and languages.parquet (of each row)."""
+def clean(config: CleanConfig, documents: Shard, out: Path, repeated: Artifact | None = None) -> Metrics:
+    """documents.parquet to documents.parquet (what is kept), verdicts.parquet and languages.parquet (of each row).
+
+    Args:
+        repeated: result of find_repeated_lines, if repeated_lines is on.
+    """
     from tasks.text.cleaning import clean_shard
 
-    return clean_shard(config, documents.path, out)
+    return clean_shard(config, documents.path, out, repeated.path / REPEATED if repeated else None)

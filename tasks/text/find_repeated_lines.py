@@ -21,7 +21,7 @@ class FindRepeatedLinesConfig(Config):
 _MOST_SAMPLES = 100
 
 
-@stage(libraries=("numpy", "pyarrow"))
+@stage(libraries=("numpy", "pyarrow", "xxhash"))
 def find_repeated_lines(config: FindRepeatedLinesConfig, lines: Artifact, out: Path) -> Metrics:
     """Write repeated.npy (their hashes, sorted), and figures/lines.jsonl with the commonest of them."""
     import numpy as np

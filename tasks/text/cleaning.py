@@ -1,9 +1,7 @@
 """Cleaning a shard: some documents at a time take the steps of their profile together."""
 
-import signal
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -13,6 +11,7 @@ from model.errors import InputError
 from tasks.characters import MOST_CHARACTERS
 from tasks.engine.stage import Metrics
 from tasks.tables import arrow_schema, read_batches, write_table, write_tables
+from tasks.text.alarms import TooSlow, alarm
 from tasks.text.documents import DOCUMENTS, DOCUMENTS_SCHEMA
 from tasks.text.judging import Documents, Fault, Filter, Mender
 from tasks.text.languages import LANGUAGES, LANGUAGES_SCHEMA
@@ -26,43 +25,22 @@ Steps = Sequence[tuple[str, Filter | Mender]]
 Verdict = dict[str, Any]
 
 
-class _TooSlow(BaseException):
-    """A step took longer than it may. No Exception, so that a step that catches those does not catch it."""
-
-
-@contextmanager
-def _alarm(seconds: float) -> Iterator[None]:
-    """Raise `_TooSlow` in the body after some seconds. In the main thread only, where every shard is built."""
-
-    def ring(number: int, frame: object) -> None:
-        raise _TooSlow
-
-    former = signal.signal(signal.SIGALRM, ring)
-    # Again and again, for a step that goes on all the same.
-    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, former)
-
-
 _Found = TypeVar("_Found")
 
 
 def _within(
     seconds: float, step: Callable[[Documents], list[_Found]], documents: Documents
-) -> list[_Found | type[_TooSlow]]:
+) -> list[_Found | type[TooSlow]]:
     """What a step finds of each document, or that it takes too long for it.
 
     Documents take a step together as long as all of them take less time than one may; else half of them do.
     """
     try:
-        with _alarm(seconds):
+        with alarm(seconds):
             return list(step(documents))
-    except _TooSlow:
+    except TooSlow:
         if len(documents) == 1:
-            return [_TooSlow]
+            return [TooSlow]
     middle = len(documents) // 2
     halves = range(middle), range(middle, len(documents))
     return [found for half in halves for found in _within(seconds, step, documents.take(half))]
@@ -114,7 +92,7 @@ class Cleaning:
         for after, text in zip(found, texts, strict=True):
             if isinstance(after, Fault):
                 faults.append(_verdict(name, text, after))
-            elif after is _TooSlow:
+            elif after is TooSlow:
                 faults.append(self._too_slow(name, text))
             else:
                 # A step may leave nothing of a text.
@@ -149,8 +127,8 @@ def _check_gives(name: str, found: list[Any], n_documents: int, kind: Any, told:
         raise InputError(
             f"clean.{name} gives {len(found)} results for {n_documents} documents: it must give one for each"
         )
-    bad = next((one for one in found if one is not _TooSlow and not isinstance(one, kind)), _TooSlow)
-    if bad is not _TooSlow:
+    bad = next((one for one in found if one is not TooSlow and not isinstance(one, kind)), TooSlow)
+    if bad is not TooSlow:
         raise InputError(f"clean.{name} gives {bad!r} for a document: it must give {told}")
 
 

@@ -6,10 +6,14 @@ from collections import Counter
 from resiliparse.extract.html2text import extract_plain_text
 from resiliparse.parse.encoding import bytes_to_str, detect_encoding
 
+from tasks.text.alarms import TooSlow, alarm
+
 _MAX_DEPTH = 1000
 """The parser takes time in the square of the depth: 0.03 s at 1,000 open elements, minutes at 100,000."""
 _MAX_OPTIONS = 5000
 """It takes time in the square of the options of a list, too: 0.3 s at 5,000."""
+_SECONDS = 60.0
+"""Longest time for the text of a page; resiliparse, which is one call, is heard of when that ends."""
 _TAG = re.compile(rb"<(?:!--|(/?)([a-zA-Z][a-zA-Z0-9]*))")
 _COMMENT_END = re.compile(rb"--!?>")
 _RAW_TEXT = frozenset(b"script style textarea title xmp iframe noembed noframes".split())
@@ -85,7 +89,7 @@ def text_of_page(page: bytes, extractor: str = "resiliparse") -> str:
             twenty times as long.
 
     Raises:
-        BadPage: if its elements are nested so deep that parsing it would take minutes.
+        BadPage: if its elements are nested so deep that parsing it would take minutes, or it takes too long all the same.
     """
     depth, n_options = _deepest(page), page.lower().count(b"<option")
     if depth > _MAX_DEPTH:
@@ -93,6 +97,14 @@ def text_of_page(page: bytes, extractor: str = "resiliparse") -> str:
     if n_options > _MAX_OPTIONS:
         raise BadPage(f"HTML with {n_options:,} options to choose from")
     html = decoded_page(page)
+    try:
+        with alarm(_SECONDS):
+            return _extracted(html, extractor)
+    except TooSlow:
+        raise BadPage(f"HTML whose text takes longer than {_SECONDS:g} seconds to find") from None
+
+
+def _extracted(html: str, extractor: str) -> str:
     if extractor == "trafilatura":
         from trafilatura import extract
 

@@ -76,6 +76,14 @@ def test_archives_of_the_web(tmp_path: Path, name: str, extractor: str):
     assert metrics["skipped"] == {"an answer of type image/png": 1, "an answer with HTTP status 404": 1}
 
 
+def test_a_page_has_a_time_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    large = f"<html><body><main>{f'<p>{SENTENCE}</p>' * 20_000}</main></body></html>".encode()
+    monkeypatch.setattr("tasks.text.html._SECONDS", 0.01)
+    rows, _, errors = read(tmp_path, {"a.html": large, "b.txt": b"words"}, extractor="trafilatura")
+    assert [row["text"] for row in rows] == ["words"]
+    assert errors[0]["error"] == "HTML whose text takes longer than 0.01 seconds to find"
+
+
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(cut=st.integers(1, 600), packed=st.booleans())
 def test_a_torn_archive_is_named(tmp_path_factory: pytest.TempPathFactory, cut: int, packed: bool):

@@ -21,6 +21,7 @@ from model.deepspeed_engine import Learner
 from model.errors import InputError
 from model.held_out import HeldOut, measure_held_out
 from model.machine import TrainingMachine
+from model.objectives.mixed_text import MixedTextObjective, SharesFrom
 from model.objectives.text import TextObjective
 from model.tokens import open_tokens, write_tokens
 from model.train import seconds_between_saves
@@ -71,7 +72,11 @@ def spec(folder: Path, optimizer: str = "adamw", averaging: float = 0.0, **machi
 
 def train(folder: Path, **options) -> tuple[list[float], dict]:
     """Train, several ranks under torchrun and one in this process; returns losses and weights."""
-    made = spec(folder, **options)
+    return run(spec(folder, **options), folder)
+
+
+def run(made: TrainSpec, folder: Path) -> tuple[list[float], dict]:
+    """The same of a training that is described already."""
     made.work.mkdir()
     if made.machine.ranks == 1:
         train_here(made)
@@ -107,6 +112,37 @@ def test_machines_agree_to_rounding(tmp_path: Path, optimizer: str):
     on_two = train(tmp_path / "averaged on two", optimizer=optimizer, averaging=0.5, ranks=2, **stage)[1]
     for name, value in averaged.items():
         assert (value - on_two[name]).abs().max() < 1e-3, name
+
+
+@pytest.mark.end_to_end
+def test_a_mixture_is_the_same_on_two_ranks(tmp_path: Path):
+    """Two sources, of which one ends early and comes again, and another mixture from the middle on."""
+    phases = (
+        SharesFrom(first_window=0, shares={"web": 3.0, "books": 1.0}),
+        SharesFrom(first_window=32, shares={"books": 1.0}),
+    )
+    results = []
+    for ranks in (1, 2):
+        folder = tmp_path / str(ranks)
+        made = spec(folder, ranks=ranks)
+        generator = np.random.default_rng(1)
+        texts = [np.minimum(generator.geometric(share, 400), 59) for share in (0.1, 0.3, 0.1, 0.1)]
+        names = ["web", "books", "web", "web"]
+        write_tokens(
+            folder / "train.arrow",
+            texts,
+            [str(i) for i in range(4)],
+            names,
+            [400] * 4,
+            tokenizer_sha256="t",
+            vocabulary_size=60,
+            end_of_text_id=0,
+        )
+        results.append(run(made.model_copy(update={"objective": MixedTextObjective(phases=phases)}), folder))
+    (losses, weights), (others, other_weights) = results
+    assert others == pytest.approx(losses, rel=2e-5)
+    for name, value in weights.items():
+        assert (value - other_weights[name]).abs().max() < 1e-3, name
 
 
 def overfitting(folder: Path, **fields) -> TrainSpec:

@@ -13,6 +13,9 @@ _BITS = 26
 """Of each hash the bitmap knows so many: 8 MB."""
 
 
+_ROWS_AT_ONCE = 1 << 18
+
+
 class NGrams(NamedTuple):
     """The n-grams of one length.
 
@@ -36,18 +39,28 @@ Index = dict[int, NGrams]
 
 @lru_cache(maxsize=2)
 def load_index(path: Path) -> Index:
-    """The n-grams that `index_benchmarks` wrote."""
-    # Sorted by n and hash, as it was written; names of benchmarks as numbers, since there may be millions of n-grams.
-    table = pq.ParquetFile(path, read_dictionary=["task"]).read().combine_chunks()
-    lengths = table.column("n").to_numpy()
-    index = {}
+    """The n-grams that `index_benchmarks` wrote: some twenty bytes for each of what may be millions, read part by part."""
+    file = pq.ParquetFile(path, read_dictionary=["task"])
+    n_rows = file.metadata.num_rows
+    kinds = {"n": np.uint8, "hash": np.uint64, "task": np.uint16, "item": np.int32}
+    columns = {name: np.empty(n_rows, kind) for name, kind in kinds.items()}
+    numbers: dict[str, int] = {}
+    for name, column in columns.items():
+        first = 0
+        for batch in file.iter_batches(_ROWS_AT_ONCE, columns=[name]):
+            part = batch.column(0)
+            if name == "task":
+                # Names of benchmarks as numbers, which differ from part to part.
+                of_part = [numbers.setdefault(task, len(numbers)) for task in part.dictionary.to_pylist()]
+                part = np.array(of_part, np.uint16)[part.indices.to_numpy()]
+            column[first : first + batch.num_rows] = part
+            first += batch.num_rows
+    lengths, hashes, task, item = columns.values()
+    index, tasks = {}, list(numbers)
+    # Sorted by n and hash, as it was written.
     for n in np.unique(lengths).tolist():
-        own = slice(*np.searchsorted(lengths, [n, n + 1]).tolist())
-        names = table.column("task")[own].combine_chunks()
-        hashes = table.column("hash").to_numpy()[own]
-        task = names.indices.to_numpy().astype(np.uint16)
-        item = table.column("item").to_numpy()[own].astype(np.int32)
-        index[n] = NGrams(hashes, names.dictionary.to_pylist(), task, item, bitmap_of(hashes))
+        own = slice(*np.searchsorted(lengths, np.array([n, n + 1], np.uint8)).tolist())
+        index[n] = NGrams(hashes[own], tasks, task[own], item[own], bitmap_of(hashes[own]))
     return index
 
 
@@ -60,7 +73,8 @@ def _bit(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def bitmap_of(hashes: np.ndarray) -> np.ndarray:
     """Which beginnings of a hash occur among the hashes, a bit each."""
     bitmap = np.zeros(1 << (_BITS - 3), np.uint8)
-    np.bitwise_or.at(bitmap, *_bit(hashes))
+    for start in range(0, len(hashes), _ROWS_AT_ONCE):
+        np.bitwise_or.at(bitmap, *_bit(hashes[start : start + _ROWS_AT_ONCE]))
     return bitmap
 
 

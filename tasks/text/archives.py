@@ -13,6 +13,7 @@ from tasks.text.sources import Kind, Source
 
 _KEPT = WarcRecordType.response | WarcRecordType.resource | WarcRecordType.conversion
 _TORN = "the archive ends in the middle of it"
+_NOTHING = "an archive in which no page is found"
 _PAGES = ("text/html", "application/xhtml+xml")
 
 
@@ -41,6 +42,8 @@ def read_archive(source: Source, where: str, path: Path, kind: Kind, limit: int)
         if last is not None:
             is_whole = stream.error is not None or _ends(path, kind)
             yield last if is_whole else Record(where, reading.row, error=_TORN, size=last.size)
+        elif stream.error is None:
+            yield Record(where, None, error=_NOTHING, is_other=True, rows=0)
         if stream.error is not None:
             yield reading.broken(stream.error, raw)
 

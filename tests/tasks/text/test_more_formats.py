@@ -76,6 +76,13 @@ def test_archives_of_the_web(tmp_path: Path, name: str, extractor: str):
     assert metrics["skipped"] == {"an answer of type image/png": 1, "an answer with HTTP status 404": 1}
 
 
+@pytest.mark.parametrize("length", [8, 10, 12])
+def test_an_archive_that_is_cut_in_its_first_line_is_named(tmp_path: Path, length: int):
+    files = {"a.warc": archive(packed=False)[:length], "b.txt": b"words"}
+    _, metrics, _ = read(tmp_path, files)
+    assert metrics["skipped"] == {"an archive in which no page is found": 1}
+
+
 def test_a_page_has_a_time_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     large = f"<html><body><main>{f'<p>{SENTENCE}</p>' * 20_000}</main></body></html>".encode()
     monkeypatch.setattr("tasks.text.html._SECONDS", 0.01)

@@ -319,6 +319,7 @@ def test_evaluate_measures_a_model_that_is_there(line: Line):
 
 
 def test_ablate_measures_what_a_step_of_cleaning_is_worth(line: Line):
+    latest = line.call("show", "latest").stdout
     asked = ("ablate", line.first["run"], "--without", "clean.repetition", "--seeds", "2", "--json")
     done = line.call(*asked)
     assert "4 trainings of 25 steps, of which 3 are to be done" in done.stderr
@@ -337,7 +338,7 @@ def test_ablate_measures_what_a_step_of_cleaning_is_worth(line: Line):
     report = (line.store / "runs" / worth["run"] / "report.html").read_text()
     assert "What clean.repetition is worth" in report
     # Its models are measured and left: the newest model is that of the run, and so is the newest run.
-    assert line.first["run"] in line.call("show", "latest").stdout
+    assert line.call("show", "latest").stdout == latest
     assert json.loads(line.call("evaluate", "latest", "--tasks", "sciq", "--limit", "5", "--json").stdout)
     assert line.call("task", "train_1", worth["run"]).stdout
 

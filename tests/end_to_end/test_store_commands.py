@@ -107,7 +107,7 @@ def test_accept_takes_an_earlier_result_and_says_by_whom(copy: Line, tmp_path: P
         "run",
         "code of tasks.text.clean",
     )
-    refused = call("run", "recipe.yaml", "--accept", "clean", "--set", "clean.repetition=off")
+    refused = call("run", "recipe.yaml", "--accept", "clean", "--set", "clean.max_document_seconds=59")
     assert refused.returncode == 2
     assert "only changed code and libraries can be accepted" in refused.stderr
     done = call("run", "recipe.yaml", "--accept", "clean", "--json")

@@ -7,7 +7,7 @@ from typing import Any
 from tasks.benchmarks.index import INDEX
 from tasks.benchmarks.search import load_index, matches_of_each
 from tasks.engine.stage import Artifact, Metrics, Shard, map_stage
-from tasks.tables import read_column, write_table
+from tasks.tables import read_batches, write_table
 from tasks.text.documents import DOCUMENTS
 from tasks.text.verdicts import VERDICTS, VERDICTS_SCHEMA, dropped, kept
 
@@ -18,13 +18,15 @@ def decontaminate(documents: Shard, index: Artifact, out: Path) -> Metrics:
 
     One n-gram of an item is enough, and index_benchmarks says how long it is.
     """
+    from tasks.characters import MOST_CHARACTERS
     from tasks.ngrams import hash_words
 
     loaded = load_index(index.path / INDEX)
     verdicts: list[dict[str, Any]] = []
     by_task: dict[str, int] = {}
-    texts = read_column(documents.path / DOCUMENTS, "text")
-    for found in chain.from_iterable(matches_of_each(*batch, loaded) for batch in hash_words(texts)):
+    batches = read_batches(documents.path / DOCUMENTS, "text", MOST_CHARACTERS)
+    hashed = chain.from_iterable(hash_words(batch.column("text").to_pylist()) for batch in batches)
+    for found in chain.from_iterable(matches_of_each(*words, loaded) for words in hashed):
         hits = sorted((-count, item) for item, count in found.items())
         if not hits:
             verdicts.append(kept())

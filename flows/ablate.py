@@ -109,8 +109,10 @@ def graph(recipe: Recipe, what: str, seeds: int) -> list[Node]:
     The tokenizer is that of the text with it. What is held out there is held out of the other text too.
 
     Raises:
-        InputError: if the recipe does not have what is left out.
+        InputError: if the recipe does not have what is left out, or there are too few models to know the noise.
     """
+    if seeds < 2:
+        raise InputError(f"seeds is {seeds}: take at least 2, since what lies between them is the noise")
     other = recipe_without(recipe, what)
     text = prepare_text(recipe)
     without = _text_without(other, text)

@@ -161,11 +161,13 @@ async def run_recipe(
     nodes: list[Node],
     place: Place,
     check: Callable[[str, dict[str, Any]], None] = lambda name, metrics: None,
+    conclude: Callable[[Run], None] = lambda run: None,
 ) -> RunResult:
     """Run a graph, record in `run` how it went, and leave its page.
 
     Args:
         check: called with name and figures of each finished node; what it raises ends the run.
+        conclude: called once all nodes are finished, to write into the run what they come to together.
     """
 
     def note(node: Node, outcome: Outcome) -> None:
@@ -174,6 +176,7 @@ async def run_recipe(
 
     try:
         outcomes = await run_nodes(nodes, build_in_prefect(place, run), note)
+        conclude(run)
     except retraining.NothingNew as nothing:
         run.end("nothing new", str(nothing))
         raise
@@ -316,10 +319,11 @@ async def ablate(
     nodes = ablation.graph(checked, without, seeds)
     prepare_benchmarks(checked.evaluate_model)
     run = start_ablation(place.store, checked, without, seeds)
-    result = await run_recipe(run, nodes, place)
-    run.record[WORTH] = worth_of(run, place.store)
-    run.save()
-    await pages.publish(run, place.store)
+
+    def conclude(run: Run) -> None:
+        run.record[WORTH] = worth_of(run, place.store)
+
+    result = await run_recipe(run, nodes, place, conclude=conclude)
     return _state(replace(result, reason=run.record[WORTH]["sentence"]))
 
 

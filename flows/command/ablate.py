@@ -30,7 +30,7 @@ from flows.runs.mixing import told
 from flows.runs.plan import CACHED, plan
 from flows.runs.record import find_run, previous_entries
 from flows.runs.worth import WORTH
-from flows.views.terminal import forecast_lines, mixture_table, print_worth
+from flows.views.terminal import forecast_lines, print_mixture, print_worth
 from tasks.engine.stage import Node
 from tasks.engine.store import Store
 
@@ -150,10 +150,7 @@ def mix(
     nodes = graph_of(recipe, place.store)
     rows = plan(nodes, place.store, place.sources, previous_entries(place.store, recipe.name))
     shares, warnings = told(recipe, rows)
-    if shares:
-        console.print(mixture_table(shares))
-    for sentence in warnings:
-        console.print(f"[yellow]{escape(sentence)}[/]", highlight=False)
+    print_mixture(shares, warnings, console)
     if try_it:
         _measure(recipe, ablation.MIXTURE, seeds, place, console, as_json)
     elif as_json:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from flows.command.errors import FAILURE_EXIT
 from flows.command.foresee import foresee
@@ -37,7 +36,7 @@ from flows.runs.mixing import told
 from flows.runs.one_stage import first_rows, run_one_stage
 from flows.runs.plan import plan as make_plan
 from flows.runs.record import RUN, load_run, previous_entries, runs_folder
-from flows.views.terminal import forecast_lines, left_out_lines, mixture_table, plan_table, stage_line
+from flows.views.terminal import forecast_lines, left_out_lines, plan_table, print_mixture, stage_line
 from model.errors import InputError
 from tasks.engine import child
 from tasks.engine.store import Store
@@ -69,11 +68,7 @@ def plan(
         return
     console.print(plan_table(rows))
     if isinstance(recipe, Recipe):
-        shares, warnings = told(recipe, rows)
-        if shares:
-            console.print(mixture_table(shares))
-        for sentence in warnings:
-            console.print(f"[yellow]{escape(sentence)}[/]", highlight=False)
+        print_mixture(*told(recipe, rows), console)
     for line in [*forecast_lines(rows, foretold), *left_out_lines(recipe.sources)]:
         console.print(line, highlight=False)
 

@@ -89,7 +89,7 @@ def difference_of(having: Any, without: Any, n_bytes: Any) -> Difference:
     of what the models of a group need on average.
 
     Args:
-        having, without: nats by seed and document: (seeds, documents).
+        having, without: nats by seed and document, at least two of each: (seeds, documents).
         n_bytes: of each document: (documents,).
     """
     from scipy.stats import t
@@ -97,11 +97,11 @@ def difference_of(having: Any, without: Any, n_bytes: Any) -> Difference:
     bits_with, bits_without = (nats / np.log(2) for nats in (having, without))
     n_seeds, n_documents, total = len(having), len(n_bytes), n_bytes.sum()
     of_seeds = [bits.sum(1) / total for bits in (bits_with, bits_without)]
-    variance = float(sum(values.var(ddof=1) for values in of_seeds)) / n_seeds if n_seeds > 1 else np.inf
-    by_seeds = float(t.ppf(0.975, 2 * n_seeds - 2)) * variance**0.5 if n_seeds > 1 else float("inf")
+    variance = float(sum(values.var(ddof=1) for values in of_seeds)) / n_seeds
+    by_seeds = float(t.ppf(0.975, 2 * n_seeds - 2)) * variance**0.5
     gains = (bits_without - bits_with).mean(0)
     residuals = gains - gains.sum() / total * n_bytes
-    scale = n_documents / (n_documents - 1) if n_documents > 1 else np.inf
+    scale = n_documents / (n_documents - 1)
     by_documents = _NORMAL_95 * float(np.sqrt(scale * (residuals**2).sum())) / float(total)
     having_mean, without_mean = (float(values.mean()) for values in of_seeds)
     return Difference(n_documents, having_mean, without_mean, by_seeds, by_documents)

@@ -255,6 +255,14 @@ def mixture_table(shares: list[SourceShare]) -> Table:
     return table
 
 
+def print_mixture(shares: list[SourceShare], warnings: list[str], console: Console) -> None:
+    """The table of the mixture, if there is one to show, and what a person should think of."""
+    if shares:
+        console.print(mixture_table(shares))
+    for sentence in warnings:
+        console.print(f"[yellow]{escape(sentence)}[/]", highlight=False)
+
+
 def left_out_lines(sources: Iterable[Source]) -> list[str]:
     """The files of the sources that are not read, by reason."""
     lines = []

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -83,16 +84,22 @@ class _Signed:
                     return side
         return ""
 
-    def at(self, numbers: Any) -> dict[int, dict[str, Any]]:
-        """The documents with these numbers, sorted."""
+    def places(self, numbers: Any) -> Iterator[tuple[int, dict[int, int]]]:
+        """The shards that hold the documents with these numbers, sorted, and the row of each in its shard."""
         import numpy as np
 
         bounds = np.searchsorted(numbers, [*self.firsts, self.n_documents])
-        found = {}
         for shard in np.flatnonzero(np.diff(bounds)).tolist():
-            rows, first = self.rows(shard), int(self.firsts[shard])
-            for number in numbers[bounds[shard] : bounds[shard + 1]].tolist():
-                found[number] = rows[number - first]
+            first = int(self.firsts[shard])
+            own = numbers[bounds[shard] : bounds[shard + 1]].tolist()
+            yield shard, {number: number - first for number in own}
+
+    def at(self, numbers: Any) -> dict[int, dict[str, Any]]:
+        """The documents with these numbers, sorted."""
+        found: dict[int, dict[str, Any]] = {}
+        for shard, places in self.places(numbers):
+            rows = self.rows(shard)
+            found.update((number, rows[row]) for number, row in places.items())
         return found
 
 
@@ -126,19 +133,15 @@ def _values(
     config: DeduplicateConfig, documents: Artifact | None, numbers: Any, signed: _Signed
 ) -> dict[int, Any]:
     """What the documents with these numbers, sorted, have in the field by which one of them stays."""
-    import numpy as np
-
     if config.prefer_field is None:
         return {}
     assert documents is not None, "a graph with prefer_field gives the documents"
     column = "text" if config.prefer_field == "bytes" else "metadata"
-    bounds = np.searchsorted(numbers, [*signed.firsts, signed.n_documents])
     values: dict[int, Any] = {}
-    for shard in np.flatnonzero(np.diff(bounds)).tolist():
+    for shard, places in signed.places(numbers):
         cells = read_table(documents.shards[shard] / DOCUMENTS, [column]).column(column)
-        first = int(signed.firsts[shard])
-        for number in numbers[bounds[shard] : bounds[shard + 1]].tolist():
-            cell = cells[number - first].as_py()
+        for number, row in places.items():
+            cell = cells[row].as_py()
             values[number] = (
                 len(cell.encode()) if column == "text" else field_of(json.loads(cell), config.prefer_field)
             )
@@ -227,8 +230,8 @@ def deduplicate(
     """Write shards/NNNNN/verdicts.parquet, groups.parquet and clusters.parquet, aligned with the shards that were signed.
 
     Equal texts and near-duplicates are one cluster. Its survivor is what the recipe prefers, else the document with the
-    smallest digest of id and text, so it does not depend on how shards are numbered; documents that the recipe lists as validation all survive,
-    and what is near to one of them does not. What an earlier run kept comes before what is new, held-out text first,
+    smallest digest of id and text, so it does not depend on how shards are numbered; documents that the recipe lists
+    as validation all survive, and what is near to one of them does not. What an earlier run kept comes before what is new, held-out text first,
     so that a new copy displaces none of it. Components are computed over pairs only, so memory follows the duplicates,
     not the documents.
 

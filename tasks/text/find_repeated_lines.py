@@ -30,7 +30,9 @@ def find_repeated_lines(config: FindRepeatedLinesConfig, lines: Artifact, out: P
 
     hashes = repeated_hashes(lines.shards, config.min_documents)
     np.save(out / REPEATED, hashes)
-    known, counts, named = set(hashes.tolist()), Counter(), {}  # type: ignore[var-annotated]
+    known = set(hashes.tolist())
+    counts: Counter[int] = Counter()
+    named: dict[int, str] = {}
     for shard in lines.shards:
         for row in read_table(shard / EXAMPLES).to_pylist():
             if row["hash"] in known:

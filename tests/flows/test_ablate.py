@@ -91,6 +91,11 @@ def test_what_cannot_be_left_out_is_said(what: str, sections: dict[str, Any], se
         ablate.recipe_without(recipe(**sections), what)
 
 
+def test_one_model_tells_no_noise():
+    with pytest.raises(InputError, match="take at least 2"):
+        ablate.graph(recipe(), "source:web", 1)
+
+
 def test_what_is_alike_to_text_that_the_other_side_trains_on_judges_nothing():
     groups = {"a/held": 1, "b/copy": 1, "a/own": 2, "b/own": 3, "a/same": 4}
     judging = judges(["a/held", "a/own", "a/same"], {"b/copy", "b/own", "a/same", "c/new"}, groups)

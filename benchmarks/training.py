@@ -118,9 +118,7 @@ def _bare_loop(
 
 
 def _ids(spec: TrainSpec) -> np.ndarray:
-    ids = np.random.default_rng(0).geometric(
-        4 / spec.vocabulary_size, 20 * spec.train.tokens_per_batch + 1
-    )
+    ids = np.random.default_rng(0).geometric(4 / spec.vocabulary_size, 20 * spec.train.tokens_per_batch + 1)
     return np.minimum(ids, spec.vocabulary_size - 1)
 
 

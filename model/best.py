@@ -7,20 +7,20 @@ names another one is whole, so a resume finds what it knows of; what comes after
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file
+from torch import Tensor
+
 from model.checkpoint import ResumeError, checkpoint_states
-from model.deepspeed_engine import whole_parameters
 from model.files import sha256_of_file
-from model.transformer import Transformer
-from model.weights import load_weights, save_weights
+from model.masters import Masters
+from model.weights import write_tensors
 
 
 def _path(work: Path, steps: int) -> Path:
     return work / f"best-{steps:08d}.safetensors"
 
 
-def keep_if_best(
-    model: Transformer, work: Path, state: dict[str, Any], steps: int, zero_stage: int, is_first_rank: bool
-) -> None:
+def keep_if_best(masters: Masters, work: Path, state: dict[str, Any], steps: int) -> None:
     """Keep the weights after `steps` steps if the held-out figure in `state` is the lowest so far; every rank calls it.
 
     Args:
@@ -30,10 +30,10 @@ def keep_if_best(
     if best is not None and measured >= best:
         return
     state |= {"best_steps": steps, "best_bits_per_byte": measured}
-    with whole_parameters(model, zero_stage):
-        if is_first_rank:
-            save_weights(model, _path(work, steps))
-            state["best_sha256"] = sha256_of_file(_path(work, steps))
+    weights = masters.gather()
+    if masters.rank == 0:
+        write_tensors(weights, _path(work, steps))
+        state["best_sha256"] = sha256_of_file(_path(work, steps))
 
 
 def forget_others(work: Path, state: dict[str, Any]) -> None:
@@ -45,8 +45,8 @@ def forget_others(work: Path, state: dict[str, Any]) -> None:
             path.unlink()
 
 
-def load_best(model: Transformer, work: Path, state: dict[str, Any]) -> None:
-    """Put the best weights into the model.
+def load_best(work: Path, state: dict[str, Any]) -> dict[str, Tensor]:
+    """The best weights, by name.
 
     Raises:
         ResumeError: if they are not what was kept.
@@ -57,4 +57,4 @@ def load_best(model: Transformer, work: Path, state: dict[str, Any]) -> None:
             f"the best weights, of step {state['best_steps']}, are damaged or gone ({path}): remove the folder {work} to "
             "train again, or set train_model.keep to last"
         )
-    load_weights(model, path)
+    return load_file(path)

@@ -1,52 +1,60 @@
-"""Training checkpoints that are whole or do not exist.
+"""Training checkpoints that are whole or do not exist, are written while training goes on, and fit any number of ranks.
 
-DeepSpeed writes into a hidden folder; rank 0 then records size and SHA-256 of every file
-and renames the folder. What a kill leaves behind is hidden, and what bit rot leaves behind
-does not match its record: neither is ever resumed from.
+Each rank writes the pieces of weights and moments that it holds, by the name of the weight and the place of the piece in
+it, so that ranks that hold other pieces can read them: see `model.masters`. A thread of each rank writes a copy; once all
+are written, the first rank's thread records size and XXH3 of every file and renames the folder. What a kill leaves behind is hidden, and
+what bit rot leaves behind does not match its record: neither is ever resumed from. The files are safetensors: numbers, no
+programs.
 """
 
 import json
 import os
 import shutil
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
+import xxhash
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
 from model.errors import InputError
-from model.files import fsync_path, read_json, sha256_of_file
+from model.files import fsync_path, read_json, write_whole
+from model.masters import Masters
 
 MANIFEST = "checkpoint.json"
+_PIECES, _WRITTEN = "rank-{rank:05d}.safetensors", "rank-{rank:05d}.json"
+_WEIGHT, _AVERAGE = "weight", "average"
+_POLL_SECONDS = 0.02
 
 
 class ResumeError(InputError):
-    """A checkpoint exists, but not for this machine or this recipe."""
+    """A checkpoint exists, but not for this recipe."""
+
+
+def xxh3_of_file(path: Path) -> str:
+    """XXH3 (128 bits) of a file's content: 32 hexadecimal digits. Finds what went wrong by itself, not what somebody forged."""
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while part := file.read(2**22):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def _is_valid(folder: Path) -> bool:
     try:
         files = json.loads((folder / MANIFEST).read_text())["files"]
         return all(
-            (folder / name).stat().st_size == size and sha256_of_file(folder / name) == digest
+            (folder / name).stat().st_size == size and xxh3_of_file(folder / name) == digest
             for name, (size, digest) in files.items()
         )
     except (OSError, ValueError, KeyError, TypeError):
         return False
-
-
-def _check_owner(folder: Path) -> None:
-    """Refuse checkpoints that somebody else may have written: they are pickles, which can hold any program.
-
-    Raises:
-        ResumeError: unless the folder is ours, and nobody else may write to it.
-    """
-    status = os.stat(folder)
-    if status.st_uid != os.getuid() or status.st_mode & 0o022:
-        raise ResumeError(
-            f"{folder} belongs to another account, or others may write to it, and what is in it would be run: if it is "
-            f"yours, `chown -R $(id -u) {folder} && chmod -R go-w {folder}`; else remove it to train from the start"
-        )
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -65,89 +73,183 @@ def checkpoint_states(folder: Path) -> list[dict[str, Any]]:
     ]
 
 
-def save_checkpoint(
-    engine: Any,
-    folder: Path,
-    step: int,
-    state: dict[str, Any],
-    keep: int,
-    save_more: Callable[[Path], None] = lambda folder: None,
-) -> Path:
-    """Save the engine after `step` steps as `folder`/step-NNNNNNNN; every rank calls it.
+class Checkpoints:
+    """Writes the state of a training beside it, and reads it back. Every rank has one, and calls the same.
 
     Args:
-        engine: a DeepSpeed engine.
-        folder: where checkpoints live; readable by its owner only, since DeepSpeed's files are pickles.
-        step: number of finished steps.
-        state: JSON values to find again at resume.
+        folder: where checkpoints live.
+        masters: the weights that the optimizer moves.
+        optimizer: whose moments belong to them.
+        averages: for each of the masters' tensors an average of it, or nothing.
         keep: newest checkpoints that stay on disk.
-        save_more: called by the first rank with the folder of the checkpoint, to write what else belongs to it.
     """
-    final, building = folder / f"step-{step:08d}", folder / f".building-{step:08d}"
-    if dist.get_rank() == 0:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for stale in folder.glob(".building-*"):
-            shutil.rmtree(stale)
-    dist.barrier()
-    engine.save_checkpoint(str(folder), tag=building.name, client_state={}, save_latest=False)
-    dist.barrier()
-    if dist.get_rank() == 0:
-        save_more(building)
-        files = {}
-        for path in sorted(path for path in building.rglob("*") if path.is_file()):
+
+    def __init__(
+        self,
+        folder: Path,
+        masters: Masters,
+        optimizer: torch.optim.Optimizer,
+        averages: list[Tensor],
+        keep: int,
+    ) -> None:
+        self.folder, self.masters, self.optimizer, self.averages = folder, masters, optimizer, averages
+        self.keep = keep
+        self.thread: threading.Thread | None = None
+        self.failure: Exception | None = None
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether one is being written; raises what became of it if that was no good."""
+        if self.failure:
+            raise self.failure
+        return self.thread is not None and self.thread.is_alive()
+
+    def wait(self) -> None:
+        """Until the last one is whole, everywhere."""
+        if self.thread:
+            self.thread.join()
+        if self.failure:
+            raise self.failure
+        dist.barrier()
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        """Begin to write what there is after `step` steps, as `folder`/step-NNNNNNNN; copies it, and returns.
+
+        Args:
+            state: JSON values to find again at resume.
+        """
+        self.wait()
+        building = self.folder / f".building-{step:08d}"
+        if self.masters.rank == 0:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for stale in self.folder.glob(".building-*"):
+                shutil.rmtree(stale)
+            building.mkdir()
+        dist.barrier()
+        pieces, scalars = self._copy()
+        # A copy of the state, too: it goes on changing.
+        manifest = json.loads(json.dumps({"step": step, "state": state, "scalars": scalars}))
+        # A daemon: the thread that trains waits for it where it has to, and must not be kept by it when it fails.
+        self.thread = threading.Thread(target=self._write, args=(building, pieces, manifest), daemon=True)
+        self.thread.start()
+
+    def _copy(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The pieces of this rank in memory of their own, and the optimizer's scalars with the weights that they belong to."""
+        pieces: dict[str, Tensor] = {}
+        scalars: dict[str, Any] = {}
+        averages: Sequence[Tensor | None] = self.averages or [None] * len(self.masters.all)
+        for master, average in zip(self.masters.all, averages, strict=True):
+            values = {_WEIGHT: master.tensor} | self.optimizer.state.get(master.tensor, {})
+            if average is not None:
+                values[_AVERAGE] = average
+            for kind, value in values.items():
+                if value.shape == master.tensor.shape:
+                    for name, start, part in self.masters.own_pieces(master, value):
+                        pieces[f"{kind}:{name}:{start}"] = part.to("cpu", copy=True)
+                else:
+                    scalar = scalars.setdefault(kind, {"value": float(value), "weights": []})
+                    scalar["weights"] += [placed.name for placed in master.weights]
+        return pieces, scalars
+
+    def _write(self, building: Path, pieces: dict[str, Tensor], manifest: dict[str, Any]) -> None:
+        try:
+            path = building / _PIECES.format(rank=self.masters.rank)
+            save_file(pieces, path)
             fsync_path(path)
-            files[path.relative_to(building).as_posix()] = (path.stat().st_size, sha256_of_file(path))
-        manifest = {"step": step, "state": state, "files": files}
-        (building / MANIFEST).write_text(json.dumps(manifest))
-        fsync_path(building / MANIFEST)
+            written = (path.stat().st_size, xxh3_of_file(path))
+            write_whole(building / _WRITTEN.format(rank=self.masters.rank), json.dumps(written))
+            if self.masters.rank == 0:
+                self._publish(building, manifest)
+        except Exception as error:  # raised by the next call, on the thread that trains
+            self.failure = error
+
+    def _publish(self, building: Path, manifest: dict[str, Any]) -> None:
+        """Wait for the files of all ranks, write what they are, and give the folder its name."""
+        files = {}
+        for rank in range(self.masters.ranks):
+            told = building / _WRITTEN.format(rank=rank)
+            while (written := read_json(told)) is None:
+                time.sleep(_POLL_SECONDS)
+            told.unlink()
+            files[_PIECES.format(rank=rank)] = written
+        write_whole(building / MANIFEST, json.dumps(manifest | {"files": files}), durable=True)
+        final = self.folder / f"step-{manifest['step']:08d}"
         if final.exists():
             shutil.rmtree(final)
         os.rename(building, final)
-        fsync_path(folder)
-        for old in sorted(folder.glob("step-*"))[:-keep]:
+        fsync_path(self.folder)
+        for old in sorted(self.folder.glob("step-*"))[: -self.keep]:
             shutil.rmtree(old)
-    dist.barrier()
-    return final
+
+    def load(self) -> tuple[int, dict[str, Any]]:
+        """Take back the newest valid checkpoint, whatever ranks and ZeRO stage wrote it.
+
+        Returns:
+            Number of finished steps and the saved state; (0, {}) if there is no checkpoint.
+
+        Raises:
+            ResumeError: if it lacks a weight of this model.
+        """
+        chosen = [str(newest_checkpoint(self.folder) or "") if self.masters.rank == 0 else ""]
+        dist.broadcast_object_list(chosen, src=0)
+        if not chosen[0]:
+            return 0, {}
+        manifest = json.loads((Path(chosen[0]) / MANIFEST).read_text())
+        saved = _Pieces(Path(chosen[0]), manifest["files"])
+        tensors = self.masters.tensors()
+        self.masters.fill(tensors, saved.reader(_WEIGHT))
+        if self.averages:
+            self.masters.fill(self.averages, saved.reader(_AVERAGE))
+        moments = saved.kinds - {_WEIGHT, _AVERAGE}
+        for kind in moments:
+            values = []
+            for master in self.masters.all:
+                has = master.weights and (kind, master.weights[0].name) in saved.found
+                values.append(torch.zeros_like(master.tensor) if has else None)
+                if has:
+                    self.optimizer.state[master.tensor][kind] = values[-1]
+            self.masters.fill(values, saved.reader(kind))
+        for kind, scalar in manifest["scalars"].items():
+            belongs = set(scalar["weights"])
+            for master in self.masters.all:
+                if master.weights and master.weights[0].name in belongs:
+                    value = torch.tensor(scalar["value"], device=master.tensor.device)
+                    self.optimizer.state[master.tensor][kind] = value
+        self.masters.refresh()
+        return manifest["step"], manifest["state"]
 
 
-def load_checkpoint(
-    engine: Any,
-    folder: Path,
-    *,
-    ranks: int,
-    zero_stage: int,
-    load_more: Callable[[Path], None] = lambda folder: None,
-) -> tuple[int, dict[str, Any]]:
-    """Load the newest valid checkpoint into the engine; every rank calls it.
+class _Pieces:
+    """The files of a checkpoint, as one flattened weight after another."""
 
-    Args:
-        load_more: called with the folder of the checkpoint, to read what `save_more` wrote.
+    def __init__(self, folder: Path, files: Iterable[str]) -> None:
+        self.folder = folder
+        self.found: dict[tuple[str, str], list[tuple[int, int, Any, str]]] = {}
+        for file in files:
+            opened: Any = safe_open(folder / file, framework="pt")
+            for key in opened.keys():  # noqa: SIM118 - it is no mapping
+                kind, name, start = key.split(":")
+                length = opened.get_slice(key).get_shape()[0]
+                self.found.setdefault((kind, name), []).append((int(start), length, opened, key))
 
-    Returns:
-        Number of finished steps and the saved state; (0, {}) if there is no checkpoint.
+    @property
+    def kinds(self) -> set[str]:
+        """Weights, averages, and each kind of moment."""
+        return {kind for kind, _ in self.found}
 
-    Raises:
-        ResumeError: if the checkpoint was written with another ZeRO stage, or with another
-            number of ranks at a stage other than 0.
-    """
-    chosen = [str(newest_checkpoint(folder) or "") if dist.get_rank() == 0 else ""]
-    dist.broadcast_object_list(chosen, src=0)
-    if not chosen[0]:
-        return 0, {}
-    checkpoint = Path(chosen[0])
-    _check_owner(folder)
-    manifest = json.loads((checkpoint / MANIFEST).read_text())
-    state = manifest["state"]
-    if state["zero_stage"] != zero_stage or (zero_stage and state["ranks"] != ranks):
-        raise ResumeError(
-            f"the checkpoint {checkpoint} was written at zero_stage {state['zero_stage']} with {state['ranks']} ranks and "
-            f"cannot go on at zero_stage {zero_stage} with {ranks}: set machine.zero_stage and machine.ranks back, "
-            f"or delete {folder} to train from the start"
-        )
-    path, _ = engine.load_checkpoint(str(folder), tag=checkpoint.name)
-    if path is None:
-        raise ResumeError(
-            f"DeepSpeed could not read the checkpoint {checkpoint}: delete it to go on from an older one"
-        )
-    load_more(checkpoint)
-    return manifest["step"], state
+    def reader(self, kind: str) -> Callable[[str, int, int], Tensor]:
+        """A function that gives elements start to stop of a flattened weight by its name."""
+
+        def read(name: str, start: int, stop: int) -> Tensor:
+            if (kind, name) not in self.found:
+                raise ResumeError(
+                    f"the checkpoint {self.folder} has no {kind} of {name}: delete {self.folder.parent} to train from the start"
+                )
+            parts = []
+            for first, length, opened, key in sorted(self.found[kind, name], key=lambda piece: piece[0]):
+                begin, end = max(start, first), min(stop, first + length)
+                if begin < end:
+                    parts.append(opened.get_slice(key)[begin - first : end - first])
+            return torch.cat(parts)
+
+        return read

@@ -165,8 +165,10 @@ class OptimizationConfig(Config):
     weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay of matrices.")
     gradient_clipping: GradientClipping = None
     warmup_fraction: WarmupFraction = 0.02
-    dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="Compute type; bfloat16 keeps float32 master weights (torch.autocast)."
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="Compute type. bfloat16: weights are computed with in bfloat16, and moved in float32. auto: bfloat16 on CUDA, and on "
+        "CPUs with instructions for it (avx512_bf16 or amx_bf16), else float32; a run says which, and keeps it.",
     )
     evaluations: Evaluations = 10
     evaluation_tokens: int = Field(

@@ -4,10 +4,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from model.errors import InputError
 from model.objectives.objective import Objective
+from model.optimizer import Together
+from model.train_spec import TrainSpec
 from model.transformer import Transformer
 
 
@@ -27,63 +29,69 @@ def process_group(device: str) -> Iterator[None]:
 
 
 class Learner(nn.Module):
-    """A model with what it is trained for, as DeepSpeed calls them.
+    """A model with what it is trained for, as DeepSpeed calls them."""
 
-    Args:
-        dtype: compute type of the products; None computes in that of the weights.
-    """
-
-    def __init__(self, model: Transformer, objective: Objective, dtype: torch.dtype | None) -> None:
+    def __init__(self, model: Transformer, objective: Objective) -> None:
         super().__init__()
-        self.model, self.objective, self.dtype = model, objective, dtype
+        self.model, self.objective = model, objective
 
     def forward(self, tokens: Tensor, denominator: float | None = None, **batch: Tensor) -> Tensor:
         """The loss of a batch divided by `denominator`, a scalar; logits (B, T, V) of the tokens if there is none."""
-        # Here and not around the call: DeepSpeed's engine switches off the autocast of its caller.
-        with torch.autocast(tokens.device.type, self.dtype, enabled=self.dtype is not None):
-            if denominator is None:
-                return self.model(tokens)
-            return self.objective.loss(self.model, {"tokens": tokens, **batch}) / denominator
+        if denominator is None:
+            return self.model(tokens)
+        return self.objective.loss(self.model, {"tokens": tokens, **batch}) / denominator
 
 
-def start_engine(
-    learner: Learner,
-    optimizer: torch.optim.Optimizer,
-    micro_batch: int,
-    accumulation: int,
-    clipping: float,
-    zero_stage: int,
-) -> tuple[Any, torch.optim.Optimizer]:
-    """DeepSpeed's engine around a learner, and the optimizer that it made of ours.
+def deepspeed_config(spec: TrainSpec) -> dict[str, Any]:
+    """What DeepSpeed is told, with what a person adds under machine.deepspeed.
 
-    Args:
-        micro_batch: rows of a forward pass of one rank.
-        accumulation: forward passes in a step of one rank.
-        clipping: largest global gradient norm; 0 clips nothing.
+    Raises:
+        InputError: if a person's key says otherwise than the recipe or the machine.
     """
-    import deepspeed
-
-    config = {
+    micro_batch, accumulation = spec.micro_batch
+    own: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": accumulation,
         # DeepSpeed clips at 1.0 unless it is told otherwise.
-        "gradient_clipping": clipping,
-        "zero_optimization": {"stage": zero_stage},
+        "gradient_clipping": spec.train.largest_gradient_norm,
+        "zero_optimization": {"stage": spec.zero_stage},
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 2**31,
         # It waits for the device twice in every micro-batch.
         "timers": {"throughput": {"enabled": False}},
     }
-    engine, wrapped, _, _ = deepspeed.initialize(model=learner, optimizer=optimizer, config=config)
-    return engine, wrapped
+    if spec.train.dtype == "bfloat16":
+        # Weights that are computed with in bfloat16; what the optimizer moves, and gradients that add up, in float32.
+        own |= {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
+    return _merged(own, spec.machine.deepspeed, "machine.deepspeed")
 
 
-@contextmanager
-def whole_parameters(module: nn.Module, zero_stage: int) -> Iterator[None]:
-    """Have every parameter whole on every rank while the body runs: at stage 3 each rank holds a part."""
+def _merged(own: dict[str, Any], added: dict[str, Any], path: str) -> dict[str, Any]:
+    merged = dict(own)
+    for name, value in added.items():
+        at = f"{path}.{name}"
+        if isinstance(own.get(name), dict) and isinstance(value, dict):
+            merged[name] = _merged(own[name], value, at)
+        elif name in own and own[name] != value:
+            raise InputError(
+                f"{at} is {value!r}, and recipe and machine make it {own[name]!r}: leave it out, and set the field that it follows "
+                "from"
+            )
+        else:
+            merged[name] = value
+    return merged
+
+
+def start_engine(learner: Learner, optimizer: Together, spec: TrainSpec) -> Any:
+    """DeepSpeed's engine around a learner; the optimizer then moves what it made of the weights.
+
+    Raises:
+        InputError: if a key of machine.deepspeed contradicts the recipe.
+    """
     import deepspeed
 
-    with deepspeed.zero.GatheredParameters(
-        list(module.parameters()), modifier_rank=None, enabled=zero_stage == 3
-    ):
-        yield
+    engine, _, _, _ = deepspeed.initialize(model=learner, optimizer=optimizer, config=deepspeed_config(spec))
+    if spec.train.dtype == "bfloat16":
+        # Angles of positions in bfloat16 would be wrong from some hundreds on; it cast them with the weights.
+        learner.model.fill_tables()
+    return engine

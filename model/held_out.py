@@ -6,12 +6,13 @@ ln 2 and by the UTF-8 bytes of the text does not depend on the tokenizer.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -75,18 +76,29 @@ def measure_windows(
 
 def measure_held_out(
     logits: Callable[[Tensor], Tensor],
-    windows: Iterable[tuple[np.ndarray, np.ndarray]],
+    windows: Sequence[tuple[np.ndarray, np.ndarray]],
     token_bytes: np.ndarray,
     *,
     device: str = "cpu",
 ) -> HeldOut:
-    """The sum of `measure_windows`.
+    """The sum of `measure_windows`; where there are ranks, each reads its share, and all get the same sum.
 
     Raises:
         ValueError: if a logarithm is not finite, or there is nothing to measure.
     """
-    measured = measure_windows(logits, windows, token_bytes, device=device)
-    total = sum(measured, HeldOut())
-    if not total.n_bytes:
+    rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    # At ZeRO stage 3 ranks must compute as often as each other, so some read a window of padding.
+    each = -(-len(windows) // ranks)
+    share = list(windows[rank * each : (rank + 1) * each])
+    share += [(windows[0][0], np.full_like(windows[0][1], IGNORED))] * (each - len(share))
+    measured = sum(measure_windows(logits, share, token_bytes, device=device), HeldOut())
+    if ranks > 1:
+        sums = torch.tensor(
+            (measured.nats, measured.n_tokens, measured.n_bytes), dtype=torch.float64, device=device
+        )
+        dist.all_reduce(sums)
+        nats, n_tokens, n_bytes = sums.tolist()
+        measured = HeldOut(nats, round(n_tokens), round(n_bytes))
+    if not measured.n_bytes:
         raise ValueError("the held-out documents have no text")
-    return total
+    return measured

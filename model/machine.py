@@ -1,6 +1,6 @@
 """The machine that trains: where and how fast, never what. None of it enters a key."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -20,7 +20,11 @@ class TrainingMachine(Config):
     windows_per_micro_batch: int = Field(
         0, ge=0, description="Windows in one forward pass of one rank; 0 takes as many as have 16,384 tokens."
     )
-    zero_stage: Literal[0, 1, 2, 3] = Field(0, description="DeepSpeed ZeRO stage; muon needs 0.")
+    zero_stage: Literal["auto", 0, 1, 2, 3] = Field(
+        "auto",
+        description="DeepSpeed ZeRO stage. auto: 0 for one rank in float32; else 1, so that each rank holds a share of the "
+        "optimizer's state.",
+    )
     activation_checkpointing: Literal["none", "full"] = Field(
         "none",
         description="full: keep only the input of each block and compute the rest again in the backward pass.",
@@ -29,7 +33,12 @@ class TrainingMachine(Config):
     checkpoint_every_seconds: float = Field(
         30.0,
         ge=0,
-        description="Least seconds between two training checkpoints; those that take long are written less often, so that all "
-        "together take about 1% of the time at most. 0 saves after every step.",
+        description="Least seconds between two training checkpoints, which are written while training goes on; where the copy that "
+        "this begins with takes long, more, so that all together take about 1% of the time at most. 0 saves after every step.",
     )
     keep_checkpoints: int = Field(2, ge=1, description="Number of training checkpoints kept on disk.")
+    deepspeed: dict[str, Any] = Field(
+        {},
+        description="More of DeepSpeed's own configuration, such as zero_optimization: {overlap_comm: true}; what follows from recipe "
+        "and machine cannot be changed here.",
+    )

@@ -1,13 +1,15 @@
 """Optimizers and the learning-rate schedule."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from model.config import TrainConfig
+from model.masters import Masters, Placed
 
 # Coefficients of the first iterations of Polar Express (Amsel et al. 2025, arXiv 2505.16932, algorithm 1).
 POLAR_EXPRESS = (
@@ -31,50 +33,169 @@ def orthogonalize(matrices: Tensor) -> Tensor:
     return x.mT if transposed else x
 
 
+class _Exchange:
+    """How matrices of one shape, of which each rank holds pieces, come together on one rank each, and back.
+
+    A matrix is worked on by the rank that holds most of it, and among equals by the one that has least to do. What lies
+    there already is not sent: at ZeRO stages 1 and 2 only matrices on a border between ranks travel.
+
+    Args:
+        matrices: of one shape, in the same order on every rank.
+        busy: elements that each rank works on already; it is added to.
+    """
+
+    def __init__(self, matrices: Sequence[Placed], rank: int, busy: list[int]) -> None:
+        self.shape = matrices[0].shape
+        owned_by = []
+        for matrix in matrices:
+            held = [0] * len(busy)
+            for piece in matrix.pieces:
+                held[piece.rank] += len(piece)
+            owner = min(range(len(busy)), key=lambda r: (-held[r], busy[r], r))
+            busy[owner] += sum(held)
+            owned_by.append(owner)
+        pairs = list(zip(matrices, owned_by, strict=True))
+        self.own = [matrix for matrix, owner in pairs if owner == rank]
+        self.travels = any(piece.rank != owner for matrix, owner in pairs for piece in matrix.pieces)
+        ranks = range(len(busy))
+        # What this rank holds of the matrices of each other one, and what each other one holds of its own.
+        self.held = [
+            [
+                piece
+                for matrix, owner in pairs
+                if owner == other
+                for piece in matrix.pieces
+                if piece.rank == rank
+            ]
+            for other in ranks
+        ]
+        self.gathered = [
+            [
+                (i, piece)
+                for i, matrix in enumerate(self.own)
+                for piece in matrix.pieces
+                if piece.rank == other
+            ]
+            for other in ranks
+        ]
+
+    def _send(self, parts: list[Tensor], sent: list[int], received: list[int], like: Tensor) -> Tensor:
+        packed = torch.cat(parts) if parts else like.new_empty(0)
+        if not self.travels:
+            return packed
+        arrived = like.new_empty(sum(received))
+        dist.all_to_all_single(arrived, packed, received, sent)
+        return arrived
+
+    def gather(self, flat: Tensor) -> Tensor:
+        """The matrices that this rank works on, whole: (n, rows, columns)."""
+        held = [sum(map(len, pieces)) for pieces in self.held]
+        gathered = [sum(len(piece) for _, piece in pieces) for pieces in self.gathered]
+        parts = [flat[p.offset : p.offset + len(p)] for pieces in self.held for p in pieces]
+        arrived = self._send(parts, held, gathered, flat)
+        whole = flat.new_empty(len(self.own), math.prod(self.shape))
+        at = 0
+        for i, piece in (pair for pieces in self.gathered for pair in pieces):
+            whole[i, piece.start : piece.stop] = arrived[at : at + len(piece)]
+            at += len(piece)
+        return whole.view(len(self.own), *self.shape)
+
+    def scatter(self, whole: Tensor, flat: Tensor) -> None:
+        """Put each piece of the whole matrices into its place in `flat`, on the rank that holds it."""
+        held = [sum(map(len, pieces)) for pieces in self.held]
+        gathered = [sum(len(piece) for _, piece in pieces) for pieces in self.gathered]
+        rows = whole.reshape(len(self.own), math.prod(self.shape))
+        parts = [rows[i, p.start : p.stop] for pieces in self.gathered for i, p in pieces]
+        arrived = self._send(parts, gathered, held, whole)
+        at = 0
+        for piece in (p for pieces in self.held for p in pieces):
+            flat[piece.offset : piece.offset + len(piece)] = arrived[at : at + len(piece)]
+            at += len(piece)
+
+
 class Muon(torch.optim.Optimizer):
     """Momentum orthogonalised by Newton-Schulz (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
 
-    Unlike `torch.optim.Muon` it works in the dtype of the parameters (bfloat16 products are
-    slow on many CPUs), takes all matrices of one shape in one product, and needs three
-    iterations instead of five.
+    Unlike `torch.optim.Muon` it takes all matrices of one shape in one product, needs three iterations instead of five,
+    and works where DeepSpeed has cut the matrices up: see `place`. Products are in bfloat16 on CUDA, and elsewhere in the
+    dtype of the weights, since bfloat16 is slow on many CPUs.
     """
 
     def __init__(
         self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.0
     ):
         super().__init__(list(params), {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.exchanges: dict[Tensor, list[_Exchange]] = {}
+
+    def place(self, masters: Masters) -> None:
+        """Learn which pieces of which matrices the tensors hold that are to be moved; whole matrices without ZeRO."""
+        if masters.stage == 0:
+            return
+        busy = [0] * masters.ranks
+        for master in masters.all:
+            by_shape: dict[tuple[int, ...], list[Placed]] = {}
+            for placed in master.weights:
+                by_shape.setdefault(placed.shape, []).append(placed)
+            self.exchanges[master.tensor] = [
+                _Exchange(matrices, masters.rank, busy) for matrices in by_shape.values()
+            ]
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """One update of every matrix that has a gradient."""
         for group in self.param_groups:
-            by_shape: dict[torch.Size, list[nn.Parameter]] = {}
+            by_shape: dict[torch.Size, list[tuple[nn.Parameter, Tensor]]] = {}
             for parameter in group["params"]:
-                if parameter.grad is not None:
-                    by_shape.setdefault(parameter.shape, []).append(parameter)
-            for shape, parameters in by_shape.items():
-                updates = []
-                for parameter in parameters:
-                    state = self.state[parameter]
-                    if not state:
-                        state["momentum_buffer"] = torch.zeros_like(parameter)
-                    gradient, buffer = parameter.grad, state["momentum_buffer"]
-                    assert gradient is not None
-                    buffer.lerp_(gradient, 1 - group["momentum"])
-                    updates.append(torch.lerp(gradient, buffer, group["momentum"]))
-                rate = group["lr"] * math.sqrt(max(1.0, shape[0] / shape[1]))
-                for parameter, update in zip(parameters, orthogonalize(torch.stack(updates)), strict=True):
-                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                    parameter.add_(update, alpha=-rate)
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    state["momentum_buffer"] = torch.zeros_like(parameter)
+                buffer = state["momentum_buffer"]
+                buffer.lerp_(parameter.grad, 1 - group["momentum"])
+                update = torch.lerp(parameter.grad, buffer, group["momentum"])
+                if parameter in self.exchanges:
+                    self._move(parameter, self._orthogonalize_pieces(parameter, update), group, 1.0)
+                else:
+                    by_shape.setdefault(parameter.shape, []).append((parameter, update))
+            for shape, pairs in by_shape.items():
+                directions = orthogonalize(_as_computed(torch.stack([update for _, update in pairs])))
+                for (parameter, _), direction in zip(pairs, directions.to(pairs[0][1].dtype), strict=True):
+                    self._move(parameter, direction, group, _scale(shape))
+
+    def _orthogonalize_pieces(self, parameter: Tensor, update: Tensor) -> Tensor:
+        """What the tensor of this rank is moved by: the pieces of the orthogonalised matrices, scaled."""
+        sent, moved = _as_computed(update), torch.zeros_like(update)
+        for exchange in self.exchanges[parameter]:
+            whole = exchange.gather(sent)
+            if len(whole):
+                whole = orthogonalize(whole).mul_(_scale(exchange.shape))
+            exchange.scatter(whole, moved)
+        return moved
+
+    @staticmethod
+    def _move(parameter: Tensor, direction: Tensor, group: dict[str, Any], scale: float) -> None:
+        parameter.mul_(1 - group["lr"] * group["weight_decay"])
+        parameter.add_(direction, alpha=-group["lr"] * scale)
+
+
+def _as_computed(update: Tensor) -> Tensor:
+    return update.bfloat16() if update.is_cuda else update
+
+
+def _scale(shape: Sequence[int]) -> float:
+    return math.sqrt(max(1.0, shape[0] / shape[1]))
 
 
 class Together(torch.optim.Optimizer):
-    """Several optimizers that step as one; their parameter groups are shared, not copied."""
+    """Several optimizers that step as one; their parameter groups and their state are shared, not copied."""
 
     def __init__(self, optimizers: list[torch.optim.Optimizer]) -> None:
         self.optimizers = optimizers
         super().__init__([group for optimizer in optimizers for group in optimizer.param_groups], {})
         self.param_groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+        for optimizer in optimizers:
+            optimizer.state = self.state
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -82,18 +203,18 @@ class Together(torch.optim.Optimizer):
         for optimizer in self.optimizers:
             optimizer.step()
 
-    def state_dict(self) -> dict[str, Any]:
-        """The state of each, in order."""
-        return {"optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}
-
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave."""
-        for optimizer, state in zip(self.optimizers, state_dict["optimizers"], strict=True):
-            optimizer.load_state_dict(state)
-        self.param_groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+        """Not how state comes back: it is read piece by piece, see `model.checkpoint`."""
+        raise NotImplementedError("the state of an optimizer is read by model.checkpoint.Checkpoints.load")
+
+    def place(self, masters: Masters) -> None:
+        """Tell those that work on whole matrices where these are."""
+        for optimizer in self.optimizers:
+            if isinstance(optimizer, Muon):
+                optimizer.place(masters)
 
 
-def build_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
+def build_optimizer(config: TrainConfig, model: nn.Module) -> Together:
     """The optimizer that `config` names, over the parameters of `model`.
 
     Weight decay is for matrices only. Muon gets the matrices of the blocks; embedding,
@@ -118,7 +239,7 @@ def build_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimi
         fused=True,
     )
     if not muon:
-        return adamw
+        return Together([adamw])
     return Together([Muon(muon, lr=config.muon_learning_rate, weight_decay=config.weight_decay), adamw])
 
 

@@ -2,31 +2,36 @@
 
 The loop talks through files: metrics go to a file of JSON lines, checkpoints below the
 working folder, the finished model below the output folder.
+
+The device is never waited for within a step: what a step measured is read when the next one is under way.
 """
 
 import json
 import math
 import os
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from model.average import WeightAverage
 from model.best import forget_others, keep_if_best, load_best
-from model.checkpoint import load_checkpoint, save_checkpoint
+from model.checkpoint import Checkpoints
 from model.config import TrainConfig, flops_per_token
-from model.deepspeed_engine import Learner, process_group, start_engine, whole_parameters
+from model.deepspeed_engine import Learner, process_group, start_engine
 from model.errors import InputError
+from model.feed import Batch, Feed
 from model.held_out import measure_held_out
 from model.machine import TrainingMachine
+from model.masters import Masters
 from model.optimizer import build_optimizer, set_rates
+from model.signals import Signals, signals
 from model.tokens import Tokens, open_tokens
 from model.train_spec import METRICS, TrainSpec
 from model.transformer import Transformer, count_parameters
@@ -39,31 +44,6 @@ class Stopped(Exception):
 
 class Diverged(InputError):
     """The loss is not finite any more."""
-
-
-@contextmanager
-def _stop_signal() -> Iterator[Callable[[], bool]]:
-    """Turn SIGTERM and SIGINT, to any rank, into a question that all ranks ask between micro-batches.
-
-    All get the same answer, so each must ask as often as the others.
-    """
-    received: list[int] = []
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    previous = {number: signal.signal(number, lambda n, _: received.append(n)) for number in numbers}
-    # Over gloo on CPUs: to ask NCCL would make every micro-batch wait for the device.
-    group = dist.new_group(backend="gloo") if dist.get_world_size() > 1 else None
-
-    def is_asked() -> bool:
-        asked = torch.tensor(float(bool(received)))
-        if group is not None:
-            dist.all_reduce(asked, dist.ReduceOp.MAX, group)
-        return bool(asked)
-
-    try:
-        yield is_asked
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 class _Metrics:
@@ -102,39 +82,32 @@ def _claim_device(machine: TrainingMachine) -> str:
 
 
 def _first_weights(spec: TrainSpec) -> Transformer:
+    """The model as it begins, adapters and all, float32 on the CPU."""
     model = Transformer(spec.model, spec.vocabulary_size)
     if spec.start:
         model.load_state_dict(load_model(spec.start)[0].state_dict())
     else:
         model.initialize(spec.train.seed)
-    model.activation_checkpointing = spec.machine.activation_checkpointing == "full"
+    if spec.adapter:
+        spec.adapter.add_to(model, spec.train.seed)
     return model
 
 
-def _save_trained(model: Transformer, spec: TrainSpec, state: dict[str, Any]) -> None:
+def _reader(weights: dict[str, Tensor]) -> Callable[[str, int, int], Tensor]:
+    return lambda name, start, stop: weights[name].view(-1)[start:stop]
+
+
+def _save_trained(masters: Masters, spec: TrainSpec, state: dict[str, Any]) -> None:
     """Write the best or the last weights; only the first rank has files to write."""
-    with whole_parameters(model, spec.machine.zero_stage):
-        if dist.get_rank() == 0:
-            if state["best_steps"] not in (None, spec.train.n_steps):
-                load_best(model, spec.work, state)
-            if spec.adapter:
-                spec.adapter.finish(model, spec.out)
-            save_model(model, spec.out, spec.tokenizer_sha256)
-
-
-def _agree(loss: torch.Tensor, save: bool) -> tuple[float, bool]:
-    """Mean loss of all ranks, and whether any of them wants to save: one message."""
-    shared = torch.stack((loss / dist.get_world_size(), loss.new_tensor(save)))
-    dist.all_reduce(shared)
-    mean, save_now = shared.tolist()
-    return mean, bool(save_now)
-
-
-def _first_ranks(figure: float) -> float:
-    """What the first rank measured: all must decide alike, whatever the last bits of theirs."""
-    figures = [figure]
-    dist.broadcast_object_list(figures, src=0)
-    return figures[0]
+    is_last = state["best_steps"] in (None, spec.train.n_steps)
+    weights = masters.gather() if is_last else {}
+    if masters.rank:
+        return
+    model = _first_weights(spec)
+    model.load_state_dict(weights or load_best(spec.work, state), strict=False)
+    if spec.adapter:
+        spec.adapter.finish(model, spec.out)
+    save_model(model, spec.out, spec.tokenizer_sha256)
 
 
 def train(
@@ -155,112 +128,267 @@ def train(
     Raises:
         Stopped: after SIGTERM or SIGINT, once a checkpoint is written.
         Diverged: if the loss is not finite.
-        ResumeError: if the checkpoint that exists belongs to another kind of machine.
+        ResumeError: if the checkpoint that exists lacks weights of this model.
         TokensError: if the tokens are damaged or made by another tokenizer.
     """
-    config, machine = spec.train, spec.machine
-    device = _claim_device(machine)
-    with process_group(machine.device), _stop_signal() as is_asked_to_stop:
-        # What is read: rows of batches, and held-out windows to measure on meanwhile.
-        context_length = spec.window_length
-        rows = spec.objective.open_rows(_open(spec, spec.train_shards), context_length)
-        held_out, n_tokens = _open(spec, spec.validation_shards), config.evaluation_tokens
-        validation = spec.objective.validation_windows(held_out, context_length, n_tokens)
-        token_bytes = np.array(json.loads(spec.token_bytes.read_text()), np.int64)
+    device = _claim_device(spec.machine)
+    with process_group(spec.machine.device), signals() as heard:
+        training = _Training(spec, device, heard, progress, enter)
+        try:
+            training.run()
+        finally:
+            training.feed.close()
+        return training.figures()
 
-        # What is trained, and where it goes on. Rates, batches and seeds are functions of the step, so the
-        # step is all there is to know.
-        learner, sizes = _learner(spec, device)
-        engine, optimizer = start_engine(
-            learner,
-            build_optimizer(config, learner.model),
-            *spec.micro_batch,
-            config.largest_gradient_norm,
-            machine.zero_stage,
+
+@dataclass
+class _Taken:
+    """A step that was taken, and what it measured, on its way from the device.
+
+    Attributes:
+        figures: mean loss and gradient norm, on the host once `is_there`.
+        measured: what was measured after it, on the host already.
+    """
+
+    step: int
+    learning_rate: float
+    figures: Tensor
+    is_there: Any
+    measured: dict[str, float] = field(default_factory=dict)
+
+
+class _Training:
+    """One training on one rank: what it is made of, and the loop."""
+
+    def __init__(
+        self,
+        spec: TrainSpec,
+        device: str,
+        heard: Signals,
+        progress: Callable[[int, int, str, str], None],
+        enter: Callable[[str], None],
+    ) -> None:
+        self.spec, self.device, self.heard = spec, device, heard
+        self.progress, self.enter = progress, enter
+        config = spec.train
+
+        # What is read: rows of batches, and held-out windows to measure on meanwhile.
+        self.rows = spec.objective.open_rows(_open(spec, spec.train_shards), spec.window_length)
+        held_out = _open(spec, spec.validation_shards)
+        self.validation = spec.objective.validation_windows(
+            held_out, spec.window_length, config.evaluation_tokens
         )
-        average = WeightAverage(learner.model, config.averaging, config.n_steps)
-        of_machine = {"ranks": machine.ranks, "zero_stage": machine.zero_stage}
-        first_step, saved = load_checkpoint(engine, spec.work, **of_machine, load_more=average.load)
-        best = {"best_steps": None, "best_bits_per_byte": None, "best_sha256": None}
-        unmeasured = {"validation_bits_per_byte_before": None, "validation_bits_per_byte": None}
-        state = {"step_seconds": 0.0, **unmeasured, **best, **saved, **of_machine}
-        if machine.compile:
-            for block in learner.model.blocks:
+        self.token_bytes = np.array(json.loads(spec.token_bytes.read_text()), np.int64)
+
+        # What is trained.
+        model = _first_weights(spec)
+        trained = {name: w.detach().clone() for name, w in model.named_parameters() if w.requires_grad}
+        self.sizes = {
+            "parameters": count_parameters(model)
+            - sum(w.numel() for n, w in trained.items() if "lora_" in n),
+            "trained_parameters": sum(weight.numel() for weight in trained.values()),
+        }
+        model.activation_checkpointing = spec.machine.activation_checkpointing == "full"
+        self.learner = Learner(model.to(device), spec.objective)
+        self.optimizer = build_optimizer(config, model)
+        self.engine = start_engine(self.learner, self.optimizer, spec)
+        self.masters = Masters(model, self.engine)
+        self.optimizer.place(self.masters)
+        if config.dtype == "bfloat16":
+            # The engine made the masters of weights that it had rounded.
+            self.masters.fill(self.masters.tensors(), _reader(trained))
+            self.masters.refresh()
+        if spec.machine.compile:
+            for block in model.blocks:
                 block.compile()
 
+        # Where it goes on. Rates, batches and seeds are functions of the step, so the step is all there is to know.
+        self.average = WeightAverage(self.masters.tensors(), config.averaging, config.n_steps)
+        self.checkpoints = Checkpoints(
+            spec.work, self.masters, self.optimizer, self.average.means, spec.machine.keep_checkpoints
+        )
+        self.first_step, saved = self.checkpoints.load()
+        best = {"best_steps": None, "best_bits_per_byte": None, "best_sha256": None}
+        unmeasured = {"validation_bits_per_byte_before": None, "validation_bits_per_byte": None}
+        self.state: dict[str, Any] = {"step_seconds": 0.0, **unmeasured, **best, **saved}
+
         # What is told on the way, by the first rank.
-        metrics = _Metrics(spec.work / METRICS, first_step) if dist.get_rank() == 0 else None
-        measure_after = {
-            round((i + 1) * config.n_steps / config.evaluations) - 1 for i in range(config.evaluations)
+        is_first = self.masters.rank == 0
+        self.metrics = _Metrics(spec.work / METRICS, self.first_step) if is_first else None
+        self.before: _Taken | None = None
+        self.told_seconds = self.state["step_seconds"]
+        self.saved_at, self.save_seconds = time.monotonic(), 0.0
+        self.feed = Feed(spec, self.rows, self.masters.rank, device, self.first_step)
+
+    def run(self) -> None:
+        """All steps that are left, and then the model."""
+        config = self.spec.train
+        evaluations = {
+            round((i + 1) * config.n_steps / config.evaluations) for i in range(config.evaluations)
         }
-        last_save, save_seconds = time.monotonic(), 0.0
-
-        def measure() -> float:
-            enter("validation")
-            learner.eval()
-            measured = measure_held_out(engine.module, validation, token_bytes, device=device)
-            learner.train()
-            enter("step")
-            return _first_ranks(measured.bits_per_byte)
-
-        if spec.start and validation and not first_step:
-            state["validation_bits_per_byte_before"] = measure()
-
-        def save(steps: int) -> None:
-            enter("save")
-            if metrics:
-                metrics.sync()
-            save_checkpoint(engine, spec.work, steps, state, machine.keep_checkpoints, average.save)
-            if metrics:
-                forget_others(spec.work, state)
-            enter("step")
-
-        enter("step")
-        for step in range(first_step, config.n_steps):
-            started = time.perf_counter()
-            share = set_rates(config, optimizer, step)
-            due = bool(metrics) and time.monotonic() - last_save >= seconds_between_saves(
-                machine, save_seconds
-            )
-            own_loss = _take_step(spec, engine, rows, step, device, is_asked_to_stop)
-            if own_loss is None:
+        if self.spec.start and self.validation and not self.first_step:
+            self.state["validation_bits_per_byte_before"] = self._measure()
+        self.enter("step")
+        started = time.perf_counter()
+        for step in range(self.first_step, config.n_steps):
+            share = set_rates(config, self.optimizer, step)
+            figures = self._take_step(self.feed.take())
+            if figures is None:
                 # Nothing of the step is in the weights, so the last finished one is saved.
-                save(step)
+                self._save(step, last=True)
                 raise _stopped(step, config)
-            average.update(step + 1)
-            loss, save_now = _agree(own_loss, due)
-            state["loss_nats"] = loss
-            seconds = time.perf_counter() - started
-            state["step_seconds"] += seconds
-            _check_finite(loss, step, config)
-            done = (step + 1) * config.tokens_per_batch
-            record = {"step": step, "tokens": done, "loss": loss}
-            record |= {"learning_rate": config.learning_rate * share, "seconds": seconds}
-            if step in measure_after and validation:
-                with average.applied():
-                    state["validation_bits_per_byte"] = record["validation_bits_per_byte"] = measure()
-                    if config.keep == "best":
-                        keep_if_best(
-                            learner.model, spec.work, state, step + 1, machine.zero_stage, metrics is not None
-                        )
-            if metrics:
-                metrics.write(record)
-                progress(done, config.n_steps * config.tokens_per_batch, "tokens", _told(record, state))
-            stop = is_asked_to_stop()
-            if stop or (save_now and step + 1 < config.n_steps):
-                started = time.monotonic()
-                save(step + 1)
-                last_save = time.monotonic()
-                save_seconds = last_save - started
-            if stop:
-                raise _stopped(step + 1, config)
-        enter("save")
-        with average.applied():
-            _save_trained(learner.model, spec, state)
-        if metrics:
-            metrics.sync()
-    epochs = round(config.n_steps * spec.rows_per_batch / len(rows), 3)
-    return {**sizes, **_figures(spec, state), "epochs": epochs, "resumed_from_step": first_step or None}
+            self.average.update(step + 1)
+            taken = self._on_its_way(step, config.learning_rate * share, figures)
+            self._tell(self.before)
+            self.before = taken
+            stop, save_now = self.heard.ask(self._is_save_due())
+            done = step + 1
+            if done in evaluations or stop or save_now or done == config.n_steps:
+                self._tell_last(done in evaluations and bool(self.validation), started)
+                if stop or (save_now and done < config.n_steps):
+                    self._save(done, last=stop)
+                if stop:
+                    raise _stopped(done, config)
+            else:
+                self.state["step_seconds"] += time.perf_counter() - started
+            started = time.perf_counter()
+        self.checkpoints.wait()
+        self.enter("save")
+        with self.masters.replaced_by(self.average.means or None):
+            _save_trained(self.masters, self.spec, self.state)
+        if self.metrics:
+            self.metrics.sync()
+
+    def _take_step(self, batch: Batch) -> tuple[Tensor, Tensor] | None:
+        """One optimizer step on this rank's share of a batch.
+
+        Returns:
+            Its mean loss and the norm of the gradient of all ranks before it was clipped, scalars on the device; None if it was
+            given up between micro-batches, since a step may take longer than whoever asks to stop will wait.
+        """
+        micro_batch, accumulation = self.spec.micro_batch
+        total = torch.zeros((), device=self.device)
+        norm = None
+        for number in range(accumulation):
+            if number and self.heard.ask()[0]:
+                return None
+            rows = slice(number * micro_batch, (number + 1) * micro_batch)
+            micro = {name: values[rows] for name, values in batch.tensors.items()}
+            loss = self.engine(**micro, denominator=batch.mean_targets)
+            self.engine.backward(loss)
+            if self.masters.stage == 0 and number == accumulation - 1:
+                gradients = [weight.grad for weight in self.masters.tensors() if weight.grad is not None]
+                norm = torch.nn.utils.get_total_norm(gradients)
+            self.engine.step()
+            total += loss.detach() / accumulation
+        if norm is None:
+            norm = torch.as_tensor(self.engine.get_global_grad_norm(), device=self.device)
+        return total, norm
+
+    def _on_its_way(self, step: int, learning_rate: float, measured: tuple[Tensor, Tensor]) -> _Taken:
+        """Begin to bring what a step measured to the host: the mean loss of all ranks, and the norm."""
+        loss, norm = measured
+        figures = torch.stack((loss / self.masters.ranks, norm.float() / self.masters.ranks))
+        if self.masters.ranks > 1:
+            dist.all_reduce(figures)
+        if self.device == "cpu":
+            return _Taken(step, learning_rate, figures, None)
+        there = torch.empty_like(figures, device="cpu", pin_memory=True)
+        there.copy_(figures, non_blocking=True)
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record()
+        return _Taken(step, learning_rate, there, event)
+
+    def _tell(self, taken: _Taken | None) -> None:
+        """Read what a step measured, and write it down."""
+        if taken is None:
+            return
+        if taken.is_there is not None:
+            taken.is_there.synchronize()
+        loss, norm = taken.figures.numpy().tolist()
+        self.state["loss_nats"] = loss
+        _check_finite(loss, taken.step, self.spec.train)
+        tokens = (taken.step + 1) * self.spec.train.tokens_per_batch
+        if self.metrics:
+            record = {"step": taken.step, "tokens": tokens, "loss": loss, "gradient_norm": norm}
+            record |= {"learning_rate": taken.learning_rate, "data_wait_seconds": self.feed.waited_seconds}
+            record["seconds"] = self.state["step_seconds"] - self.told_seconds
+            self.feed.waited_seconds, self.told_seconds = 0.0, self.state["step_seconds"]
+            self.metrics.write(record | taken.measured)
+            total = self.spec.train.n_steps * self.spec.train.tokens_per_batch
+            self.progress(tokens, total, "tokens", _told(record, self.state))
+
+    def _tell_last(self, measure: bool, started: float) -> None:
+        """Have nothing on its way any more: read the last step, and measure after it if that is due."""
+        assert self.before is not None
+        taken, self.before = self.before, None
+        if taken.is_there is not None:
+            taken.is_there.synchronize()
+        self.state["step_seconds"] += time.perf_counter() - started
+        if measure:
+            with self.masters.replaced_by(self.average.means or None):
+                figure = self._measure()
+                self.state["validation_bits_per_byte"] = taken.measured["validation_bits_per_byte"] = figure
+                if self.spec.train.keep == "best":
+                    keep_if_best(self.masters, self.spec.work, self.state, taken.step + 1)
+        self._tell(taken)
+
+    def _measure(self) -> float:
+        """Held-out bits per byte of the weights as they are."""
+        self.enter("validation")
+        self.learner.eval()
+        measured = measure_held_out(self.engine.module, self.validation, self.token_bytes, device=self.device)
+        self.learner.train()
+        self.enter("step")
+        return measured.bits_per_byte
+
+    def _is_save_due(self) -> bool:
+        """Whether the first rank finds that it is time; each rank hears of it here if its own files could not be written."""
+        is_writing, machine = self.checkpoints.is_writing, self.spec.machine
+        if self.metrics is None or (is_writing and machine.checkpoint_every_seconds):
+            return False
+        waited = time.monotonic() - self.saved_at
+        return waited >= seconds_between_saves(machine, self.save_seconds)
+
+    def _save(self, steps: int, *, last: bool) -> None:
+        """Begin to write a checkpoint; if it is the last thing that this process does, wait for it."""
+        started = time.monotonic()
+        self.enter("save")
+        if self.before:
+            self._tell_last(False, time.perf_counter())
+        if self.metrics:
+            self.metrics.sync()
+            forget_others(self.spec.work, self.state)
+        self.checkpoints.save(steps, self.state)
+        if last:
+            self.checkpoints.wait()
+            if self.metrics:
+                forget_others(self.spec.work, self.state)
+        self.enter("step")
+        self.saved_at = time.monotonic()
+        self.save_seconds = self.saved_at - started
+
+    def figures(self) -> dict[str, Any]:
+        """What a finished training came to, and how fast it was."""
+        spec, state = self.spec, self.state
+        tokens = spec.train.n_steps * spec.train.tokens_per_batch
+        speed = tokens / state["step_seconds"]
+        return {
+            **self.sizes,
+            "vocabulary_size": spec.vocabulary_size,
+            "steps": spec.train.n_steps,
+            "tokens": tokens,
+            "final_loss_nats": state["loss_nats"],
+            "validation_bits_per_byte_before": state["validation_bits_per_byte_before"],
+            "validation_bits_per_byte": state["validation_bits_per_byte"],
+            "best_validation_bits_per_byte": state["best_bits_per_byte"],
+            "kept_step": state["best_steps"] or spec.train.n_steps,
+            "step_seconds": round(state["step_seconds"], 3),
+            "tokens_per_second": round(speed, 1),
+            "flops_per_second": round(speed * flops_per_token(spec.model, spec.vocabulary_size)),
+            "epochs": round(spec.train.n_steps * spec.rows_per_batch / len(self.rows), 3),
+            "resumed_from_step": self.first_step or None,
+        }
 
 
 _SHARE_OF_SAVING = 0.01
@@ -297,62 +425,5 @@ def _stopped(steps: int, config: TrainConfig) -> Stopped:
     return Stopped(f"stopped after step {steps} of {config.n_steps}; the same command goes on from there")
 
 
-def _learner(spec: TrainSpec, device: str) -> tuple[Learner, dict[str, int]]:
-    """The model with its first weights on its device, and how many of them there are and are trained."""
-    model = _first_weights(spec)
-    sizes = {"parameters": count_parameters(model)}
-    if spec.adapter:
-        spec.adapter.add_to(model, spec.train.seed)
-    sizes["trained_parameters"] = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    dtype = torch.bfloat16 if spec.train.dtype == "bfloat16" else None
-    return Learner(model.to(device), spec.objective, dtype), sizes
-
-
 def _open(spec: TrainSpec, paths: list[Path]) -> list[Tokens]:
     return [open_tokens(path, spec.tokenizer_sha256) for path in paths]
-
-
-def _take_step(
-    spec: TrainSpec, engine: Any, rows: Any, step: int, device: str, is_asked_to_stop: Callable[[], bool]
-) -> torch.Tensor | None:
-    """One optimizer step on this rank's share of the batch of `step`.
-
-    Returns:
-        Its mean loss, a scalar on the device; None if it was given up between micro-batches, since a step may take
-        longer than whoever asks to stop will wait.
-    """
-    micro_batch, accumulation = spec.micro_batch
-    rows_per_rank, seed = micro_batch * accumulation, spec.train.seed
-    arrays = rows.batch(step, spec.rows_per_batch, seed, dist.get_rank() * rows_per_rank, rows_per_rank)
-    batch = {name: torch.from_numpy(values).to(device) for name, values in arrays.items()}
-    # Micro-batches have different numbers of targets, so each is divided by the mean over all of them, on all ranks.
-    mean_targets = rows.trained_targets(step, spec.rows_per_batch, seed) / (spec.machine.ranks * accumulation)
-    total = torch.zeros((), device=device)
-    for start in range(0, rows_per_rank, micro_batch):
-        if start and is_asked_to_stop():
-            return None
-        micro = {name: values[start : start + micro_batch] for name, values in batch.items()}
-        loss = engine(**micro, denominator=max(mean_targets, 1.0))
-        engine.backward(loss)
-        engine.step()
-        total += loss.detach() / accumulation
-    return total
-
-
-def _figures(spec: TrainSpec, state: dict[str, Any]) -> dict[str, Any]:
-    """What a finished training came to, and how fast it was."""
-    tokens = spec.train.n_steps * spec.train.tokens_per_batch
-    speed = tokens / state["step_seconds"]
-    return {
-        "vocabulary_size": spec.vocabulary_size,
-        "steps": spec.train.n_steps,
-        "tokens": tokens,
-        "final_loss_nats": state["loss_nats"],
-        "validation_bits_per_byte_before": state["validation_bits_per_byte_before"],
-        "validation_bits_per_byte": state["validation_bits_per_byte"],
-        "best_validation_bits_per_byte": state["best_bits_per_byte"],
-        "kept_step": state["best_steps"] or spec.train.n_steps,
-        "step_seconds": round(state["step_seconds"], 3),
-        "tokens_per_second": round(speed, 1),
-        "flops_per_second": round(speed * flops_per_token(spec.model, spec.vocabulary_size)),
-    }

@@ -44,6 +44,13 @@ class TrainSpec(BaseModel):
     context_length: int | None = None
 
     @property
+    def zero_stage(self) -> int:
+        """machine.zero_stage, resolved. Master weights in float32 beside bfloat16 exist from stage 1 on."""
+        if self.machine.zero_stage != "auto":
+            return self.machine.zero_stage
+        return 1 if self.machine.ranks > 1 or self.train.dtype == "bfloat16" else 0
+
+    @property
     def window_length(self) -> int:
         """Tokens of a training window."""
         return self.context_length or self.model.context_length

@@ -202,8 +202,9 @@ class Transformer(nn.Module):
         """Compute the tables of RoPE, which are not part of the weights."""
         config = self.config
         cos, sin = rope_tables(config.context_length, config.head_dim, config.rope_theta, config.rope_scaling)
-        self.register_buffer("cos", cos, persistent=False)
-        self.register_buffer("sin", sin, persistent=False)
+        device = self.embedding.weight.device
+        self.register_buffer("cos", cos.to(device), persistent=False)
+        self.register_buffer("sin", sin.to(device), persistent=False)
 
     @torch.no_grad()
     def initialize(self, seed: int) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from model.config import ModelConfig
 from model.files import fsync_path
@@ -18,7 +19,7 @@ def load_model(folder: Path) -> tuple[Transformer, dict[str, Any]]:
     """The trained model below `folder` in float32 on the CPU, and its description (model.json)."""
     description = json.loads((folder / DESCRIPTION).read_text())
     model = Transformer(ModelConfig.model_validate(description["model"]), description["vocabulary_size"])
-    load_weights(model, folder / WEIGHTS)
+    _load_weights(model, folder / WEIGHTS)
     return model.eval(), description
 
 
@@ -30,21 +31,17 @@ def weights_digest(model: Transformer) -> str:
     return digest.hexdigest()
 
 
-def save_weights(model: Transformer, path: Path) -> None:
-    """Write all weights, those of adapters too, whole or not at all."""
-    weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    if model.config.tie_embeddings:
-        del weights["lm_head.weight"]
+def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write named tensors as a file of safetensors, whole or not at all."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     building = path.with_name(f".{path.name}")
-    save_file(weights, building)
+    save_file(tensors, building)
     fsync_path(building)
     building.replace(path)
     fsync_path(path.parent)
 
 
-def load_weights(model: Transformer, path: Path) -> None:
-    """Put back what `save_weights` wrote of this model."""
+def _load_weights(model: Transformer, path: Path) -> None:
     weights = load_file(path)
     if model.config.tie_embeddings:
         weights["lm_head.weight"] = weights["embedding.weight"]
@@ -54,7 +51,10 @@ def load_weights(model: Transformer, path: Path) -> None:
 def save_model(model: Transformer, folder: Path, tokenizer_sha256: str) -> None:
     """Write the weights (float32) and the description, as `load_model` reads them."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_weights(model, folder / WEIGHTS)
+    weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    if model.config.tie_embeddings:
+        del weights["lm_head.weight"]
+    write_tensors(weights, folder / WEIGHTS)
     description = {
         "model": model.config.model_dump(mode="json"),
         "vocabulary_size": model.vocabulary_size,

@@ -187,8 +187,8 @@ MUTANTS = (
     Mutant(
         "SIGTERM waits for the end of a step",
         "model/train.py",
-        "        if start and is_asked_to_stop():",
-        "        if False:",
+        "            if number and self.heard.ask()[0]:",
+        "            if False:",
         "tests/model/test_train.py -k within_a_step",
     ),
     Mutant(
@@ -292,10 +292,31 @@ MUTANTS = (
     ),
     Mutant(
         "averages are not resumed",
-        "model/average.py",
-        "                mean.copy_(saved[name])",
-        "                pass",
+        "model/checkpoint.py",
+        "            self.masters.fill(self.averages, saved.reader(_AVERAGE))",
+        "            pass",
         "tests/model/test_train.py -k averages",
+    ),
+    Mutant(
+        "moments are not resumed",
+        "model/checkpoint.py",
+        "            self.masters.fill(values, saved.reader(kind))",
+        "            pass",
+        "tests/model/test_train.py -k another_stage",
+    ),
+    Mutant(
+        "a piece of a weight begins elsewhere",
+        "model/masters.py",
+        "pieces.append(Piece(rank, first - offset, last - offset, first - rank * share))",
+        "pieces.append(Piece(rank, 0, last - first, first - rank * share))",
+        "tests/model/test_train.py -k another_stage",
+    ),
+    Mutant(
+        "masters are made of rounded weights",
+        "model/train.py",
+        "            self.masters.fill(self.masters.tensors(), _reader(trained))",
+        "            pass",
+        "tests/model/test_train.py -k bfloat16",
     ),
     Mutant(
         "a share of the documents is taken by chance of their order",

@@ -1,7 +1,7 @@
 """Recipe: the typed configuration of a run, one section a stage that leaves something to choose."""
 
 import difflib
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -21,6 +21,7 @@ from tasks.tokens.train_tokenizer import TrainTokenizerConfig
 from tasks.training.finetune_settings import FinetuneConfig
 from tasks.training.hugging_face_folder import ExportModelConfig
 from tasks.training.mixture import MixtureConfig
+from tasks.training.precision import with_dtype
 from tasks.training.settings import TrainModelConfig, check_machine
 
 
@@ -128,6 +129,11 @@ class Recipe(Config):
         Machine(), description="Where and how fast; changes no result and enters no key."
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _dtype_is_known(cls, values: Any) -> Any:
+        return with_dtype(values, "train_model")
+
     @model_validator(mode="after")
     def _sections_fit(self) -> Self:
         check_machine(TrainModelConfig(model=self.model, train=self.train_model), self.machine)
@@ -223,6 +229,11 @@ class FinetuneRecipe(Config):
     machine: Machine = Field(
         Machine(), description="Where and how fast; changes no result and enters no key."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _dtype_is_known(cls, values: Any) -> Any:
+        return with_dtype(values, "finetune")
 
     @model_validator(mode="after")
     def _sections_fit(self) -> Self:

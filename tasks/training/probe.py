@@ -93,7 +93,7 @@ def _measure(request: dict[str, Any], folder: Path) -> dict[str, float]:
     spec = TrainSpec(
         model=config.model,
         train=TrainConfig.model_validate({**config.train.model_dump(), **steps}),
-        machine=TrainingMachine.model_validate({**request["machine"], "ranks": 1, "zero_stage": 0}),
+        machine=TrainingMachine.model_validate({**request["machine"], "ranks": 1, "zero_stage": "auto"}),
         objective=TextObjective(),
         train_shards=[folder / "train.arrow"],
         validation_shards=[],

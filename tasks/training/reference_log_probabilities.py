@@ -45,11 +45,12 @@ def reference_log_probabilities(
     resolved = machine.training()
     torch.set_num_threads(resolved.threads or torch.get_num_threads())
     model = load_model(base.path)[0].to(resolved.device)
+    if config.dtype == "bfloat16":
+        model.bfloat16().fill_tables()
     documents = documents_of([open_tokens(tokens.path / "train.arrow")])
     pairs = PreferencePairs(documents, np.zeros(len(documents), np.float32), config.context_length)
     nats = np.empty((len(pairs), 2), np.float32)
-    in_bfloat16 = torch.autocast(resolved.device, torch.bfloat16, enabled=config.dtype == "bfloat16")
-    with torch.no_grad(), in_bfloat16:
+    with torch.no_grad():
         done = 0
         for indices in pairs.alike_in_length(_TOKENS_AT_ONCE):
             rows = pairs.rows(indices)

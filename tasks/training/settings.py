@@ -47,15 +47,10 @@ def check_machine(config: TrainModelConfig, machine: TrainingMachine, windows_pe
             f"model.context_length {config.model.context_length}) cannot be shared by machine.ranks {machine.ranks}: "
             f"take a multiple of {machine.ranks * windows_per_row * config.model.context_length} tokens, or other ranks"
         )
-    if config.train.averaging and machine.zero_stage == 3:
+    if config.train.dtype == "bfloat16" and machine.zero_stage == 0:
         raise InputError(
-            f"train_model.averaging ({config.train.averaging}) needs whole weights, and machine.zero_stage 3 splits them: set "
-            "machine.zero_stage to 2 or averaging to 0"
-        )
-    if config.train.optimizer == "muon" and machine.zero_stage:
-        raise InputError(
-            f"train_model.optimizer muon needs whole matrices, and machine.zero_stage {machine.zero_stage} splits them: "
-            "set machine.zero_stage to 0 or train_model.optimizer to adamw"
+            "machine.zero_stage 0 has no float32 masters beside weights in bfloat16 (train_model.dtype): set machine.zero_stage to "
+            "auto or 1, or dtype to float32"
         )
 
 

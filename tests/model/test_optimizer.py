@@ -41,38 +41,6 @@ def test_every_parameter_is_trained_and_the_loss_falls(name):
     assert all(not torch.equal(before[key], value) for key, value in model.named_parameters())
 
 
-@pytest.mark.parametrize("name", ["muon", "adamw"])
-def test_state_goes_through_a_file(name, tmp_path):
-    config = TrainConfig(tokens=640, tokens_per_batch=32, optimizer=name)
-
-    def fresh():
-        model = Transformer(ModelConfig(n_layers=1, d_model=16, n_heads=2, context_length=16), 30)
-        model.initialize(0)
-        return model, build_optimizer(config, model)
-
-    def step(model, optimizer, i):
-        set_rates(config, optimizer, i)
-        x = torch.full((1, 9), i)
-        mean_loss(model, x[:, :-1], x[:, 1:]).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    whole, optimizer = fresh()
-    for i in range(6):
-        step(whole, optimizer, i)
-    half, optimizer = fresh()
-    for i in range(3):
-        step(half, optimizer, i)
-    torch.save({"model": half.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "state")
-    other, optimizer = fresh()
-    state = torch.load(tmp_path / "state")
-    other.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    for i in range(3, 6):
-        step(other, optimizer, i)
-    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), other.parameters(), strict=True))
-
-
 def test_schedule_rises_stays_and_falls():
     config = TrainConfig(
         tokens=1000, tokens_per_batch=10, warmup_fraction=0.1, decay_fraction=0.5, final_rate=0.1

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from safetensors.torch import load_file
 from model.average import WeightAverage
 from model.batches import next_token_windows
 from model.best import load_best
-from model.checkpoint import checkpoint_states
+from model.checkpoint import checkpoint_states, newest_checkpoint
 from model.config import ModelConfig, TrainConfig
 from model.deepspeed_engine import Learner
 from model.errors import InputError
@@ -26,6 +27,7 @@ from model.objectives.text import TextObjective
 from model.tokens import open_tokens, write_tokens
 from model.train import seconds_between_saves
 from model.train_spec import TrainSpec
+from model.transformer import Transformer
 from model.weights import load_model
 from tasks.engine.process import child_environment
 from tasks.training.ranks import explain_failure, first_error, train_here
@@ -77,7 +79,7 @@ def train(folder: Path, **options) -> tuple[list[float], dict]:
 
 def run(made: TrainSpec, folder: Path) -> tuple[list[float], dict]:
     """The same of a training that is described already."""
-    made.work.mkdir()
+    made.work.mkdir(exist_ok=True)
     if made.machine.ranks == 1:
         train_here(made)
     else:
@@ -97,9 +99,13 @@ def run(made: TrainSpec, folder: Path) -> tuple[list[float], dict]:
 def test_machines_agree_to_rounding(tmp_path: Path, optimizer: str):
     losses, weights = train(tmp_path / "reference", optimizer=optimizer)
     assert losses[-1] < losses[0]
-    machines = [{"ranks": 2}, {"windows_per_micro_batch": 2, "activation_checkpointing": "full"}]
-    if optimizer == "adamw":
-        machines += [{"zero_stage": 1, "ranks": 2}, {"zero_stage": 2}, {"zero_stage": 3, "ranks": 2}]
+    machines = [
+        {"ranks": 2},
+        {"ranks": 2, "zero_stage": 0, "windows_per_micro_batch": 2, "activation_checkpointing": "full"},
+        {"ranks": 2, "zero_stage": 2, "windows_per_micro_batch": 2},
+        {"ranks": 1, "zero_stage": 2},
+        {"ranks": 2, "zero_stage": 3, "windows_per_micro_batch": 1},
+    ]
     averaged = train(tmp_path / "averaged", optimizer=optimizer, averaging=0.5)[1]
     assert any((averaged[name] != value).any() for name, value in weights.items())
     for i, machine in enumerate(machines):
@@ -108,10 +114,74 @@ def test_machines_agree_to_rounding(tmp_path: Path, optimizer: str):
         assert other_weights.keys() == weights.keys()
         for name, value in weights.items():
             assert (value - other_weights[name]).abs().max() < 1e-3, (machine, name)
-    stage = {"zero_stage": 1} if optimizer == "adamw" else {}
-    on_two = train(tmp_path / "averaged on two", optimizer=optimizer, averaging=0.5, ranks=2, **stage)[1]
-    for name, value in averaged.items():
-        assert (value - on_two[name]).abs().max() < 1e-3, name
+    for stage in (1, 3):
+        machine = {"averaging": 0.5, "ranks": 2, "zero_stage": stage}
+        on_two = train(tmp_path / f"averaged at {stage}", optimizer=optimizer, **machine)[1]
+        for name, value in averaged.items():
+            assert (value - on_two[name]).abs().max() < 1e-3, name
+
+
+@pytest.mark.end_to_end
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_training_goes_on_with_other_ranks_at_another_stage(tmp_path: Path, optimizer: str):
+    """What one rank saved goes on with two, and back: the losses are those of a training that was never stopped."""
+    losses, weights = train(tmp_path / "reference", optimizer=optimizer, averaging=0.5)
+    saving = {"checkpoint_every_seconds": 0.0, "keep_checkpoints": 100}
+    made = spec(tmp_path / "moved", optimizer=optimizer, averaging=0.5, **saving)
+    made.work.mkdir()
+    followed = [
+        {"ranks": 1, "zero_stage": 0},
+        {"ranks": 2, "zero_stage": 1},
+        {"ranks": 2, "zero_stage": 3},
+        {"ranks": 2, "zero_stage": 2},
+        {"ranks": 1, "zero_stage": 3},
+        {"ranks": 2, "zero_stage": 0},
+        {"ranks": 1, "zero_stage": 1},
+    ]
+    for steps, machine in enumerate(followed, 1):
+        # As if the process had been killed after another step.
+        moved = made.model_copy(update={"machine": made.machine.model_copy(update=machine)})
+        assert steps == 1 or newest_checkpoint(made.work) == made.work / f"step-{steps - 1:08d}"
+        found, found_weights = run(moved, tmp_path / "moved")
+        assert found == pytest.approx(losses, rel=2e-5), machine
+        for name, value in weights.items():
+            assert (value - found_weights[name]).abs().max() < 1e-3, (machine, name)
+        for folder in made.work.glob("step-*"):
+            if int(folder.name.removeprefix("step-")) > steps:
+                shutil.rmtree(folder)
+
+
+@pytest.mark.end_to_end
+def test_bfloat16_moves_weights_in_float32_and_goes_on_to_the_same_bits(tmp_path: Path):
+    losses, weights = train(tmp_path / "float32", optimizer="muon")
+    found = {}
+    for name, machine in (("one", {}), ("two", {"ranks": 2, "zero_stage": 2, "windows_per_micro_batch": 2})):
+        made = spec(tmp_path / name, optimizer="muon", **machine)
+        update = {"train": made.train.model_copy(update={"dtype": "bfloat16"})}
+        found[name] = run(made.model_copy(update=update), tmp_path / name)
+        assert found[name][0] == pytest.approx(losses, rel=2e-3)
+        assert not torch.equal(found[name][1]["lm_head.weight"], weights["lm_head.weight"])
+    # What is written is what was moved, and not what was computed with.
+    assert any((value != value.bfloat16()).any() for value in found["one"][1].values())
+
+    # Of a step that moves next to nothing, the weights are the first ones, unrounded.
+    made = spec(tmp_path / "still", optimizer="muon", checkpoint_every_seconds=0.0, keep_checkpoints=8)
+    still = {"dtype": "bfloat16", "learning_rate": 1e-12, "muon_learning_rate": 1e-12}
+    made = made.model_copy(update={"train": made.train.model_copy(update=still)})
+    first = Transformer(made.model, 60)
+    first.initialize(0)
+    _, unmoved = run(made, tmp_path / "still")
+    for name, value in first.state_dict().items():
+        assert torch.allclose(unmoved[name], value, rtol=0, atol=1e-7), name
+
+    made = spec(tmp_path / "stopped", optimizer="muon", checkpoint_every_seconds=0.0, keep_checkpoints=8)
+    made = made.model_copy(update={"train": made.train.model_copy(update={"dtype": "bfloat16"})})
+    run(made, tmp_path / "stopped")
+    for folder in made.work.glob("step-0000000[5-9]"):
+        shutil.rmtree(folder)
+    again, again_weights = run(made, tmp_path / "stopped")
+    assert again == found["one"][0]
+    assert all(torch.equal(again_weights[name], value) for name, value in found["one"][1].items())
 
 
 @pytest.mark.end_to_end
@@ -250,8 +320,7 @@ def test_best_weights_that_are_damaged_are_never_taken(tmp_path: Path, monkeypat
             path.write_bytes(path.read_bytes()[:-1] + b"x")
 
     monkeypatch.setattr(
-        "model.train.load_best",
-        lambda model, work, state: (damage(work, state), load_best(model, work, state)),
+        "model.train.load_best", lambda work, state: (damage(work, state), load_best(work, state))[1]
     )
     with pytest.raises(InputError, match=r"damaged or gone.*keep to last"):
         train_here(made)
@@ -379,16 +448,14 @@ def test_clipping_follows_the_optimizer_unless_it_is_set(optimizer: str, largest
 
 
 def test_an_average_holds_nothing_of_the_first_random_weights():
-    model = torch.nn.Linear(3, 2)
-    average = WeightAverage(model, 0.5, n_steps=10)
+    weight = torch.zeros(3, 2)
+    average = WeightAverage([weight], 0.5, n_steps=10)
     seen = []
     for steps in range(1, 6):
-        with torch.no_grad():
-            model.weight.copy_(torch.full_like(model.weight, float(steps)))
+        weight.fill_(float(steps))
         seen.append(float(steps))
         average.update(steps)
-        with average.applied():
-            assert torch.allclose(model.weight, torch.tensor(sum(seen) / len(seen)))
+        assert torch.allclose(average.means[0], torch.tensor(sum(seen) / len(seen)))
 
 
 def test_a_damaged_checkpoint_says_nothing_and_stops_nobody(tmp_path: Path):

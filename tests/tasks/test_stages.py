@@ -146,7 +146,7 @@ TEXT_STAGES = {"clean", "decontaminate", "deduplicate", "deduplicate_conversatio
         ("tasks/engine/build.py", "LOG = ", "A_LINE = 1\nLOG = ", set()),
         # Wording.
         ("tasks/training/settings.py", "the training text has", "your text has", set()),
-        ("model/checkpoint.py", "cannot go on at zero_stage", "does not fit zero_stage", set()),
+        ("model/checkpoint.py", "to train from the start", "to begin again", set()),
         ("model/config.py", "Number of Transformer blocks", "Transformer blocks", set()),
         # One objective or adapter is in no other's key, and none of them in pre-training's.
         ("model/objectives/conversations.py", "capacity: int", "most: int", {"finetune_model"}),

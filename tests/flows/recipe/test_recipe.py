@@ -59,7 +59,10 @@ def test_the_demo_recipe_is_valid_and_small_recipes_have_defaults(tmp_path: Path
         ),
         ({"split": {"validation_fraction": 0.1, "validation_ids": ["text/a"]}}, "choose one"),
         ({"machine": {"ranks": 3}}, "cannot be shared by machine.ranks 3"),
-        ({"machine": {"zero_stage": 1}}, "set machine.zero_stage to 0 or train_model.optimizer to adamw"),
+        (
+            {"machine": {"zero_stage": 0}, "train_model": {"dtype": "bfloat16"}},
+            "set machine.zero_stage to auto or 1, or dtype to float32",
+        ),
         (
             {"clean": {"gopher_quality": {"min_wrds": 5}}},
             "clean.gopher_quality.min_wrds: did you mean 'min_words'?",

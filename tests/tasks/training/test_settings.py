@@ -25,11 +25,14 @@ def test_rows_and_not_windows_are_shared_by_the_ranks():
         check_machine(CONFIG, TrainingMachine(ranks=2), windows_per_row=2)
 
 
-def test_averages_need_whole_weights():
-    averaged = CONFIG.model_copy(update={"train": CONFIG.train.model_copy(update={"averaging": 0.3})})
-    check_machine(averaged, TrainingMachine(ranks=2, zero_stage=2))
-    with pytest.raises(InputError, match=r"train_model\.averaging \(0\.3\) needs whole weights"):
-        check_machine(averaged, TrainingMachine(ranks=2, zero_stage=3))
+def test_bfloat16_needs_masters():
+    train = CONFIG.train.model_copy(update={"dtype": "bfloat16"})
+    config = CONFIG.model_copy(update={"train": train})
+    check_machine(config, TrainingMachine(ranks=1))
+    with pytest.raises(
+        InputError, match=r"zero_stage 0 has no float32 masters .* set machine\.zero_stage to auto or 1"
+    ):
+        check_machine(config, TrainingMachine(ranks=1, zero_stage=0))
 
 
 def test_a_text_of_less_than_a_batch_is_refused(tmp_path):

@@ -1,0 +1,52 @@
+"""Which compute type is the fast one here. It changes a result, so it becomes part of a recipe as soon as that is read."""
+
+from pathlib import Path
+from typing import Any
+
+_CPU_FACTS, _NVIDIA = Path("/proc/cpuinfo"), Path("/proc/driver/nvidia/version")
+_CPU_FLAGS = {"avx512_bf16", "amx_bf16"}
+
+
+def has_cuda() -> bool:
+    """Whether torch finds a CUDA device; torch is imported only where there is a driver."""
+    if not _NVIDIA.exists():
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def fast_dtype(device: str) -> str:
+    """bfloat16 or float32, by what the hardware says of itself.
+
+    Nothing is timed: on a busy minute a machine would find otherwise, and what is in the store would not be found again.
+
+    Args:
+        device: machine.device.
+    """
+    if device == "cuda" or (device == "auto" and has_cuda()):
+        return "bfloat16"
+    if not _CPU_FACTS.exists():
+        return "float32"
+    flags = next((line for line in _CPU_FACTS.read_text().splitlines() if line.startswith("flags")), "")
+    return "bfloat16" if _CPU_FLAGS & set(flags.split()) else "float32"
+
+
+def with_dtype(values: Any, section: str) -> Any:
+    """Values of a recipe with the compute type in the place of auto.
+
+    Args:
+        values: sections, as they are written.
+        section: the one with the field dtype.
+    """
+    if not isinstance(values, dict):
+        return values
+    own, machine = values.get(section, {}), values.get("machine", {})
+    if hasattr(own, "model_dump"):
+        own = own.model_dump()
+    device = (
+        machine.get("device", "auto") if isinstance(machine, dict) else getattr(machine, "device", "auto")
+    )
+    if not isinstance(own, dict) or own.get("dtype", "auto") != "auto":
+        return values
+    return {**values, section: {**own, "dtype": fast_dtype(device)}}

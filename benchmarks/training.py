@@ -13,6 +13,7 @@ medians of each round. On a CPU the peak is not known, so FLOP/s stand for the s
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -37,6 +38,7 @@ from model.train_spec import TrainSpec
 from model.transformer import Transformer
 from tasks.engine.call import peak_memory_bytes
 from tasks.training.ranks import train_here
+from tasks.training.team import training_environment
 
 SHAPES = {
     "3M": (ModelConfig(n_layers=4, d_model=256, n_heads=4, context_length=256), 4096),
@@ -154,9 +156,13 @@ def measure(loop: str, spec: TrainSpec, seconds: float) -> dict[str, float]:
     return {"seconds": median(np.diff(ends[1:]).tolist()), "bytes": float(peak_memory_bytes())}
 
 
-def describe(size: str, folder: Path, options: argparse.Namespace) -> TrainSpec:
-    """The training that all loops do."""
-    shape, vocabulary_size = SHAPES[size]
+def describe(size: tuple[ModelConfig, int], folder: Path, options: argparse.Namespace) -> TrainSpec:
+    """The training that all loops do.
+
+    Args:
+        size: shape and vocabulary size.
+    """
+    shape, vocabulary_size = size
     train = TrainConfig(
         tokens=100_000 * options.tokens_per_batch,
         tokens_per_batch=options.tokens_per_batch,
@@ -191,7 +197,10 @@ def compare(options: argparse.Namespace) -> None:
         for _ in range(options.rounds):
             for loop in options.loops:
                 arguments = [sys.executable, "-m", "benchmarks.training", *sys.argv[1:], "--only", loop, size]
-                done = subprocess.run(arguments, stdout=subprocess.PIPE, text=True, check=True)
+                environment = os.environ | training_environment(options.device)
+                done = subprocess.run(
+                    arguments, env=environment, stdout=subprocess.PIPE, text=True, check=True
+                )
                 found[loop].append(json.loads(done.stdout.splitlines()[-1]))
         for loop, rounds in found.items():
             seconds = median(each["seconds"] for each in rounds)
@@ -235,7 +244,7 @@ def main() -> None:
         return
     loop, size = options.only
     with tempfile.TemporaryDirectory() as folder:
-        print(json.dumps(measure(loop, describe(size, Path(folder), options), options.seconds)))
+        print(json.dumps(measure(loop, describe(SHAPES[size], Path(folder), options), options.seconds)))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """Configuration of the language model and of its training: all that decides what the model becomes."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from model.base_config import Config
+from model.sizes import DEPTHS, shape_of
 
 
 class RopeScaling(Config):
@@ -47,6 +48,12 @@ class ModelConfig(Config):
     cannot leave the house.
     """
 
+    size: str | None = Field(
+        None,
+        exclude=True,
+        description=f"Shape by name: {', '.join(DEPTHS)}. It sets n_layers, d_model, n_heads and context_length, each of which "
+        "may be given beside it.",
+    )
     n_layers: int = Field(4, ge=1, description="Number of Transformer blocks.")
     d_model: int = Field(256, ge=8, description="Width of the residual stream, in features.")
     n_heads: int = Field(
@@ -78,6 +85,15 @@ class ModelConfig(Config):
         None, description="How the frequencies were changed for a longer context; not at all if empty."
     )
     tie_embeddings: bool = Field(False, description="Use the token embedding as the language-model head too.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _size_is_a_shape(cls, values: Any) -> Any:
+        """What a size stands for is what is kept: a name and its values are the same model, with the same key."""
+        if isinstance(values, dict) and values.get("size") is not None:
+            values = {**shape_of(str(values["size"])), **values}
+            del values["size"]
+        return values
 
     @model_validator(mode="after")
     def _shapes_fit(self) -> Self:

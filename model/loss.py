@@ -10,9 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.batches import IGNORED
+from model.budget import head_rows
 from model.transformer import Transformer
-
-_ROWS_AT_ONCE = 512
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -50,8 +49,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         grad_x, grad_weight = ctx.saved_tensors
         if grad_weight is not None:
-            grad_weight = (grad_weight * grad_outputs[0]).to(grad_x.dtype)
-        return grad_x * grad_outputs[0], grad_weight, None, None
+            grad_weight = grad_weight.mul_(grad_outputs[0]).to(grad_x.dtype)
+        return grad_x.mul_(grad_outputs[0]), grad_weight, None, None
 
 
 def summed_cross_entropy(model: Transformer, states: Tensor, targets: Tensor) -> Tensor:
@@ -61,12 +60,8 @@ def summed_cross_entropy(model: Transformer, states: Tensor, targets: Tensor) ->
         states: normed states (N, D) of the positions, as `Transformer.hidden_states` gives them.
         targets: ids (N,), int64, none of them `IGNORED`.
     """
-    weight = model.lm_head.weight
-    if torch.is_autocast_enabled(states.device.type):
-        # The product is written by hand, so autocast does not see it.
-        dtype = torch.get_autocast_dtype(states.device.type)
-        states, weight = states.to(dtype), weight.to(dtype)
-    return _LinearCrossEntropy.apply(states, weight, targets, _ROWS_AT_ONCE)  # type: ignore[no-untyped-call]
+    rows = head_rows(model.vocabulary_size, states.device.type)
+    return _LinearCrossEntropy.apply(states, model.lm_head.weight, targets, rows)  # type: ignore[no-untyped-call]
 
 
 def segment_mask(segments: Tensor) -> Tensor:

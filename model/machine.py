@@ -1,6 +1,6 @@
 """The machine that trains: where and how fast, never what. None of it enters a key."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -18,18 +18,36 @@ class TrainingMachine(Config):
         "auto", description="Where tensors live; auto takes cuda if there is one."
     )
     windows_per_micro_batch: int = Field(
-        0, ge=0, description="Windows in one forward pass of one rank; 0 takes as many as have 16,384 tokens."
+        0,
+        ge=0,
+        description="Windows in one forward pass of one rank; 0 takes as many as have 16,384 tokens, or fewer if they do not fit.",
     )
     zero_stage: Literal["auto", 0, 1, 2, 3] = Field(
         "auto",
         description="DeepSpeed ZeRO stage. auto: 0 for one rank in float32; else 1, so that each rank holds a share of the "
-        "optimizer's state.",
+        "optimizer's state, or 2 or 3 if it does not fit.",
     )
-    activation_checkpointing: Literal["none", "full"] = Field(
-        "none",
-        description="full: keep only the input of each block and compute the rest again in the backward pass.",
+    activation_checkpointing: Literal["auto", "none", "selective", "full"] | Annotated[int, Field(ge=2)] = (
+        Field(
+            "auto",
+            description="What is computed again in the backward pass in place of being kept. selective: all but matrix products and "
+            "attention; full: all but the input of each block; a number k: full for every k-th block, none for the others. auto: the first of "
+            "them with which it fits into the memory of the device.",
+        )
     )
-    compile: bool = Field(False, description="Compile each block with torch.compile.")
+    compile: Literal["auto"] | bool = Field(
+        "auto",
+        description="Compile each block with torch.compile. auto: on CUDA, but for ZeRO stage 3, with which it does not work.",
+    )
+    memory_gigabytes: float = Field(
+        0.0,
+        ge=0,
+        description="Memory of one rank that the layout is chosen for, in gigabytes; 0 takes that of the device, or of this computer shared "
+        "among the ranks.",
+    )
+    dollars_per_hour: float = Field(
+        0.0, ge=0, description="Price of one rank's device, for `scratchlm estimate`; 0 if nobody pays."
+    )
     checkpoint_every_seconds: float = Field(
         30.0,
         ge=0,

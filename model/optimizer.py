@@ -144,24 +144,32 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """One update of every matrix that has a gradient."""
         for group in self.param_groups:
-            by_shape: dict[torch.Size, list[tuple[nn.Parameter, Tensor]]] = {}
+            by_shape: dict[torch.Size, list[nn.Parameter]] = {}
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
-                state = self.state[parameter]
-                if not state:
-                    state["momentum_buffer"] = torch.zeros_like(parameter)
-                buffer = state["momentum_buffer"]
-                buffer.lerp_(parameter.grad, 1 - group["momentum"])
-                update = torch.lerp(parameter.grad, buffer, group["momentum"])
                 if parameter in self.exchanges:
-                    self._move(parameter, self._orthogonalize_pieces(parameter, update), group, 1.0)
+                    update = self._orthogonalize_pieces(parameter, self._update(parameter, group))
+                    self._move(parameter, update, group, 1.0)
                 else:
-                    by_shape.setdefault(parameter.shape, []).append((parameter, update))
-            for shape, pairs in by_shape.items():
-                directions = orthogonalize(_as_computed(torch.stack([update for _, update in pairs])))
-                for (parameter, _), direction in zip(pairs, directions.to(pairs[0][1].dtype), strict=True):
+                    by_shape.setdefault(parameter.shape, []).append(parameter)
+            # One shape after another: what is needed meanwhile is several times their size.
+            for shape, parameters in by_shape.items():
+                stacked = _as_computed(
+                    torch.stack([self._update(parameter, group) for parameter in parameters])
+                )
+                for parameter, direction in zip(parameters, orthogonalize(stacked), strict=True):
                     self._move(parameter, direction, group, _scale(shape))
+
+    def _update(self, parameter: Tensor, group: dict[str, Any]) -> Tensor:
+        """Take the gradient into the momentum, with Nesterov's look ahead: what is to be orthogonalised."""
+        state = self.state[parameter]
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        buffer = state["momentum_buffer"]
+        assert parameter.grad is not None
+        buffer.lerp_(parameter.grad, 1 - group["momentum"])
+        return torch.lerp(parameter.grad, buffer, group["momentum"])
 
     def _orthogonalize_pieces(self, parameter: Tensor, update: Tensor) -> Tensor:
         """What the tensor of this rank is moved by: the pieces of the orthogonalised matrices, scaled."""

@@ -188,7 +188,7 @@ class _Training:
             - sum(w.numel() for n, w in trained.items() if "lora_" in n),
             "trained_parameters": sum(weight.numel() for weight in trained.values()),
         }
-        model.activation_checkpointing = spec.machine.activation_checkpointing == "full"
+        model.activation_checkpointing = spec.machine.activation_checkpointing
         self.learner = Learner(model.to(device), spec.objective)
         self.optimizer = build_optimizer(config, model)
         self.engine = start_engine(self.learner, self.optimizer, spec)
@@ -198,7 +198,7 @@ class _Training:
             # The engine made the masters of weights that it had rounded.
             self.masters.fill(self.masters.tensors(), _reader(trained))
             self.masters.refresh()
-        if spec.machine.compile:
+        if spec.is_compiled:
             for block in model.blocks:
                 block.compile()
 

@@ -51,6 +51,13 @@ class TrainSpec(BaseModel):
         return 1 if self.machine.ranks > 1 or self.train.dtype == "bfloat16" else 0
 
     @property
+    def is_compiled(self) -> bool:
+        """machine.compile, resolved."""
+        if self.machine.compile != "auto":
+            return self.machine.compile
+        return self.machine.device == "cuda" and self.zero_stage < 3
+
+    @property
     def window_length(self) -> int:
         """Tokens of a training window."""
         return self.context_length or self.model.context_length

@@ -5,12 +5,25 @@ Names of shapes: B windows, T tokens, D model features, H heads, K key/value hea
 d features of a head, V vocabulary entries.
 """
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts, noop_context_fn
 
 from model.config import ModelConfig, RopeScaling
+
+_EXPENSIVE = (
+    torch.ops.aten.mm.default,
+    torch.ops.aten._scaled_dot_product_flash_attention.default,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+    torch.ops.aten._scaled_dot_product_efficient_attention.default,
+    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+)
+"""What selective activation checkpointing keeps: matrix products and attention (torchtitan and arXiv 2205.05198 do so)."""
 
 
 class LayerNorm(nn.LayerNorm):
@@ -187,7 +200,7 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig, vocabulary_size: int) -> None:
         super().__init__()
         self.config, self.vocabulary_size = config, vocabulary_size
-        self.activation_checkpointing = False
+        self.activation_checkpointing: str | int = "none"
         self.embedding = nn.Embedding(vocabulary_size, config.d_model)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.norm = build_norm(config, config.d_model)
@@ -250,11 +263,19 @@ class Transformer(nn.Module):
             cos, sin = self.cos[positions][:, None], self.sin[positions][:, None]
         x = self.embedding(tokens)
         for i, block in enumerate(self.blocks):
-            if self.activation_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, cos, sin, mask, use_reentrant=False)
+            if torch.is_grad_enabled() and (keep := self._kept_of(i)):
+                x = checkpoint(block, x, cos, sin, mask, use_reentrant=False, context_fn=keep)
             else:
                 x = block(x, cos, sin, mask, caches[i] if caches else None)
         return self.norm(x)
+
+    def _kept_of(self, block: int) -> Callable[[], tuple[Any, Any]] | None:
+        """How a block is recomputed in the backward pass; None if all of it is kept."""
+        mode = self.activation_checkpointing
+        if mode == "selective":
+            return partial(create_selective_checkpoint_contexts, list(_EXPENSIVE))
+        is_recomputed = mode == "full" or (isinstance(mode, int) and block % mode == 0)
+        return noop_context_fn if is_recomputed else None
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Token ids (B, T) -> logits (B, T, V) of the token that follows each."""

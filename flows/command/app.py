@@ -42,6 +42,10 @@ COMMANDS = {
         "stages",
         "Say for each stage whether it is cached, would run and why, or depends on one that would.",
     ),
+    "estimate": (
+        "estimate",
+        "Say what the training of a recipe needs: parameters, FLOPs, memory of each rank and whether it fits, hours and money.",
+    ),
     "task": ("stages", "Run one stage in this process, on cached inputs, without any server: for debugging."),
     "train-classifier": (
         "train_classifier",

@@ -37,7 +37,7 @@ class Machine(TrainingMachine):
 
     @model_validator(mode="after")
     def _zero_fits(self) -> Self:
-        if self.compile and self.zero_stage == 3:
+        if self.compile is True and self.zero_stage == 3:
             raise ValueError("compile does not work at zero_stage 3: set compile to false or zero_stage to 2")
         return self
 

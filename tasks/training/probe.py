@@ -19,7 +19,9 @@ from model.machine import TrainingMachine
 from model.objectives.text import TextObjective
 from model.train_spec import METRICS, TrainSpec
 from tasks.engine import process
+from tasks.training.fit import settled
 from tasks.training.settings import TrainModelConfig
+from tasks.training.team import training_environment
 
 PROBE_SECONDS = 3.0
 _TEXT = "The quick brown fox jumps over the lazy dog, and 7 others; " * 2_000
@@ -50,7 +52,7 @@ def probe_training(
         path = Path(folder) / "request.json"
         path.write_text(json.dumps(request))
         arguments = [sys.executable, "-m", __name__, str(path)]
-        environment = process.child_environment({"DS_ACCELERATOR": machine.device})
+        environment = process.child_environment(training_environment(machine.device))
         done = subprocess.run(arguments, env=environment, capture_output=True, text=True)
     if done.returncode:
         lines = done.stderr.strip().splitlines()
@@ -111,7 +113,7 @@ def _measure(request: dict[str, Any], folder: Path) -> dict[str, float]:
             raise _Enough
 
     try:
-        train_here(spec, stop_in_time)
+        train_here(settled(spec), stop_in_time)
     except _Enough:
         pass
     seconds = [json.loads(line)["seconds"] for line in (folder / METRICS).read_text().splitlines()]

@@ -63,8 +63,11 @@ def run_torchrun(rendezvous: list[str], n_ranks: int, spec: str) -> None:
     run.main([*rendezvous, *ranks])
 
 
-def explain_failure(error: Exception, machine: TrainingMachine) -> tuple[Kind, str]:
+def explain_failure(error: Exception, machine: TrainingMachine, needs: str = "") -> tuple[Kind, str]:
     """Whose fault the failure of a rank is, and a sentence.
+
+    Args:
+        needs: what was foretold of its memory.
 
     A rank that is killed takes the others with it: they find their connections closed, which is no fault of theirs.
     """
@@ -77,13 +80,19 @@ def explain_failure(error: Exception, machine: TrainingMachine) -> tuple[Kind, s
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in sentence:
         first_line = str(error).split("\n")[0][:300]
         return "input", (
-            f"training does not fit into memory ({first_line}): lower machine.windows_per_micro_batch (now "
+            f"training does not fit into memory ({first_line}){needs}: lower machine.windows_per_micro_batch (now "
             f"{machine.windows_per_micro_batch}), or set machine.activation_checkpointing: full, or a higher "
             "machine.zero_stage on more ranks"
         )
     if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and _PEER.search(sentence)):
         return "retry", f"{_LOST} ({sentence})"
     return "stage", sentence
+
+
+def _needs(spec: TrainSpec) -> str:
+    from tasks.training.fit import lay_out_spec
+
+    return f"; it was estimated to need {lay_out_spec(spec, None).memory.total / 1e9:.1f} GB on each rank"
 
 
 def first_error(work: Path) -> tuple[Kind, str] | None:
@@ -159,7 +168,7 @@ def _train(spec_path: Path) -> None:
         fail("retry", str(stopped))
         raise SystemExit(1) from None
     except Exception as error:
-        fail(*explain_failure(error, spec.machine))
+        fail(*explain_failure(error, spec.machine, _needs(spec)))
         raise
     if own_rank == "0":
         write_whole(spec.work / RESULT, json.dumps(metrics))

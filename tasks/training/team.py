@@ -72,11 +72,21 @@ class Launcher(Protocol):
         """What there is to say of it while no rank trains."""
 
 
+def training_environment(device: str) -> dict[str, str]:
+    """Variables with which ranks run.
+
+    On a CPU the C library gives large blocks back to the system and asks for them again in every step, unless it is told not to:
+    a step takes 10 to 15% longer, for 3 to 9% less memory (`benchmarks/training.py`).
+    """
+    keep_memory = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**34)} if device == "cpu" else {}
+    return {"DS_ACCELERATOR": device, **keep_memory}
+
+
 class HereLauncher:
     """A process of this computer."""
 
     def __init__(self, arguments: list[str], device: str) -> None:
-        self.child = subprocess.Popen(arguments, env=process.child_environment({"DS_ACCELERATOR": device}))
+        self.child = subprocess.Popen(arguments, env=process.child_environment(training_environment(device)))
 
     def poll(self) -> int | None:
         """Its exit status, if it has ended."""

@@ -20,6 +20,7 @@ from tasks.engine.stage import Artifact, Metrics
 from tasks.engine.worker import examine
 from tasks.text.selection import SIDES
 from tasks.training import ranks
+from tasks.training.fit import settled
 from tasks.training.settings import TrainModelConfig, check_machine
 from tasks.training.team import TEAM_FOLDER, HereLauncher, Launcher, Team, launch_team
 
@@ -157,6 +158,7 @@ def train_under_torchrun(
         start=start,
         adapter=adapter,
     )
+    spec = settled(spec)
     if machine.in_process:
         metrics = ranks.train_here(spec)
     else:

@@ -153,13 +153,13 @@ def test_a_rotten_checkpoint_is_passed_over(prepared: Line, undisturbed: dict):
 
 
 def test_another_machine_goes_on_with_other_ranks_at_another_stage(prepared: Line):
-    prepared.write_recipe(machine=EVERY_STEP)
     process = start(prepared)
     wait_until(lambda: len(checkpoints(prepared)) == 2, "two checkpoints", process)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert_no_process_of(prepared.store)
-    prepared.write_recipe(machine={**RECIPE["machine"], "ranks": 2, "zero_stage": 2})
+    moved = {**RECIPE["machine"], "ranks": 2, "zero_stage": 2}
+    prepared.write_recipe(train_model=TRAINING, machine=moved)
     done = finish(prepared)
     assert done["resumed_from_step"] >= 2
 

@@ -85,9 +85,10 @@ def test_weights_are_a_function_of_the_seed():
     assert not torch.equal(first.embedding.weight, other.embedding.weight)
 
 
-def test_activation_checkpointing_changes_no_gradient():
+@pytest.mark.parametrize("mode", ["selective", "full", 2])
+def test_activation_checkpointing_changes_no_gradient(mode: str | int):
     plain, recomputed = build(), build()
-    recomputed.activation_checkpointing = True
+    recomputed.activation_checkpointing = mode
     for model in (plain, recomputed):
         mean_loss(model, tokens(), tokens()).backward()
     assert all(

@@ -1,0 +1,309 @@
+"""What a training needs, before it starts: parameters, FLOPs, and bytes of memory on each rank.
+
+Names: s is bytes of a number that is computed with (4, or 2 in bfloat16); the rest as in `model.transformer`. What a block keeps
+for the backward pass is counted tensor by tensor, as torch 2.13 saves them on a CPU; `benchmarks/estimate.py` compares the sum with
+what a process held at its peak. Published estimates of the kind: Korthikanti et al. 2022 (arXiv 2205.05198, section 4) for
+activations, Rajbhandari et al. 2019 (arXiv 1910.02054, figure 1) for the stages of ZeRO.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from model.config import ModelConfig, flops_per_token
+
+Recompute = Literal["none", "selective", "full"]
+
+_LOGITS_BYTES = {"cpu": 32 * 2**20, "cuda": 2**30}
+"""Of the logits that exist together, float32: the head works through a batch in chunks of so many rows. On a GPU each chunk reads and
+writes the gradient of the head, so that short ones would bound the speed by memory."""
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Numbers that are trained, by kind; a tied head counts with the embedding."""
+
+    embedding: int
+    matrices: int
+    norms: int
+    head: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.embedding + self.matrices + self.norms + self.head
+
+
+def count(config: ModelConfig, vocabulary_size: int) -> Parameters:
+    """The parameters of a model that need not exist."""
+    width, heads, kv_heads, head = config.d_model, config.n_heads, config.kv_heads, config.head_dim
+    attention = width * head * (2 * heads + 2 * kv_heads)
+    feed_forward = (3 if config.feed_forward == "swiglu" else 2) * width * config.feedforward_dim
+    norms = 2 * width + (2 * head if config.qk_norm else 0)
+    return Parameters(
+        embedding=vocabulary_size * width,
+        matrices=config.n_layers * (attention + feed_forward),
+        norms=config.n_layers * norms + width,
+        head=0 if config.tie_embeddings else vocabulary_size * width,
+    )
+
+
+def head_rows(vocabulary_size: int, device: str) -> int:
+    """Positions whose logits exist together on a device, cpu or cuda."""
+    return max(64, _LOGITS_BYTES[device] // (4 * vocabulary_size))
+
+
+def _norm_bytes(config: ModelConfig, width: int, heads: int, s: int) -> int:
+    """What a norm over `heads` times `width` features of a token keeps, but for what it gives."""
+    if config.norm == "layernorm":
+        return s * heads * width + 8 * heads
+    # rms_norm is composed of others on a CPU: its input and the normed input in float32, and the scale.
+    return 8 * heads * width + 4 * heads
+
+
+def block_bytes_per_token(config: ModelConfig, s: int, recompute: Recompute = "none") -> int:
+    """What a block keeps of a token between forward and backward pass."""
+    width, hidden = config.d_model, config.feedforward_dim
+    q, kv = config.n_heads * config.head_dim, config.kv_heads * config.head_dim
+    gates = 2 if config.feed_forward == "swiglu" else 1
+    if recompute == "full":
+        return s * width
+    if recompute == "selective":
+        # Its input, and what matrix products and attention give.
+        products = q + 2 * kv + width + gates * hidden + width
+        return s * (width + products + q) + 4 * config.n_heads
+    norms = 2 * _norm_bytes(config, width, 1, s)
+    if config.qk_norm:
+        norms += _norm_bytes(config, config.head_dim, config.n_heads, s)
+        norms += _norm_bytes(config, config.head_dim, config.kv_heads, s)
+    attention = s * (width + q + 2 * kv + q) + 4 * config.n_heads
+    return norms + attention + s * (width + 2 * gates * hidden)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one rank at its peak.
+
+    Attributes:
+        weights: that are computed with.
+        gradients: of all of them, and the float32 buffer that bfloat16 ones add up in.
+        optimizer: float32 masters, where they are not the weights themselves, and moments.
+        activations: kept for the backward pass, and what one block needs while it computes.
+        head: logits of a chunk, their gradient, and the gradient of the head.
+        step: what the optimizer needs while it moves the weights.
+        copy: of weights and moments, while a checkpoint is written; on a CPU, where it lies beside everything else.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    head: int
+    step: int
+    copy: int
+
+    @property
+    def total(self) -> int:
+        """Their sum. Not all of it exists at once, but what an allocator was given for one it has seldom as one piece for another."""
+        return sum(vars(self).values())
+
+
+def _work_bytes_per_token(config: ModelConfig, s: int) -> int:
+    """What the backward pass of a block needs for itself: gradients of its widest layers, and of norms that are composed of others."""
+    gates = 2 if config.feed_forward == "swiglu" else 1
+    norms = (32 if config.norm == "rmsnorm" else 0) * config.d_model * (2 if config.qk_norm else 1)
+    return s * (2 * gates * config.feedforward_dim + 4 * config.d_model) + norms
+
+
+def _largest_stack(config: ModelConfig) -> int:
+    """Elements of the matrices of one shape that Muon works on together."""
+    width, hidden = config.d_model, config.feedforward_dim
+    q, kv = config.n_heads * config.head_dim, config.kv_heads * config.head_dim
+    by_shape: dict[tuple[int, int], int] = {}
+    gates = 2 if config.feed_forward == "swiglu" else 1
+    for shape, n in (
+        ((q, width), 1),
+        ((kv, width), 2),
+        ((width, q), 1),
+        ((hidden, width), gates),
+        ((width, hidden), 1),
+    ):
+        by_shape[shape] = by_shape.get(shape, 0) + n * config.n_layers * shape[0] * shape[1]
+    return max(by_shape.values())
+
+
+def memory(
+    config: ModelConfig,
+    vocabulary_size: int,
+    *,
+    micro_batch: int,
+    window_length: int,
+    dtype: str,
+    optimizer: str,
+    zero_stage: int,
+    ranks: int,
+    recompute: Recompute = "none",
+    averaging: bool = False,
+    on_cpu: bool = True,
+) -> Memory:
+    """What one rank needs.
+
+    Args:
+        micro_batch: windows of a forward pass.
+        dtype: float32 or bfloat16.
+        optimizer: muon or adamw.
+        averaging: whether an average of the weights is kept.
+        on_cpu: whether it is a CPU, where copies for checkpoints lie in the same memory.
+    """
+    s = 2 if dtype == "bfloat16" else 4
+    parameters = count(config, vocabulary_size)
+    n = parameters.total
+    share = ranks if zero_stage else 1
+    weights = s * n if zero_stage < 3 else s * n // ranks
+    gradients = s * n if zero_stage < 2 else s * n // ranks
+    if dtype == "bfloat16":
+        gradients += 4 * n if zero_stage == 1 else 4 * n // share
+    with_muon = parameters.matrices if optimizer == "muon" else 0
+    moments = 4 * with_muon + 8 * (n - with_muon)
+    # At stage 3 in float32 the masters are the weights; at stages 1 and 2 they are a copy.
+    has_masters = dtype == "bfloat16" or zero_stage in (1, 2)
+    masters = 4 * n if has_masters else 0
+    kept = moments + masters + (4 * n if averaging else 0)
+
+    tokens = micro_batch * window_length
+    own = block_bytes_per_token(config, s)
+    layers = config.n_layers * block_bytes_per_token(config, s, recompute)
+    again = own if recompute != "none" else 0
+    ends = s * config.d_model + _norm_bytes(config, config.d_model, 1, s) + s * config.d_model
+    activations = tokens * (layers + again + _work_bytes_per_token(config, s) + ends)
+    rows = min(tokens, head_rows(vocabulary_size, "cpu" if on_cpu else "cuda"))
+    head = (
+        rows * vocabulary_size * (4 + 2 * s)
+        + 4 * vocabulary_size * config.d_model
+        + tokens * s * config.d_model
+    )
+    stack = _largest_stack(config) // share if with_muon else 0
+    return Memory(
+        weights=weights,
+        gradients=gradients,
+        optimizer=kept // share,
+        activations=activations,
+        head=head,
+        # Without ZeRO gradients are flattened into one buffer; Newton-Schulz holds five times what it works on.
+        step=5 * (4 if on_cpu else 2) * stack + (4 * n if zero_stage == 0 else 0),
+        copy=(moments + 4 * n + (4 * n if averaging else 0)) // share if on_cpu else 0,
+    )
+
+
+def recomputed_flops_per_token(config: ModelConfig, recompute: Recompute) -> int:
+    """FLOPs that are spent a second time on a token, in the backward pass: those of the forward pass of all blocks, if full."""
+    return flops_per_token(config, 0) // 3 if recompute == "full" else 0
+
+
+@dataclass(frozen=True)
+class Accelerator:
+    """A kind of device.
+
+    Attributes:
+        peak: bfloat16 FLOP/s of dense matrix products, by the maker's data sheet.
+        bytes: of its memory.
+    """
+
+    name: str
+    peak: float
+    bytes: float
+
+
+ACCELERATORS = (
+    Accelerator("b200", 2250e12, 192e9),
+    Accelerator("h200", 989e12, 141e9),
+    Accelerator("h100", 989e12, 80e9),
+    Accelerator("a100", 312e12, 80e9),
+    Accelerator("l40s", 362e12, 48e9),
+    Accelerator("l4", 121e12, 24e9),
+    Accelerator("rtx 5090", 210e12, 32e9),
+    Accelerator("rtx 4090", 165e12, 24e9),
+    Accelerator("rtx 3090", 71e12, 24e9),
+)
+
+
+def accelerator_named(name: str) -> Accelerator | None:
+    """The kind of device that a name such as "NVIDIA H100 80GB HBM3" means, if it is known."""
+    words = name.lower().replace("-", " ").replace("_", " ")
+    return next((kind for kind in ACCELERATORS if kind.name in words), None)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a training is laid out on its ranks, and what one of them then needs.
+
+    Attributes:
+        micro_batch: windows of a forward pass.
+        fits: whether it does; if not, it is the layout that needs least.
+    """
+
+    micro_batch: int
+    zero_stage: int
+    recompute: Recompute
+    memory: Memory
+    fits: bool
+
+
+_GOOD_TOKENS, _MOST_TOKENS = 4_096, 16_384
+"""Of a forward pass: enough to keep a device busy, and as many as are of use."""
+_SHARE_OF_MEMORY = 0.85
+"""Of what a device has: the rest is for libraries, communication and fragments."""
+
+
+def lay_out(
+    config: ModelConfig,
+    vocabulary_size: int,
+    *,
+    windows: int,
+    window_length: int,
+    dtype: str,
+    optimizer: str,
+    ranks: int,
+    memory_bytes: float | None,
+    averaging: bool = False,
+    on_cpu: bool = True,
+    micro_batch: int = 0,
+    zero_stage: int | None = None,
+    recompute: Recompute | None = None,
+) -> Plan:
+    """The first layout that fits, of those that cost least: longer passes before shorter ones, and then first a higher ZeRO stage,
+    then recomputation.
+
+    Args:
+        windows: of a step, on one rank.
+        memory_bytes: of one rank; None if nobody knows, and then it fits.
+        micro_batch, zero_stage, recompute: given, and not chosen; 0 or None leaves them open.
+    """
+    first = 1 if ranks > 1 or dtype == "bfloat16" else 0
+    stages = [first, 2, 3] if ranks > 1 else [first]
+    stages = stages if zero_stage is None else [zero_stage]
+    modes: list[Recompute] = ["none", "selective", "full"] if recompute is None else [recompute]
+    divisors = [size for size in range(windows, 0, -1) if windows % size == 0]
+    most = max(1, _MOST_TOKENS // window_length)
+    fitting = [size for size in divisors if size <= most] or [1]
+    good = [size for size in fitting if size * window_length >= _GOOD_TOKENS] or fitting[:1]
+    given = [next(size for size in divisors if size <= micro_batch)] if micro_batch else None
+    how = {"dtype": dtype, "optimizer": optimizer, "ranks": ranks, "averaging": averaging, "on_cpu": on_cpu}
+
+    def plan(size: int, stage: int, mode: Recompute) -> Plan:
+        needs = memory(
+            config,
+            vocabulary_size,
+            micro_batch=size,
+            window_length=window_length,
+            zero_stage=stage,
+            recompute=mode,
+            **how,  # type: ignore[arg-type]
+        )
+        fits = memory_bytes is None or needs.total <= _SHARE_OF_MEMORY * memory_bytes
+        return Plan(size, stage, mode, needs, fits)
+
+    for sizes in [given] if given else [good, fitting]:
+        plans = [plan(size, stage, mode) for mode in modes for stage in stages for size in sizes]
+        if found := next((each for each in plans if each.fits), None):
+            return found
+    return min(plans, key=lambda each: each.memory.total)

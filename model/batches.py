@@ -22,6 +22,19 @@ def padded(inputs: np.ndarray, targets: np.ndarray, length: int) -> tuple[np.nda
     return window, wanted
 
 
+_DOCUMENTS = 8
+"""Numbers of documents of a window are multiples of this, so that there are few shapes to compile for."""
+
+
+def filled_ends(ends: Sequence[Sequence[int]], length: int) -> np.ndarray:
+    """Where documents end in each of n windows of `length`, as one array (n, M), int64: rows are filled up with `length`."""
+    most = max(map(len, ends), default=0) + 1
+    filled = np.full((len(ends), -(-most // _DOCUMENTS) * _DOCUMENTS), length, np.int64)
+    for row, own in enumerate(ends):
+        filled[row, : len(own)] = own
+    return filled
+
+
 def next_token_windows(ids: np.ndarray, length: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Inputs and targets (length,), int64, in which every token of `ids` but the first is predicted once."""
     for start in range(0, len(ids) - 1, length):

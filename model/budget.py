@@ -9,13 +9,10 @@ activations, Rajbhandari et al. 2019 (arXiv 1910.02054, figure 1) for the stages
 from dataclasses import dataclass
 from typing import Literal
 
+from model.chunks import head_rows
 from model.config import ModelConfig, flops_per_token
 
 Recompute = Literal["none", "selective", "full"]
-
-_LOGITS_BYTES = {"cpu": 32 * 2**20, "cuda": 2**30}
-"""Of the logits that exist together, float32: the head works through a batch in chunks of so many rows. On a GPU each chunk reads and
-writes the gradient of the head, so that short ones would bound the speed by memory."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +42,6 @@ def count(config: ModelConfig, vocabulary_size: int) -> Parameters:
         norms=config.n_layers * norms + width,
         head=0 if config.tie_embeddings else vocabulary_size * width,
     )
-
-
-def head_rows(vocabulary_size: int, device: str) -> int:
-    """Positions whose logits exist together on a device, cpu or cuda."""
-    return max(64, _LOGITS_BYTES[device] // (4 * vocabulary_size))
 
 
 def _norm_bytes(config: ModelConfig, width: int, heads: int, s: int) -> int:

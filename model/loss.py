@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from model.batches import IGNORED
-from model.budget import head_rows
+from model.chunks import head_rows
 from model.transformer import Transformer
 
 
@@ -22,7 +23,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, rows: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, rows: int, has_ignored: bool) -> Tensor:
         # Summed over chunks in float32: in bfloat16 the error would grow with the batch.
         grad_x = torch.empty_like(x)
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
@@ -30,10 +31,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, x.shape[0], rows):
             chunk, target = x[start : start + rows], targets[start : start + rows, None]
             log_probabilities = (chunk @ weight.T).log_softmax(dim=-1, dtype=torch.float32)
-            loss -= log_probabilities.gather(1, target).sum()
+            if has_ignored:
+                # Weighed with nothing, and not taken out: how many there are, only the device knows.
+                counts = (target != IGNORED).float()
+                target = target.clamp(min=0)
+                loss -= (log_probabilities.gather(1, target) * counts).sum()
+            else:
+                loss -= log_probabilities.gather(1, target).sum()
             # The gradient of cross entropy is softmax minus one-hot.
             gradient = log_probabilities.exp_()
             gradient.scatter_add_(1, target, gradient.new_full(target.shape, -1.0))
+            if has_ignored:
+                gradient.mul_(counts)
             gradient = gradient.to(x.dtype)
             torch.mm(gradient, weight, out=grad_x[start : start + rows])
             if grad_weight is None:
@@ -46,35 +55,52 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
         grad_x, grad_weight = ctx.saved_tensors
         if grad_weight is not None:
             grad_weight = grad_weight.mul_(grad_outputs[0]).to(grad_x.dtype)
-        return grad_x.mul_(grad_outputs[0]), grad_weight, None, None
+        return grad_x.mul_(grad_outputs[0]), grad_weight, None, None, None
 
 
-def summed_cross_entropy(model: Transformer, states: Tensor, targets: Tensor) -> Tensor:
+def summed_cross_entropy(
+    model: Transformer, states: Tensor, targets: Tensor, *, has_ignored: bool = False
+) -> Tensor:
     """Summed cross entropy of the next tokens, in nats: a scalar in float32.
 
     Args:
         states: normed states (N, D) of the positions, as `Transformer.hidden_states` gives them.
-        targets: ids (N,), int64, none of them `IGNORED`.
+        targets: ids (N,), int64.
+        has_ignored: whether some of them may be `IGNORED`.
     """
     rows = head_rows(model.vocabulary_size, states.device.type)
-    return _LinearCrossEntropy.apply(states, model.lm_head.weight, targets, rows)  # type: ignore[no-untyped-call]
+    return _LinearCrossEntropy.apply(states, model.lm_head.weight, targets, rows, has_ignored)  # type: ignore[no-untyped-call]
 
 
-def segment_mask(segments: Tensor) -> Tensor:
-    """Which keys each token attends to, bool (B, 1, T, T): earlier ones of its own segment. `segments` is (B, T)."""
-    length = segments.shape[1]
-    causal = torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
-    return ((segments[:, :, None] == segments[:, None]) & causal)[:, None]
+def take_places(states: Tensor, places: Tensor) -> Tensor:
+    """The states (B, T, D) at some places (B, N) of each window: (B, N, D)."""
+    return states.gather(1, places[..., None].expand(-1, -1, states.shape[2]))
 
 
-def log_probabilities(model: Transformer, tokens: Tensor, targets: Tensor) -> Tensor:
-    """Summed log-probability of the targets of each row that are not `IGNORED`: (B, T), (B, T) -> (B,), in nats."""
-    states, wanted = model.hidden_states(tokens), targets != IGNORED
-    logits = model.lm_head(states[wanted])
-    nats = F.cross_entropy(logits.float(), targets[wanted], reduction="none")
-    rows = torch.arange(len(tokens), device=tokens.device)[:, None].expand_as(targets)[wanted]
-    return -torch.zeros(len(tokens), dtype=nats.dtype, device=nats.device).index_add(0, rows, nats)
+def log_probabilities(
+    model: Transformer, tokens: Tensor, targets: Tensor, places: Tensor | None = None
+) -> Tensor:
+    """Summed log-probability of the targets of each row, (B,), in nats.
+
+    The logits of a chunk of positions exist together, and are computed again for the backward pass.
+
+    Args:
+        tokens: ids (B, T).
+        targets: the ids (B, N) that follow; `IGNORED` where none is asked for.
+        places: positions (B, N) that they follow; every one of the T if None.
+    """
+    states = model.hidden_states(tokens)
+    if places is not None:
+        states = take_places(states, places)
+    rows = head_rows(model.vocabulary_size, states.device.type)
+    chunks = zip(torch.split(states.flatten(0, 1), rows), torch.split(targets.flatten(), rows), strict=True)
+    nats = [checkpoint(_nats, model.lm_head, some, wanted, use_reentrant=False) for some, wanted in chunks]
+    return -torch.cat(nats).view(targets.shape).sum(1)
+
+
+def _nats(head: nn.Module, states: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(head(states).float(), targets, ignore_index=IGNORED, reduction="none")

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts, noop_context_fn
 
+from model.attention import attend
 from model.config import ModelConfig, RopeScaling
 
 _EXPENSIVE = (
@@ -118,12 +119,13 @@ class Attention(nn.Module):
         sin: Tensor,
         mask: Tensor | None = None,
         cache: KeyValueCache | None = None,
+        ends: Tensor | None = None,
     ) -> Tensor:
         """x (B, T, D) -> (B, T, D).
 
         Args:
             cos, sin: see `apply_rope`.
-            mask: which of S keys each token attends to, bool, broadcast to (B, H, T, S); causal if None.
+            mask, ends: see `model.attention.attend`.
             cache: keys and values of the S - T tokens before these; these are added to it.
         """
         batch, length, _ = x.shape
@@ -133,14 +135,7 @@ class Attention(nn.Module):
         q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
         if cache is not None:
             k, v = cache.append(k, v)
-        y = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=mask,
-            is_causal=mask is None and length > 1,
-            enable_gqa=self.kv_heads != self.n_heads,
-        )
+        y = attend(q, k, v, mask, ends)
         return self.o_proj(y.transpose(1, 2).reshape(batch, length, -1))
 
 
@@ -188,9 +183,10 @@ class Block(nn.Module):
         sin: Tensor,
         mask: Tensor | None = None,
         cache: KeyValueCache | None = None,
+        ends: Tensor | None = None,
     ) -> Tensor:
         """x (B, T, D) -> (B, T, D); the rest as in `Attention`."""
-        x = x + self.attention(self.attention_norm(x), cos, sin, mask, cache)
+        x = x + self.attention(self.attention_norm(x), cos, sin, mask, cache, ends)
         return x + self.feed_forward(self.feed_forward_norm(x))
 
 
@@ -244,12 +240,14 @@ class Transformer(nn.Module):
         positions: Tensor | None = None,
         mask: Tensor | None = None,
         caches: list[KeyValueCache] | None = None,
+        ends: Tensor | None = None,
     ) -> Tensor:
         """Token ids (B, T) -> normed states (B, T, D).
 
         Args:
-            positions: position of each token, int64 (B, T), below the context length; 0 to T - 1 if None.
-            mask: see `Attention`.
+            positions: position of each token, int64 (B, T), below the context length; 0 to T - 1 if None. Documents that do
+                not see each other need none of their own: RoPE makes distances alone count.
+            mask, ends: see `model.attention.attend`.
             caches: one for each block; only with `positions`, and with a mask unless T is 1 or they are empty.
         """
         length = tokens.shape[1]
@@ -264,9 +262,9 @@ class Transformer(nn.Module):
         x = self.embedding(tokens)
         for i, block in enumerate(self.blocks):
             if torch.is_grad_enabled() and (keep := self._kept_of(i)):
-                x = checkpoint(block, x, cos, sin, mask, use_reentrant=False, context_fn=keep)
+                x = checkpoint(block, x, cos, sin, mask, None, ends, use_reentrant=False, context_fn=keep)
             else:
-                x = block(x, cos, sin, mask, caches[i] if caches else None)
+                x = block(x, cos, sin, mask, caches[i] if caches else None, ends)
         return self.norm(x)
 
     def _kept_of(self, block: int) -> Callable[[], tuple[Any, Any]] | None:

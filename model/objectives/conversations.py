@@ -7,8 +7,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from model.base_config import Config
-from model.batches import IGNORED, permute
-from model.objectives.masked_documents import Document, documents_of, first_windows, rows_of_step
+from model.batches import IGNORED, filled_ends, permute
+from model.objectives.masked_documents import (
+    Document,
+    documents_of,
+    first_windows,
+    rows_of_step,
+    trained_places,
+)
 from model.objectives.objective import Rows, Window
 from model.tokens import Tokens
 
@@ -62,21 +68,27 @@ class PackedConversations:
         """Rows `first` to `first + count` of the batch of `step`.
 
         Returns:
-            tokens, targets, segments and positions, each (count, T), int64. Segment 0 is padding;
-            positions begin at 0 in each segment.
+            tokens (count, T); ends of the conversations in each window (count, M), what is left of it being one more; places
+            where a loss is taken, and the targets there, (count, N) each; all int64.
         """
         shape = (count, self.context_length)
-        tokens, segments, positions = (np.zeros(shape, np.int64) for _ in range(3))
-        targets = np.full(shape, IGNORED, np.int64)
+        tokens, targets = np.zeros(shape, np.int64), np.full(shape, IGNORED, np.int64)
+        ends: list[list[int]] = [[] for _ in range(count)]
         for row, index in enumerate(rows_of_step(len(self), step, rows_per_batch, seed, first, count)):
             start = 0
-            for segment, number in enumerate(self.windows[index], 1):
+            for number in self.windows[index]:
                 document = self.documents[number]
                 end = start + len(document)
                 tokens[row, start:end], targets[row, start:end] = document.inputs, document.targets
-                segments[row, start:end], positions[row, start:end] = segment, np.arange(len(document))
+                ends[row].append(end)
                 start = end
-        return {"tokens": tokens, "targets": targets, "segments": segments, "positions": positions}
+        places, wanted = trained_places(targets)
+        return {
+            "tokens": tokens,
+            "ends": filled_ends(ends, self.context_length),
+            "places": places,
+            "targets": wanted,
+        }
 
 
 class ConversationObjective(Config):
@@ -99,9 +111,7 @@ class ConversationObjective(Config):
 
     def loss(self, model: "Transformer", batch: "dict[str, Tensor]") -> "Tensor":
         """Summed cross entropy of the assistant's tokens."""
-        from model.loss import segment_mask, summed_cross_entropy
+        from model.loss import summed_cross_entropy, take_places
 
-        states = model.hidden_states(batch["tokens"], batch["positions"], segment_mask(batch["segments"]))
-        states, targets = states.flatten(0, 1), batch["targets"].flatten()
-        trained = targets != IGNORED
-        return summed_cross_entropy(model, states[trained], targets[trained])
+        states = take_places(model.hidden_states(batch["tokens"], ends=batch["ends"]), batch["places"])
+        return summed_cross_entropy(model, states.flatten(0, 1), batch["targets"].flatten(), has_ignored=True)

@@ -46,6 +46,25 @@ def documents_of(shards: Sequence[Tokens]) -> list[Document]:
     return documents
 
 
+_PLACES = 64
+"""Numbers of places are multiples of this, so that there are few shapes to compile for."""
+
+
+def trained_places(targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where in each window (n, T) a loss is taken, and of which ids: two of (n, N), int64.
+
+    N is as many as a window has at most; what is left over is place 0 with the target `IGNORED`. So the states of these places
+    are taken out without asking the device how many there are.
+    """
+    counts = (targets != IGNORED).sum(1)
+    n = -(-max(1, int(counts.max(initial=0))) // _PLACES) * _PLACES
+    places, wanted = np.zeros((len(targets), n), np.int64), np.full((len(targets), n), IGNORED, np.int64)
+    for row, count in enumerate(counts.tolist()):
+        places[row, :count] = np.flatnonzero(targets[row] != IGNORED)
+        wanted[row, :count] = targets[row, places[row, :count]]
+    return places, wanted
+
+
 def rows_of_step(n: int, step: int, rows_per_batch: int, seed: int, first: int, count: int) -> list[int]:
     """Which of n rows are `first` to `first + count` of the batch of `step`: a pure function of (seed, step)."""
     return shuffled(step * rows_per_batch + first + np.arange(count, dtype=np.uint64), n, seed).tolist()

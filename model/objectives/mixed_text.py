@@ -9,7 +9,7 @@ from model.base_config import Config
 from model.batches import Windows
 from model.mixture import Mixture, Phase
 from model.objectives.objective import Rows
-from model.objectives.text import TextObjective, TextRows
+from model.objectives.text import TextObjective
 from model.tokens import Tokens
 
 
@@ -46,4 +46,4 @@ class MixedTextObjective(TextObjective):
             Phase(phase.first_window, tuple(phase.shares.get(source, 0.0) for source in sources))
             for phase in self.phases
         ]
-        return TextRows(Mixture(streams, phases), context_length)
+        return self.text_rows(shards, Mixture(streams, phases), context_length)

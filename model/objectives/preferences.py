@@ -9,7 +9,13 @@ from pydantic import Field
 
 from model.base_config import Config
 from model.batches import padded
-from model.objectives.masked_documents import Document, documents_of, first_windows, rows_of_step
+from model.objectives.masked_documents import (
+    Document,
+    documents_of,
+    first_windows,
+    rows_of_step,
+    trained_places,
+)
 from model.objectives.objective import Rows, Window
 from model.tokens import Tokens
 
@@ -45,22 +51,26 @@ class PreferencePairs:
         """Pairs `first` to `first + count` of the batch of `step`.
 
         Returns:
-            tokens and targets (count, 2, T), int64, chosen before rejected, and reference (count, 2), float32.
+            tokens (count, 2, T), places and targets (count, 2, N), int64, chosen before rejected, and reference (count, 2),
+            float32.
         """
         return self.rows(rows_of_step(len(self), step, rows_per_batch, seed, first, count))
 
     def rows(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
-        """Some pairs: tokens and targets (n, 2, T), and reference (n, 2); T is the shortest multiple of 64 that holds them."""
+        """Some pairs: tokens (n, 2, T), places and targets (n, 2, N), and reference (n, 2).
+
+        T is the shortest multiple of 64 that holds them; of places see `trained_places`.
+        """
         sides = [side for index in indices for side in (2 * index, 2 * index + 1)]
         documents = [self.documents[side] for side in sides]
         longest = max(map(len, documents))
         length = min(self.context_length, -(-longest // _LENGTHS) * _LENGTHS)
         windows = [padded(document.inputs, document.targets, length) for document in documents]
-        tokens, targets = (
-            np.stack(part).reshape(len(indices), 2, length) for part in zip(*windows, strict=True)
-        )
-        reference = self.reference[sides].astype(np.float32).reshape(len(indices), 2)
-        return {"tokens": tokens, "targets": targets, "reference": reference}
+        tokens, targets = (np.stack(part) for part in zip(*windows, strict=True))
+        places, wanted = trained_places(targets)
+        values = {"tokens": tokens, "places": places, "targets": wanted}
+        values["reference"] = self.reference[sides].astype(np.float32)
+        return {name: value.reshape(len(indices), 2, *value.shape[1:]) for name, value in values.items()}
 
     def alike_in_length(self, n_tokens: int) -> Iterator[list[int]]:
         """All pairs in groups of about one length, each of at most about `n_tokens` tokens once padded, or of one pair."""
@@ -104,8 +114,7 @@ class PreferenceObjective(Config):
 
         from model.loss import log_probabilities
 
-        nats = log_probabilities(model, batch["tokens"].flatten(0, 1), batch["targets"].flatten(0, 1)).view(
-            -1, 2
-        )
+        sides = (batch[name].flatten(0, 1) for name in ("tokens", "targets", "places"))
+        nats = log_probabilities(model, *sides).view(-1, 2)
         chosen, rejected = (nats - batch["reference"]).unbind(1)
         return -F.logsigmoid(self.beta * (chosen - rejected)).sum()

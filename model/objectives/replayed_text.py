@@ -10,7 +10,7 @@ from pydantic import Field
 from model.batches import Windows
 from model.mixture import Mixture, Phase
 from model.objectives.objective import Rows
-from model.objectives.text import TextObjective, TextRows
+from model.objectives.text import TextObjective
 from model.tokens import Tokens, open_tokens
 
 
@@ -62,6 +62,7 @@ class ReplayedTextObjective(TextObjective):
         """Windows of both streams."""
         new = self.new_windows(shards, context_length)
         if not self.replay_weight:
-            return TextRows(new, context_length)
+            return self.text_rows(shards, new, context_length)
         shares = Phase(0, (self.replay_weight, 1 - self.replay_weight))
-        return TextRows(Mixture([self.old_windows(shards, context_length), new], [shares]), context_length)
+        mixture = Mixture([self.old_windows(shards, context_length), new], [shares])
+        return self.text_rows(shards, mixture, context_length)

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+from pydantic import Field
 
 from model.base_config import Config
-from model.batches import Windows, next_token_windows
+from model.batches import Windows, filled_ends, next_token_windows
 from model.objectives.objective import Rows, Window
 from model.tokens import Tokens
 
@@ -27,8 +28,8 @@ class _Batches(Protocol):
 class TextRows:
     """Windows of text as rows of a batch."""
 
-    def __init__(self, windows: _Batches, context_length: int) -> None:
-        self.windows, self.context_length = windows, context_length
+    def __init__(self, windows: _Batches, context_length: int, end_of_text: int | None = None) -> None:
+        self.windows, self.context_length, self.end_of_text = windows, context_length, end_of_text
 
     def __len__(self) -> int:
         return len(self.windows)
@@ -40,13 +41,28 @@ class TextRows:
     def batch(
         self, step: int, rows_per_batch: int, seed: int, first: int, count: int
     ) -> dict[str, np.ndarray]:
-        """tokens and targets, each (count, T), int64."""
+        """tokens and targets, each (count, T), int64; and ends of documents (count, M), if these do not see each other."""
         ids = self.windows.batch(step, rows_per_batch, seed, first, count)
-        return {"tokens": ids[:, :-1], "targets": ids[:, 1:]}
+        rows = {"tokens": ids[:, :-1], "targets": ids[:, 1:]}
+        if self.end_of_text is not None:
+            # Each document begins with the end-of-text id.
+            begins = [np.flatnonzero(window == self.end_of_text).tolist() for window in rows["tokens"]]
+            rows["ends"] = filled_ends(begins, self.context_length)
+        return rows
 
 
 class TextObjective(Config):
     """Predict the next token of text."""
+
+    isolate_documents: bool = Field(
+        False,
+        description="Whether a token attends to its own document only, and not to those before it in the window.",
+    )
+
+    def text_rows(self, shards: Sequence[Tokens], windows: _Batches, context_length: int) -> Rows:
+        """Windows as rows, cut up into documents if these do not see each other."""
+        end_of_text = shards[0].header.end_of_text_id if self.isolate_documents else None
+        return TextRows(windows, context_length, end_of_text)
 
     @property
     def windows_per_row(self) -> int:
@@ -55,7 +71,9 @@ class TextObjective(Config):
 
     def open_rows(self, shards: Sequence[Tokens], context_length: int) -> Rows:
         """The windows of the stream that the shards are."""
-        return TextRows(Windows([shard.ids for shard in shards], context_length), context_length)
+        return self.text_rows(
+            shards, Windows([shard.ids for shard in shards], context_length), context_length
+        )
 
     def validation_windows(
         self, shards: Sequence[Tokens], context_length: int, n_tokens: int
@@ -77,5 +95,5 @@ class TextObjective(Config):
         """Summed cross entropy of every next token."""
         from model.loss import summed_cross_entropy
 
-        states = model.hidden_states(batch["tokens"])
+        states = model.hidden_states(batch["tokens"], ends=batch.get("ends"))
         return summed_cross_entropy(model, states.flatten(0, 1), batch["targets"].flatten())

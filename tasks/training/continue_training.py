@@ -100,6 +100,7 @@ def continue_training(
         new_documents=new.path / NEW.format(side="train") if new else None,
         replay_shards=tuple(path / "train.arrow" for path in replayed),
         replay_weight=config.replay_weight,
+        isolate_documents=(config.train or config.finetune).isolate_documents,  # type: ignore[union-attr]
     )
     shards = [open_tokens(path / "train.arrow", digest) for path in tokens.shards]
     fresh = objective.new_windows(shards, model.context_length)

@@ -54,11 +54,11 @@ def reference_log_probabilities(
         done = 0
         for indices in pairs.alike_in_length(_TOKENS_AT_ONCE):
             rows = pairs.rows(indices)
-            inputs, targets = (
+            sides = (
                 torch.from_numpy(rows[name]).flatten(0, 1).to(resolved.device)
-                for name in ("tokens", "targets")
+                for name in ("tokens", "targets", "places")
             )
-            nats[indices] = log_probabilities(model, inputs, targets).float().cpu().numpy().reshape(-1, 2)
+            nats[indices] = log_probabilities(model, *sides).float().cpu().numpy().reshape(-1, 2)
             done += len(indices)
             progress(done, len(pairs), "pairs")
     np.save(out / REFERENCE, nats.reshape(-1))

@@ -34,14 +34,15 @@ def train_model(
     shards = [open_tokens(path / "train.arrow", digest) for path in tokens.shards]
     check_corpus(config, shards)
     if not config.mixture.weights:
-        return train_under_torchrun(config, TextObjective(), tokens, tokenizer, out, work, machine)
+        objective = TextObjective(isolate_documents=config.train.isolate_documents)
+        return train_under_torchrun(config, objective, tokens, tokenizer, out, work, machine)
     per_step = config.train.tokens_per_batch // config.model.context_length
     sizes = {
         name: float(len(Windows(tokens_of_source(shards, name), config.model.context_length)))
         for name in sorted({name for _, weights in config.mixture.each() for name in weights})
     }
     phases = windows_by_source(config.mixture, sizes, config.train.n_steps, per_step)
-    objective = MixedTextObjective(phases=tuple(phases))
-    metrics = train_under_torchrun(config, objective, tokens, tokenizer, out, work, machine)
+    mixed = MixedTextObjective(phases=tuple(phases), isolate_documents=config.train.isolate_documents)
+    metrics = train_under_torchrun(config, mixed, tokens, tokenizer, out, work, machine)
     read = epochs_by_source(phases, sizes, config.train.n_steps * per_step)
     return {**metrics, "mixture": read}

@@ -1,6 +1,7 @@
 """Training on conversations: packing changes nothing, adapters merge, preferences are preferred; all through DeepSpeed."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -68,20 +69,19 @@ def test_a_packed_conversation_is_read_as_if_it_were_alone():
         name: torch.from_numpy(values)
         for name, values in packed.batch(0, len(packed), 0, 0, len(packed)).items()
     }
-    mask = (
-        (batch["segments"][:, :, None] == batch["segments"][:, None])
-        & torch.ones(LENGTH, LENGTH).tril().bool()
-    )[:, None]
     with torch.no_grad():
-        together = model.hidden_states(batch["tokens"], batch["positions"], mask)
+        together = model.hidden_states(batch["tokens"], ends=batch["ends"])
         alone = {}
         for document in documents:
             alone[tuple(document.inputs)] = model.hidden_states(torch.from_numpy(document.inputs)[None])[0]
         for row in range(len(packed)):
-            for segment in range(1, int(batch["segments"][row].max()) + 1):
-                places = batch["segments"][row] == segment
-                expected = alone[tuple(batch["tokens"][row][places].tolist())]
-                assert torch.allclose(together[row][places], expected, atol=1e-5)
+            ends = [0, *sorted(set(batch["ends"][row].tolist()))]
+            assert ends[-1] == LENGTH
+            for start, end in pairwise(ends):
+                ids = tuple(batch["tokens"][row, start:end].tolist())
+                if ids in alone:  # else it is what is left of the window
+                    assert torch.allclose(together[row, start:end], alone.pop(ids), atol=1e-5)
+        assert not alone
 
 
 def test_the_loss_is_the_mean_over_what_is_trained():
@@ -235,7 +235,7 @@ def test_preferences_make_the_chosen_side_likelier(tmp_path: Path, adapter: LowR
             return np.array(
                 [
                     log_probabilities(
-                        model, *(torch.from_numpy(row[name][0]) for name in ("tokens", "targets"))
+                        model, *(torch.from_numpy(row[name][0]) for name in ("tokens", "targets", "places"))
                     ).numpy()
                     for row in rows
                 ]

@@ -6,13 +6,16 @@ import shutil
 import signal
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from model import train as training
 from model.average import WeightAverage
 from model.batches import next_token_windows
 from model.best import load_best
@@ -25,7 +28,7 @@ from model.machine import TrainingMachine
 from model.objectives.mixed_text import MixedTextObjective, SharesFrom
 from model.objectives.text import TextObjective
 from model.tokens import open_tokens, write_tokens
-from model.train import seconds_between_saves
+from model.train import _Training, seconds_between_saves
 from model.train_spec import TrainSpec
 from model.transformer import Transformer
 from model.weights import load_model
@@ -182,6 +185,43 @@ def test_bfloat16_moves_weights_in_float32_and_goes_on_to_the_same_bits(tmp_path
     again, again_weights = run(made, tmp_path / "stopped")
     assert again == found["one"][0]
     assert all(torch.equal(again_weights[name], value) for name, value in found["one"][1].items())
+
+
+class Waits(TorchDispatchMode):
+    """Counts where a value is brought from the device, as `.item()`, `.tolist()` and `if tensor` do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.callers: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._local_scalar_dense.default:
+            files = [frame.filename for frame in traceback.extract_stack()]
+            ours = str(Path(training.__file__).parent)
+            self.callers += [
+                next(file for file in reversed(files) if file.startswith(ours) or "deepspeed" in file)
+            ]
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.end_to_end
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_no_step_waits_for_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int):
+    """Without ZeRO nothing does; with it DeepSpeed does at the end of a step, where it looks at the norm, and nothing of ours."""
+    made = spec(tmp_path / "x", optimizer="muon", zero_stage=stage, windows_per_micro_batch=2)
+    made = made.model_copy(update={"train": made.train.model_copy(update={"evaluations": 0})})
+    made.work.mkdir()
+    waits = Waits()
+    run_all = _Training.run
+
+    def watched(self: _Training) -> None:
+        with waits:
+            run_all(self)
+
+    monkeypatch.setattr(_Training, "run", watched)
+    train_here(made)
+    assert not [caller for caller in waits.callers if "deepspeed" not in caller]
+    assert len(waits.callers) <= (5 * 8 if stage else 0)
 
 
 @pytest.mark.end_to_end

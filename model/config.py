@@ -186,6 +186,11 @@ class OptimizationConfig(Config):
         description="Compute type. bfloat16: weights are computed with in bfloat16, and moved in float32. auto: bfloat16 on CUDA, and on "
         "CPUs with instructions for it (avx512_bf16 or amx_bf16), else float32; a run says which, and keeps it.",
     )
+    not_finite: Literal["stop", "skip"] = Field(
+        "stop",
+        description="What becomes of a step whose loss or gradient is not finite. stop: the training; skip: it moves no weight, and is "
+        "counted; after ten in a row the training stops.",
+    )
     isolate_documents: bool = Field(
         False,
         description="Whether a token of text attends to its own document only, and not to those before it in the window. Conversations never "

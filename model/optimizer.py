@@ -126,6 +126,7 @@ class Muon(torch.optim.Optimizer):
     ):
         super().__init__(list(params), {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         self.exchanges: dict[Tensor, list[_Exchange]] = {}
+        self.found_inf: Tensor | None = None
 
     def place(self, masters: Masters) -> None:
         """Learn which pieces of which matrices the tensors hold that are to be moved; whole matrices without ZeRO."""
@@ -168,7 +169,10 @@ class Muon(torch.optim.Optimizer):
             state["momentum_buffer"] = torch.zeros_like(parameter)
         buffer = state["momentum_buffer"]
         assert parameter.grad is not None
-        buffer.lerp_(parameter.grad, 1 - group["momentum"])
+        if self.found_inf is None:
+            buffer.lerp_(parameter.grad, 1 - group["momentum"])
+        else:
+            buffer.lerp_(parameter.grad, (1 - group["momentum"]) * (1 - self.found_inf))
         return torch.lerp(parameter.grad, buffer, group["momentum"])
 
     def _orthogonalize_pieces(self, parameter: Tensor, update: Tensor) -> Tensor:
@@ -181,9 +185,12 @@ class Muon(torch.optim.Optimizer):
             exchange.scatter(whole, moved)
         return moved
 
-    @staticmethod
-    def _move(parameter: Tensor, direction: Tensor, group: dict[str, Any], scale: float) -> None:
-        parameter.mul_(1 - group["lr"] * group["weight_decay"])
+    def _move(self, parameter: Tensor, direction: Tensor, group: dict[str, Any], scale: float) -> None:
+        if self.found_inf is not None:
+            direction = direction * (1 - self.found_inf)
+            parameter.mul_(1 - group["lr"] * group["weight_decay"] * (1 - self.found_inf))
+        else:
+            parameter.mul_(1 - group["lr"] * group["weight_decay"])
         parameter.add_(direction, alpha=-group["lr"] * scale)
 
 
@@ -198,8 +205,8 @@ def _scale(shape: Sequence[int]) -> float:
 class Together(torch.optim.Optimizer):
     """Several optimizers that step as one; their parameter groups and their state are shared, not copied."""
 
-    def __init__(self, optimizers: list[torch.optim.Optimizer]) -> None:
-        self.optimizers = optimizers
+    def __init__(self, optimizers: list[torch.optim.Optimizer], *, skips: bool = False) -> None:
+        self.optimizers, self.skips = optimizers, skips
         super().__init__([group for optimizer in optimizers for group in optimizer.param_groups], {})
         self.param_groups = [group for optimizer in optimizers for group in optimizer.param_groups]
         for optimizer in optimizers:
@@ -207,9 +214,23 @@ class Together(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One update by each."""
+        """One update by each; none by any where gradients are not finite on some rank, if such steps are skipped."""
+        if self.skips:
+            self._look_for_what_is_not_finite()
         for optimizer in self.optimizers:
             optimizer.step()
+
+    def _look_for_what_is_not_finite(self) -> None:
+        """Tell each, on the device, whether to leave everything as it is: 1.0 or 0.0, under the name that torch's own know."""
+        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        found = (~torch.isfinite(norm)).float()
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            dist.all_reduce(found, dist.ReduceOp.MAX)
+        for gradient in gradients:
+            gradient.nan_to_num_(0.0, 0.0, 0.0)
+        for optimizer in self.optimizers:
+            optimizer.found_inf = found  # type: ignore[attr-defined]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Not how state comes back: it is read piece by piece, see `model.checkpoint`."""
@@ -234,7 +255,7 @@ def build_optimizer(config: TrainConfig, model: nn.Module) -> Together:
         if config.optimizer == "muon"
         else []
     )
-    taken = {id(p) for p in muon}
+    taken, skips = {id(p) for p in muon}, config.not_finite == "skip"
     rest = [p for _, p in named if id(p) not in taken]
     adamw = torch.optim.AdamW(
         [
@@ -247,8 +268,9 @@ def build_optimizer(config: TrainConfig, model: nn.Module) -> Together:
         fused=True,
     )
     if not muon:
-        return Together([adamw])
-    return Together([Muon(muon, lr=config.muon_learning_rate, weight_decay=config.weight_decay), adamw])
+        return Together([adamw], skips=skips)
+    moved = Muon(muon, lr=config.muon_learning_rate, weight_decay=config.weight_decay)
+    return Together([moved, adamw], skips=skips)
 
 
 def rate_at(config: TrainConfig, step: int) -> float:

@@ -9,6 +9,7 @@ The device is never waited for within a step: what a step measured is read when 
 import json
 import math
 import os
+import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from model.config import TrainConfig, flops_per_token
 from model.deepspeed_engine import Learner, process_group, start_engine
 from model.errors import InputError
 from model.feed import Batch, Feed
+from model.goodput import Attempts
 from model.held_out import measure_held_out
 from model.machine import TrainingMachine
 from model.masters import Masters
@@ -131,6 +133,7 @@ def train(
         ResumeError: if the checkpoint that exists lacks weights of this model.
         TokensError: if the tokens are damaged or made by another tokenizer.
     """
+    began = Attempts(spec.work, spec.work / METRICS) if os.environ["RANK"] == "0" else None
     device = _claim_device(spec.machine)
     with process_group(spec.machine.device), signals() as heard:
         training = _Training(spec, device, heard, progress, enter)
@@ -138,7 +141,10 @@ def train(
             training.run()
         finally:
             training.feed.close()
-        return training.figures()
+        figures = training.figures()
+    if began:
+        figures["goodput"] = round(began.goodput(figures["step_seconds"]), 4)
+    return figures
 
 
 @dataclass
@@ -306,13 +312,20 @@ class _Training:
         if taken.is_there is not None:
             taken.is_there.synchronize()
         loss, norm = taken.figures.numpy().tolist()
-        self.state["loss_nats"] = loss
-        _check_finite(loss, taken.step, self.spec.train)
+        skips = self.spec.train.not_finite == "skip" and not math.isfinite(norm)
+        self.state["skipped_in_a_row"] = self.state.get("skipped_in_a_row", 0) + 1 if skips else 0
+        if not skips or self.state["skipped_in_a_row"] > _MOST_SKIPPED:
+            _check_finite(loss, taken.step, self.spec.train)
+            self.state["loss_nats"] = loss
+        self.state["skipped_steps"] = self.state.get("skipped_steps", 0) + skips
         tokens = (taken.step + 1) * self.spec.train.tokens_per_batch
         if self.metrics:
             record = {"step": taken.step, "tokens": tokens, "loss": loss, "gradient_norm": norm}
             record |= {"learning_rate": taken.learning_rate, "data_wait_seconds": self.feed.waited_seconds}
             record["seconds"] = self.state["step_seconds"] - self.told_seconds
+            record["memory_bytes"] = _memory_bytes(self.device)
+            if not math.isfinite(norm):
+                record["skipped"] = 1
             self.feed.waited_seconds, self.told_seconds = 0.0, self.state["step_seconds"]
             self.metrics.write(record | taken.measured)
             total = self.spec.train.n_steps * self.spec.train.tokens_per_batch
@@ -378,7 +391,7 @@ class _Training:
             "vocabulary_size": spec.vocabulary_size,
             "steps": spec.train.n_steps,
             "tokens": tokens,
-            "final_loss_nats": state["loss_nats"],
+            "final_loss_nats": state.get("loss_nats"),
             "validation_bits_per_byte_before": state["validation_bits_per_byte_before"],
             "validation_bits_per_byte": state["validation_bits_per_byte"],
             "best_validation_bits_per_byte": state["best_bits_per_byte"],
@@ -388,6 +401,9 @@ class _Training:
             "flops_per_second": round(speed * flops_per_token(spec.model, spec.vocabulary_size)),
             "epochs": round(spec.train.n_steps * spec.rows_per_batch / len(self.rows), 3),
             "resumed_from_step": self.first_step or None,
+            "skipped_steps": state.get("skipped_steps", 0),
+            "device": "cpu" if self.device == "cpu" else torch.cuda.get_device_name(),
+            "ranks": spec.machine.ranks,
         }
 
 
@@ -423,6 +439,17 @@ def _check_finite(loss: float, step: int, config: TrainConfig) -> None:
 
 def _stopped(steps: int, config: TrainConfig) -> Stopped:
     return Stopped(f"stopped after step {steps} of {config.n_steps}; the same command goes on from there")
+
+
+_MOST_SKIPPED = 10
+"""Steps in a row that may be skipped: a training whose every step is not finite is not one."""
+
+
+def _memory_bytes(device: str) -> int:
+    """The most that was held so far: of the device, or of this process."""
+    if device == "cpu":
+        return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return torch.cuda.max_memory_allocated()
 
 
 def _open(spec: TrainSpec, paths: list[Path]) -> list[Tokens]:

@@ -22,6 +22,9 @@ def strange_package() -> str | None:
 
 def main() -> None:
     """Run the command."""
+    if sys.platform == "win32":
+        print("error: scratchlm runs on Linux and macOS; on Windows run it in WSL 2", file=sys.stderr)
+        raise SystemExit(2)
     fault = strange_package()
     if fault:
         print(f"error: {fault}", file=sys.stderr)

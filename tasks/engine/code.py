@@ -16,7 +16,15 @@ from pathlib import Path
 from model.errors import InputError
 
 PROJECT = ("flows", "model", "tasks")
-ENGINE = ("tasks.engine", "model.errors", "model.files", "model.machine")
+ENGINE = (
+    "tasks.engine",
+    "tasks.training.fit",
+    "model.budget",
+    "model.errors",
+    "model.files",
+    "model.goodput",
+    "model.machine",
+)
 """Modules that decide how work is done and not what comes out; the store's format version stands for them."""
 
 _ROOT = Path(__file__).resolve().parents[2]

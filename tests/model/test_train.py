@@ -21,8 +21,9 @@ from model.batches import next_token_windows
 from model.best import load_best
 from model.checkpoint import checkpoint_states, newest_checkpoint
 from model.config import ModelConfig, TrainConfig
-from model.deepspeed_engine import Learner
+from model.deepspeed_engine import Learner, deepspeed_config
 from model.errors import InputError
+from model.goodput import Attempts
 from model.held_out import HeldOut, measure_held_out
 from model.machine import TrainingMachine
 from model.objectives.mixed_text import MixedTextObjective, SharesFrom
@@ -185,6 +186,77 @@ def test_bfloat16_moves_weights_in_float32_and_goes_on_to_the_same_bits(tmp_path
     again, again_weights = run(made, tmp_path / "stopped")
     assert again == found["one"][0]
     assert all(torch.equal(again_weights[name], value) for name, value in found["one"][1].items())
+
+
+@pytest.mark.end_to_end
+@pytest.mark.parametrize("machine", [{}, {"ranks": 1, "zero_stage": 2}])
+def test_a_step_that_is_not_finite_stops_the_training_or_is_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, machine: dict
+):
+    """The third of eight steps has a gradient of infinities: either the training ends there, or it moves nothing."""
+    forward = Learner.forward
+
+    def trained(name: str, broken: set[int], policy: str) -> dict:
+        calls = iter(range(100))
+
+        def told(self, *arguments, **batch):
+            loss = forward(self, *arguments, **batch)
+            return loss * float("inf") if self.training and next(calls) in broken else loss
+
+        made = spec(tmp_path / name, optimizer="muon", **machine)
+        train = made.train.model_copy(update={"not_finite": policy, "gradient_clipping": 0.0})
+        made = made.model_copy(update={"train": train})
+        made.work.mkdir()
+        with monkeypatch.context() as patched:
+            patched.setattr(Learner, "forward", told)
+            figures = train_here(made)
+        lines = [json.loads(line) for line in (made.work / "metrics.jsonl").read_text().splitlines()]
+        return {**figures, "lines": lines, "weights": load_file(made.out / "model.safetensors")}
+
+    with pytest.raises(InputError, match="the loss is inf at step 2"):
+        trained("stopped", {2}, "stop")
+    skipped = trained("skipped", {2}, "skip")
+    assert skipped["skipped_steps"] == 1
+    assert [line["step"] for line in skipped["lines"] if line.get("skipped")] == [2]
+    assert all(torch.isfinite(value).all() for value in skipped["weights"].values())
+    whole = trained("whole", set(), "skip")
+    assert whole["skipped_steps"] == 0
+    # Until then they are the same, and after it the one that skipped a step is behind.
+    for i, (ours, theirs) in enumerate(zip(skipped["lines"], whole["lines"], strict=True)):
+        if i != 2:
+            assert (ours["loss"] == theirs["loss"]) == (i < 2), i
+    monkeypatch.setattr("model.train._MOST_SKIPPED", 3)
+    with pytest.raises(InputError, match="the loss is inf"):
+        trained("all", set(range(8)), "skip")
+
+
+def test_a_persons_deepspeed_settings_are_taken_and_contradict_nothing(tmp_path: Path):
+    more = {"zero_optimization": {"overlap_comm": True}, "wall_clock_breakdown": False}
+    config = deepspeed_config(spec(tmp_path / "x", zero_stage=2, deepspeed=more))
+    assert config["zero_optimization"] == {"stage": 2, "overlap_comm": True}
+    assert config["wall_clock_breakdown"] is False
+    for added, named in (
+        (
+            {"gradient_clipping": 5.0},
+            r"machine\.deepspeed\.gradient_clipping is 5\.0, and recipe and machine make it 1\.0",
+        ),
+        ({"zero_optimization": {"stage": 3}}, r"machine\.deepspeed\.zero_optimization\.stage is 3"),
+    ):
+        with pytest.raises(InputError, match=named):
+            deepspeed_config(spec(tmp_path / str(len(named)), zero_stage=2, deepspeed=added))
+
+
+def test_goodput_counts_all_attempts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    now = [1000.0]
+    monkeypatch.setattr("model.goodput.time.time", lambda: now[0])
+    alive = tmp_path / "metrics.jsonl"
+    Attempts(tmp_path, alive)
+    alive.touch()
+    os.utime(alive, (1060.0, 1060.0))  # it was killed after a minute
+    now[0] = 5000.0
+    second = Attempts(tmp_path, alive)
+    now[0] = 5040.0
+    assert second.goodput(50.0) == pytest.approx(50 / 100)
 
 
 class Waits(TorchDispatchMode):

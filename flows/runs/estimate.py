@@ -15,13 +15,12 @@ from model.budget import (
     Plan,
     accelerator_named,
     count,
-    lay_out,
     recomputed_flops_per_token,
 )
 from model.config import flops_per_token
 from model.errors import InputError
 from model.machine import TrainingMachine
-from tasks.training.fit import memory_of_rank
+from tasks.training.fit import lay_out_training, memory_of_rank
 
 ASSUMED_SHARE_OF_PEAK = 0.4
 """Of the peak of a device that is not here. torchtitan reports 33 to 39% for 8 billion parameters on H100s; this project has not
@@ -101,27 +100,13 @@ def estimate(
     machine: TrainingMachine = recipe.machine
     if hardware:
         kind, ranks = hardware
+        machine = machine.model_copy(update={"device": "cuda", "ranks": ranks})
         device = kind.name
         memory_bytes: float | None = kind.bytes
     else:
         machine = recipe.machine.training()
         ranks, device, memory_bytes = machine.ranks, machine.device, memory_of_rank(machine)
-    mode = machine.activation_checkpointing
-    plan = lay_out(
-        recipe.model,
-        vocabulary_size,
-        windows=max(1, train.tokens_per_batch // recipe.model.context_length // ranks),
-        window_length=recipe.model.context_length,
-        dtype=train.dtype,
-        optimizer=train.optimizer,
-        ranks=ranks,
-        memory_bytes=memory_bytes,
-        averaging=bool(train.averaging),
-        on_cpu=device == "cpu",
-        micro_batch=machine.windows_per_micro_batch,
-        zero_stage=None if machine.zero_stage == "auto" else machine.zero_stage,
-        recompute=None if mode == "auto" else "none" if isinstance(mode, int) else mode,
-    )
+    plan = lay_out_training(recipe.model, train, vocabulary_size, machine, memory_bytes)
     per_token = flops_per_token(recipe.model, vocabulary_size)
     tokens = train.n_steps * train.tokens_per_batch
     seconds = None

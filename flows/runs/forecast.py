@@ -18,6 +18,7 @@ from flows.runs.execute import Place
 from flows.runs.inspect import folder_bytes
 from flows.runs.plan import CACHED, Planned, plan
 from flows.runs.record import Run, all_runs, previous_entries
+from model.budget import count
 from model.config import flops_per_token
 from model.files import read_record, write_record
 from model.machine import TrainingMachine
@@ -26,6 +27,7 @@ from tasks.engine.stage import Node
 from tasks.engine.store import Store
 from tasks.text.listing import list_source, shard_bytes_of
 from tasks.text.sources import kind_of
+from tasks.training.fit import LIBRARIES_BYTES, lay_out_training, memory_of_rank
 from tasks.training.probe import probe_training
 from tasks.training.settings import TrainModelConfig
 
@@ -323,10 +325,12 @@ def forecast(
         seconds[name] = own * corrections.get(name, 1.0)
 
     total = _total(nodes, seconds)
-    parameters = _parameters(recipe, sizes.vocabulary_size)
+    parameters = count(recipe.model, sizes.vocabulary_size).total
+    memory_bytes = memory_of_rank(place.machine) if place.machine.device == "cpu" else None
+    layout = lay_out_training(recipe.model, train, sizes.vocabulary_size, place.machine, memory_bytes)
     shard = shard_bytes_of(recipe.ingest)
     memory = max(
-        probe["peak_memory_bytes"] if probe else 0.6e9 + 24 * parameters,
+        probe["peak_memory_bytes"] if probe else LIBRARIES_BYTES + layout.memory.total,
         place.machine.n_workers * (250e6 + 10 * min(shard, sizes.text_bytes)),
     )
     stored = sizes.text_bytes * 1.2 + sizes.kept_bytes / sizes.bytes_per_token * 2.5
@@ -356,16 +360,6 @@ def _total(nodes: list[Node], seconds: dict[str, float]) -> float:
         ends[node] = begins + seconds.get(node.name, 0.0)
     longest, together = max(ends.values(), default=0.0), sum(seconds.values())
     return (longest + together) / 2 + (_SERVER_SECONDS if seconds else 0.0)
-
-
-def _parameters(recipe: Recipe, vocabulary_size: int) -> float:
-    """Number of weights, but for norms."""
-    model = recipe.model
-    block = flops_per_token(model, vocabulary_size) - 6 * model.n_layers * model.n_heads * model.head_dim * (
-        model.context_length
-    )
-    embedding = 0 if model.tie_embeddings else vocabulary_size * model.d_model
-    return block / 6 + embedding
 
 
 _LONG_SECONDS, _GOOD_SECONDS, MANY_EPOCHS = 3600.0, 2400.0, 6.0

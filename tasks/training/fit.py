@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 from model.budget import Plan, lay_out
+from model.config import ModelConfig, TrainConfig
 from model.machine import TrainingMachine
 from model.train_spec import TrainSpec
 
@@ -32,27 +33,54 @@ def memory_of_rank(machine: TrainingMachine) -> float | None:
     return total / max(1, machine.ranks) - LIBRARIES_BYTES
 
 
-def lay_out_spec(spec: TrainSpec, memory_bytes: float | None) -> Plan:
-    """The layout of a training on ranks with so much memory each; what the machine says is kept."""
-    machine, train = spec.machine, spec.train
+def lay_out_training(
+    model: ModelConfig,
+    train: TrainConfig,
+    vocabulary_size: int,
+    machine: TrainingMachine,
+    memory_bytes: float | None,
+    *,
+    window_length: int | None = None,
+    windows_per_row: int = 1,
+) -> Plan:
+    """The layout of a training on ranks with so much memory each; what the machine says is kept.
+
+    Args:
+        machine: with its ranks and its device; one rank, and a CPU, where they are open.
+        memory_bytes: None if nobody knows.
+        window_length: tokens of a training window, if fewer than the model's context.
+        windows_per_row: windows that stay together.
+    """
+    ranks, length = machine.ranks or 1, window_length or model.context_length
     mode = machine.activation_checkpointing
-    # Every k-th block: what lies between is not worth a formula of its own.
-    given = None if mode == "auto" else "none" if isinstance(mode, int) else mode
-    rows = spec.objective.windows_per_row
     return lay_out(
-        spec.model,
-        spec.vocabulary_size,
-        windows=max(1, spec.rows_per_batch // machine.ranks) * rows,
-        window_length=spec.window_length,
+        model,
+        vocabulary_size,
+        windows=max(1, train.tokens_per_batch // length // windows_per_row // ranks) * windows_per_row,
+        window_length=length,
         dtype=train.dtype,
         optimizer=train.optimizer,
-        ranks=machine.ranks,
+        ranks=ranks,
         memory_bytes=memory_bytes,
         averaging=bool(train.averaging),
-        on_cpu=machine.device == "cpu",
-        micro_batch=machine.windows_per_micro_batch * rows,
+        on_cpu=machine.device != "cuda",
+        micro_batch=machine.windows_per_micro_batch * windows_per_row,
         zero_stage=None if machine.zero_stage == "auto" else machine.zero_stage,
-        recompute=given,
+        # Every k-th block: what lies between is not worth a formula of its own.
+        recompute=None if mode == "auto" else "none" if isinstance(mode, int) else mode,
+    )
+
+
+def lay_out_spec(spec: TrainSpec, memory_bytes: float | None) -> Plan:
+    """The layout of a training that is described already."""
+    return lay_out_training(
+        spec.model,
+        spec.train,
+        spec.vocabulary_size,
+        spec.machine,
+        memory_bytes,
+        window_length=spec.window_length,
+        windows_per_row=spec.objective.windows_per_row,
     )
 
 

@@ -154,6 +154,41 @@ def test_task_shows_the_shards_that_it_built(tmp_path: Path, speeches: list[Path
     assert '"id": "text/1790-Washington-1.txt"' in done.stdout
 
 
+def test_estimate_says_what_a_training_needs_before_anything_is_bought(tmp_path: Path):
+    """On hardware that is not here, of a text that is not here either."""
+    write(
+        tmp_path,
+        model={"size": "7B"},
+        train_tokenizer={"vocabulary_size": 32_000},
+        train_model={"tokens": 140_000_000_000, "tokens_per_batch": 2**22},
+        machine={"dollars_per_hour": 2.5},
+    )
+
+    def estimated(on: str, *more: str) -> dict:
+        done = command(tmp_path, "estimate", "recipe.yaml", "--on", on, "--json", *more)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    found = estimated("h100x8")
+    assert found["dtype"] == "bfloat16"
+    assert found["fits"]
+    assert found["zero_stage"] > 1
+    assert found["parameters"] == pytest.approx(7e9, rel=0.05)
+    assert found["tokens_per_parameter"] == pytest.approx(20, rel=0.05)
+    # Six for each parameter and token, and attention (Kaplan et al. 2020).
+    assert found["flops"] == pytest.approx(6 * found["parameters"] * found["tokens"], rel=0.15)
+    assert found["dollars"] == pytest.approx(2.5 * 8 * found["seconds"] / 3600)
+    assert estimated("h100x64")["seconds"] == pytest.approx(found["seconds"] / 8, rel=0.4)
+    alone = estimated("rtx-4090")
+    assert not alone["fits"]
+    assert alone["dollars"] is None
+    told = command(tmp_path, "estimate", "recipe.yaml", "--on", "rtx-4090").stdout
+    assert "take more devices" in told
+    assert "say a kind of device and how many, such as h100x8; known are b200" in refused(
+        command(tmp_path, "estimate", "recipe.yaml", "--on", "abacus")
+    )
+
+
 def test_runs_that_are_not_there(tmp_path: Path):
     assert "there is no run in" in refused(command(tmp_path, "report"))
     assert "there is no run in" in refused(command(tmp_path, "why", "latest", "x"))

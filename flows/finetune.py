@@ -38,6 +38,24 @@ def graph(recipe: FinetuneRecipe, base: Base) -> list[Node]:
     return topological([base.exported, base.model, base.tokenizer, *nodes, *scores])
 
 
+_LONGEST_WINDOW = 4096
+"""Of training, unless the recipe says otherwise: bases with a context of 131,072 tokens are tuned on what is shorter."""
+
+
+def _window_length(recipe: FinetuneRecipe, base: Base) -> int:
+    """Tokens of a training window.
+
+    Raises:
+        InputError: if the base cannot read so many.
+    """
+    length = recipe.context_length or min(base.shape.context_length, _LONGEST_WINDOW)
+    if length > base.shape.context_length:
+        raise InputError(
+            f"context_length ({length}) is more than the base's ({base.shape.context_length}): lower it, or leave it out"
+        )
+    return length
+
+
 def _learn_text(recipe: FinetuneRecipe, base: Base) -> list[Node]:
     """Continued pre-training; the last node is the exported model."""
     weight = recipe.finetune.replay_weight
@@ -46,11 +64,7 @@ def _learn_text(recipe: FinetuneRecipe, base: Base) -> list[Node]:
             f"finetune.replay_weight is {weight}, and the text that the base was trained on is not in the store: set it to 0, "
             "or take a run of scratchlm as base"
         )
-    if recipe.context_length not in (None, base.shape.context_length):
-        raise InputError(
-            f"context_length is {recipe.context_length}, and text is learnt in the base's ({base.shape.context_length}): "
-            "leave it out"
-        )
+    context_length = _window_length(recipe, base)
     assert recipe.ingest is not None
     shared = Recipe.model_fields.keys() & FinetuneRecipe.model_fields.keys() - {
         "name",
@@ -60,7 +74,9 @@ def _learn_text(recipe: FinetuneRecipe, base: Base) -> list[Node]:
     text = prepare_text(
         Recipe.model_validate({name: getattr(recipe, name) for name in sorted(shared)}), base.tokenizer
     )
-    config = ContinueTrainingConfig(finetune=recipe.finetune, replay_weight=weight)
+    config = ContinueTrainingConfig(
+        finetune=recipe.finetune, replay_weight=weight, context_length=context_length
+    )
     replay = {"replay": base.text["tokenize"]} if weight else {}
     tuned = continue_training(config, base=base.model, tokens=text.tokens, tokenizer=base.tokenizer, **replay)
     exported = export_tuned_model(recipe.export_model, model=tuned, tokenizer=base.tokenizer).named(
@@ -86,12 +102,7 @@ def _learn_text(recipe: FinetuneRecipe, base: Base) -> list[Node]:
 def _learn_answers(recipe: FinetuneRecipe, base: Base) -> list[Node]:
     """Conversations or preferences; the last node is the exported model."""
     assert recipe.read_conversations is not None
-    context_length = recipe.context_length or min(base.shape.context_length, 4096)
-    if context_length > base.shape.context_length:
-        raise InputError(
-            f"context_length ({context_length}) is more than the base's ({base.shape.context_length}): lower it, "
-            "or leave it out"
-        )
+    context_length = _window_length(recipe, base)
     # What is learnt, and what is held out.
     conversations = read_conversations(recipe.read_conversations)
     duplicates = deduplicate_conversations(documents=conversations)

@@ -31,6 +31,8 @@ def _texts(documents: Artifact, selection: Artifact) -> Iterator[tuple[str, str]
         )
 
 
+_LONGEST_WINDOW = 4096
+"""A document that is longer is read in windows of so many tokens: the logits of more would fit nowhere."""
 SAMPLES = "figures/samples.json"
 """How the model goes on with the beginnings of held-out documents, for a person."""
 _SAMPLES, _MOST_WORDS, _MOST_CHARACTERS = 4, 6, 40
@@ -70,7 +72,8 @@ def evaluate_held_out(
 ) -> Metrics:
     """Write held_out.parquet: nats, tokens and bytes of each window of each held-out document; and figures/samples.json.
 
-    Each document stands alone after end-of-text, in windows of the context length that do not overlap.
+    Each document stands alone after end-of-text, in windows of the context length, or of 4,096 tokens if that is shorter, that do not
+    overlap.
 
     Raises:
         StageFailed: if a likelihood is not finite, or tokens do not spell the text.
@@ -92,11 +95,12 @@ def evaluate_held_out(
     token_bytes = np.array(json.loads((model.path / TOKEN_BYTES).read_text()), np.int64)
     texts = list(_texts(documents, selection))
     owners: list[int] = []
+    length = min(loaded.config.max_position_embeddings, _LONGEST_WINDOW)
 
     def windows() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for owner, (_, text) in enumerate(texts):
             ids = np.array([end_of_text, *tokenizer.encode(text, add_special_tokens=False).ids])
-            for window in next_token_windows(ids, loaded.config.max_position_embeddings):
+            for window in next_token_windows(ids, length):
                 owners.append(owner)
                 yield window
 

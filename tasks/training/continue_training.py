@@ -31,6 +31,11 @@ class ContinueTrainingConfig(Config):
     finetune: FinetuneConfig | None = Field(
         None, description="The section finetune of a recipe; either this or train."
     )
+    context_length: int | None = Field(
+        None,
+        ge=8,
+        description="Length of a training window, in tokens; the context of the earlier model if empty.",
+    )
     replay_weight: float = Field(ge=0, lt=1, description="Share of the windows that come from old text.")
 
     @model_validator(mode="after")
@@ -95,6 +100,7 @@ def continue_training(
         )
 
     # Both sides must have text.
+    length = config.context_length or model.context_length
     replayed = replay.shards if replay and config.replay_weight else ()
     objective = ReplayedTextObjective(
         new_documents=new.path / NEW.format(side="train") if new else None,
@@ -103,10 +109,10 @@ def continue_training(
         isolate_documents=(config.train or config.finetune).isolate_documents,  # type: ignore[union-attr]
     )
     shards = [open_tokens(path / "train.arrow", digest) for path in tokens.shards]
-    fresh = objective.new_windows(shards, model.context_length)
+    fresh = objective.new_windows(shards, length)
     sides = {"new": fresh}
     if config.replay_weight and not replay:
-        sides["old"] = objective.old_windows(shards, model.context_length)
+        sides["old"] = objective.old_windows(shards, length)
     _check_sides(
         sides, "set retrain.start to scratch, or wait for more text" if for_retraining else "add text"
     )
@@ -115,13 +121,21 @@ def continue_training(
     train, adapter = config.train, None
     if config.finetune:
         adapter = config.finetune.adapter
-        train = steps_for(
-            config.finetune, len(fresh) / (1 - config.replay_weight), model.context_length, model.d_model
-        )
-    settings = TrainModelConfig.model_validate({"model": model, "train": train})
+        train = steps_for(config.finetune, len(fresh) / (1 - config.replay_weight), length, model.d_model)
+    windows = model.model_copy(update={"context_length": length})
+    settings = TrainModelConfig.model_validate({"model": windows, "train": train})
     check_corpus(settings, shards)
     metrics = train_under_torchrun(
-        settings, objective, tokens, tokenizer, out, work, machine, start=base.path, adapter=adapter
+        settings,
+        objective,
+        tokens,
+        tokenizer,
+        out,
+        work,
+        machine,
+        start=base.path,
+        adapter=adapter,
+        model_context_length=model.context_length,
     )
     if adapter:
         describe_adapter(adapter, base.path, out)

@@ -28,8 +28,9 @@ def _shares_of_rest(shares: Sequence[float]) -> Iterator[int]:
     """For each stream but the last its share of what the streams before it left, times 2^32."""
     left = float(sum(shares))
     for share in shares[:-1]:
-        yield round(min(1.0, share / left) * _ONE) if left else 0
-        left -= share
+        yield round(min(1.0, share / left) * _ONE) if left > 0 else 0
+        # Rounding may leave less than nothing.
+        left = max(0.0, left - share)
 
 
 def _assign(samples: np.ndarray, shares: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:

@@ -369,6 +369,8 @@ class _Training:
         self.enter("save")
         if self.before:
             self._tell_last(False, time.perf_counter())
+        # The one before is whole, so it is known which best weights it names.
+        self.checkpoints.wait()
         if self.metrics:
             self.metrics.sync()
             forget_others(self.spec.work, self.state)

@@ -159,7 +159,12 @@ def test_a_training_goes_on_with_other_ranks_at_another_stage(tmp_path: Path, op
 def test_bfloat16_moves_weights_in_float32_and_goes_on_to_the_same_bits(tmp_path: Path):
     losses, weights = train(tmp_path / "float32", optimizer="muon")
     found = {}
-    for name, machine in (("one", {}), ("two", {"ranks": 2, "zero_stage": 2, "windows_per_micro_batch": 2})):
+    machines = {
+        "one": {},
+        "two": {"ranks": 2, "zero_stage": 2, "windows_per_micro_batch": 2},
+        "three": {"ranks": 2, "zero_stage": 3},
+    }
+    for name, machine in machines.items():
         made = spec(tmp_path / name, optimizer="muon", **machine)
         update = {"train": made.train.model_copy(update={"dtype": "bfloat16"})}
         found[name] = run(made.model_copy(update=update), tmp_path / name)

@@ -27,6 +27,7 @@ from tasks.engine.machine import Machine
 from tasks.engine.store import flock
 from tasks.engine.worker import compare
 from tasks.engine.worker import examine as examine_here
+from tasks.training.precision import fast_dtype
 
 app = make_app()
 
@@ -127,11 +128,7 @@ def _torch() -> Iterator[Finding]:
             a @ a
         gflops[dtype] = 4 * 2 * 768**3 / (time.perf_counter() - started) / 1e9
     speed = f"float32 {gflops[torch.float32]:.0f}, bfloat16 {gflops[torch.bfloat16]:.0f} GFLOP/s"
-    advice = (
-        "train_model.dtype bfloat16 may pay"
-        if gflops[torch.bfloat16] > 1.5 * gflops[torch.float32]
-        else "stay with float32"
-    )
+    advice = f"train_model.dtype auto is {fast_dtype('cpu')} here"
     yield Finding(
         "torch", OK, f"{torch.__version__} on the CPU, {torch.get_num_threads()} threads: {speed}; {advice}"
     )

@@ -17,8 +17,8 @@ LIBRARIES_BYTES = 0.45e9
 """Of a process that has imported torch and DeepSpeed, on a CPU."""
 
 
-def memory_of_rank(machine: TrainingMachine) -> float | None:
-    """Bytes that one rank may use; None if this computer cannot tell."""
+def memory_of_rank(machine: TrainingMachine, nodes: int = 1) -> float | None:
+    """Bytes that one rank may use; None if this computer cannot tell. Of several nodes each is taken to be as this one."""
     if machine.memory_gigabytes:
         return machine.memory_gigabytes * 1e9
     if machine.device == "cuda":
@@ -30,7 +30,7 @@ def memory_of_rank(machine: TrainingMachine) -> float | None:
     total = float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     limit = _CGROUP_LIMIT.read_text().strip() if _CGROUP_LIMIT.exists() else "max"
     total = total if limit == "max" else min(total, float(limit))
-    return total / max(1, machine.ranks) - LIBRARIES_BYTES
+    return total / max(1, machine.ranks // max(1, nodes)) - LIBRARIES_BYTES
 
 
 def lay_out_training(
@@ -84,9 +84,9 @@ def lay_out_spec(spec: TrainSpec, memory_bytes: float | None) -> Plan:
     )
 
 
-def settled(spec: TrainSpec) -> TrainSpec:
-    """The training with its layout chosen."""
-    plan = lay_out_spec(spec, memory_of_rank(spec.machine))
+def settled(spec: TrainSpec, nodes: int = 1) -> TrainSpec:
+    """The training with its layout chosen, on so many computers."""
+    plan = lay_out_spec(spec, memory_of_rank(spec.machine, nodes))
     chosen = {"windows_per_micro_batch": max(1, plan.micro_batch // spec.objective.windows_per_row)}
     machine = spec.machine
     if machine.zero_stage == "auto":

@@ -158,7 +158,7 @@ def train_under_torchrun(
         start=start,
         adapter=adapter,
     )
-    spec = settled(spec)
+    spec = settled(spec, machine.nodes)
     if machine.in_process:
         metrics = ranks.train_here(spec)
     else:

@@ -1,0 +1,92 @@
+"""How a training is laid out on a machine that leaves it open."""
+
+from pathlib import Path
+
+import pytest
+
+from model.config import ModelConfig, TrainConfig
+from model.machine import TrainingMachine
+from model.objectives.preferences import PreferenceObjective
+from model.objectives.text import TextObjective
+from model.train_spec import TrainSpec
+from tasks.training import precision
+from tasks.training.fit import LIBRARIES_BYTES, memory_of_rank, settled
+from tasks.training.precision import fast_dtype, with_dtype
+
+
+def spec(objective, windows: int = 32, **machine) -> TrainSpec:
+    path = Path("nowhere")
+    return TrainSpec(
+        model=ModelConfig.model_validate({"size": "350M"}),
+        train=TrainConfig(tokens=2**20, tokens_per_batch=windows * 1024, dtype="float32"),
+        machine=TrainingMachine(**{"device": "cpu", "ranks": 2, **machine}),
+        objective=objective,
+        train_shards=[],
+        validation_shards=[],
+        token_bytes=path,
+        tokenizer_sha256="",
+        vocabulary_size=50_257,
+        work=path,
+        out=path,
+    )
+
+
+def test_what_is_open_is_chosen_to_fit_and_what_is_said_is_kept():
+    roomy = settled(spec(TextObjective(), memory_gigabytes=100)).machine
+    assert (roomy.windows_per_micro_batch, roomy.zero_stage, roomy.activation_checkpointing) == (
+        16,
+        1,
+        "none",
+    )
+    tight = settled(spec(TextObjective(), memory_gigabytes=14)).machine
+    assert (tight.windows_per_micro_batch, tight.zero_stage, tight.activation_checkpointing) != (
+        16,
+        1,
+        "none",
+    )
+    said = {"windows_per_micro_batch": 8, "zero_stage": 0, "activation_checkpointing": 3}
+    kept = settled(spec(TextObjective(), memory_gigabytes=1, **said)).machine
+    assert kept.model_dump(include=set(said)) == said
+    # Settled once more, it stays as it is.
+    assert settled(spec(TextObjective()).model_copy(update={"machine": tight})).machine == tight
+
+
+@pytest.mark.parametrize("windows", [2, 4, 12, 28, 32])
+@pytest.mark.parametrize("memory", [1, 20, 200])
+def test_pairs_stay_together_and_every_layout_is_one(windows: int, memory: int):
+    objective = PreferenceObjective(beta=0.1, reference=Path("nowhere"))
+    for made in (spec(objective, 2 * windows), spec(TextObjective(), windows)):
+        found = settled(
+            made.model_copy(update={"machine": made.machine.model_copy(update={"memory_gigabytes": memory})})
+        )
+        rows, passes = found.micro_batch
+        assert rows >= 1
+        assert rows * passes * 2 == made.rows_per_batch
+
+
+def test_ranks_of_a_computer_share_its_memory():
+    machine = TrainingMachine(device="cpu", ranks=8)
+    alone, on_four_nodes = memory_of_rank(machine), memory_of_rank(machine, nodes=4)
+    assert alone is not None
+    assert on_four_nodes is not None
+    assert on_four_nodes + LIBRARIES_BYTES == pytest.approx(4 * (alone + LIBRARIES_BYTES))
+    assert memory_of_rank(TrainingMachine(device="cuda", memory_gigabytes=80)) == 80e9
+
+
+@pytest.mark.parametrize(
+    ("flags", "dtype"), [("fpu avx2", "float32"), ("fpu avx512f avx512_bf16", "bfloat16")]
+)
+def test_auto_is_what_the_hardware_says_and_a_value_that_is_given_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str, dtype: str
+):
+    facts = tmp_path / "cpuinfo"
+    facts.write_text(f"processor\t: 0\nflags\t\t: {flags}\n")
+    monkeypatch.setattr(precision, "_CPU_FACTS", facts)
+    monkeypatch.setattr(precision, "_NVIDIA", tmp_path / "none")
+    assert fast_dtype("cpu") == fast_dtype("auto") == dtype
+    assert fast_dtype("cuda") == "bfloat16"
+    assert with_dtype({}, "train_model") == {"train_model": {"dtype": dtype}}
+    given = {"train_model": {"dtype": "float32", "tokens": 5}}
+    assert with_dtype(given, "train_model") == given
+    on_cuda = with_dtype({"machine": {"device": "cuda"}, "train_model": {"tokens": 5}}, "train_model")
+    assert on_cuda["train_model"] == {"tokens": 5, "dtype": "bfloat16"}

@@ -41,6 +41,8 @@ class Line:
     root: Path
     server: str | None
     first: dict[str, Any] = field(default_factory=dict)
+    untouched: Path = Path()
+    """The same folder as it was after the first run, in which no test does anything: to be copied, and counted in."""
 
     @property
     def corpus(self) -> Path:
@@ -159,7 +161,7 @@ def line(tmp_path_factory: pytest.TempPathFactory, prefect_server: str, speeches
             write_corpus(shared.corpus, speeches)
             shared.write_recipe()
             (shared.root / "first.json").write_text(json.dumps(shared.run()))
-    made = Line(own / "line", prefect_server)
+    made = Line(own / "line", prefect_server, untouched=shared.root)
     shutil.copytree(shared.root, made.root, symlinks=True)
     made.first = json.loads((made.root / "first.json").read_text().replace(str(shared.root), str(made.root)))
     return made

@@ -29,7 +29,7 @@ def checkpoints(line: Line) -> list[Path]:
 def prepared(line: Line, tmp_path: Path) -> Iterator[Line]:
     """A copy of the line in which all but training is done, for a longer training with a checkpoint after every step."""
     copy = Line(tmp_path / "copy", line.server)
-    shutil.copytree(line.root, copy.root, symlinks=True)
+    shutil.copytree(line.untouched, copy.root, symlinks=True)
     copy.write_recipe(train_model=TRAINING, machine=EVERY_STEP)
     yield copy
     assert_no_process_of(copy.store)
@@ -39,7 +39,7 @@ def prepared(line: Line, tmp_path: Path) -> Iterator[Line]:
 def undisturbed(line: Line, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The longer training without any disturbance."""
     copy = Line(tmp_path_factory.mktemp("undisturbed") / "copy", line.server)
-    shutil.copytree(line.root, copy.root, symlinks=True)
+    shutil.copytree(line.untouched, copy.root, symlinks=True)
     copy.write_recipe(train_model=TRAINING)
     return finish(copy, last="export_model")
 
@@ -204,7 +204,7 @@ def test_kill_leaves_no_server_behind(line: Line, tmp_path: Path):
 
 def test_two_commands_at_once_build_once(line: Line, tmp_path: Path):
     copy = Line(tmp_path / "copy", line.server)
-    shutil.copytree(line.root, copy.root, symlinks=True)
+    shutil.copytree(line.untouched, copy.root, symlinks=True)
     copy.write_recipe(train_tokenizer={"vocabulary_size": 390}, evaluate_model={"tasks": []})
     both = [start(copy) for _ in range(2)]
     answers = []

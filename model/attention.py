@@ -25,8 +25,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, ends: Te
 
 
 def _attend_within_documents(q: Tensor, k: Tensor, v: Tensor, ends: Tensor) -> Tensor:
-    batch, _, length, _ = q.shape
-    if q.is_cuda:
+    batch, _, length, features = q.shape
+    # Its kernel takes no float32, and no head of another size; these go one after another below, as on a CPU.
+    if q.is_cuda and q.dtype != torch.float32 and features % 8 == 0 and features <= 256:
         # All windows as one row of documents; those of no length, with which rows are filled up, cost nothing.
         from torch.nn.attention.varlen import varlen_attn
 
@@ -48,7 +49,7 @@ def _attend_within_documents(q: Tensor, k: Tensor, v: Tensor, ends: Tensor) -> T
         return y.view(batch, length, *y.shape[1:]).transpose(1, 2)
     # One document after another: less work than a mask, which hides most of what it computes.
     windows = []
-    for row, bounds_of_row in enumerate(ends.numpy().tolist()):
+    for row, bounds_of_row in enumerate(ends.cpu().numpy().tolist()):
         parts, start = [], 0
         for end in bounds_of_row:
             if end > start:

@@ -260,6 +260,7 @@ def lay_out(
     on_cpu: bool = True,
     micro_batch: int = 0,
     zero_stage: int | None = None,
+    highest_stage: int = 3,
     recompute: Recompute | None = None,
 ) -> Plan:
     """The first layout that fits, of those that cost least: longer passes before shorter ones, and then first a higher ZeRO stage,
@@ -268,10 +269,11 @@ def lay_out(
     Args:
         windows: of a step, on one rank.
         memory_bytes: of one rank; None if nobody knows, and then it fits.
+        highest_stage: that may be chosen.
         micro_batch, zero_stage, recompute: given, and not chosen; 0 or None leaves them open.
     """
     first = 1 if ranks > 1 or dtype == "bfloat16" else 0
-    stages = [first, 2, 3] if ranks > 1 else [first]
+    stages = [stage for stage in (first, 2, 3) if stage <= highest_stage] if ranks > 1 else [first]
     stages = stages if zero_stage is None else [zero_stage]
     modes: list[Recompute] = ["none", "selective", "full"] if recompute is None else [recompute]
     divisors = [size for size in range(windows, 0, -1) if windows % size == 0]

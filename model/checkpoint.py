@@ -178,6 +178,16 @@ class Checkpoints:
         for old in sorted(self.folder.glob("step-*"))[: -self.keep]:
             shutil.rmtree(old)
 
+    def _choose(self) -> str:
+        """The newest checkpoint that is whole, once what is later, and so damaged, is gone, and what a kill left behind."""
+        newest = newest_checkpoint(self.folder)
+        for folder in self.folder.glob("step-*"):
+            if newest is None or folder.name > newest.name:
+                shutil.rmtree(folder)
+        for stale in self.folder.glob(".building-*"):
+            shutil.rmtree(stale)
+        return str(newest or "")
+
     def load(self) -> tuple[int, dict[str, Any]]:
         """Take back the newest valid checkpoint, whatever ranks and ZeRO stage wrote it.
 
@@ -187,7 +197,7 @@ class Checkpoints:
         Raises:
             ResumeError: if it lacks a weight of this model.
         """
-        chosen = [str(newest_checkpoint(self.folder) or "") if self.masters.rank == 0 else ""]
+        chosen = [self._choose() if self.masters.rank == 0 else ""]
         dist.broadcast_object_list(chosen, src=0)
         if not chosen[0]:
             return 0, {}

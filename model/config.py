@@ -210,7 +210,7 @@ class OptimizationConfig(Config):
         ge=0,
         lt=1,
         description="Share of the steps over which the weights are averaged, with falling importance; what is measured and "
-        "kept is the average. Helps where text is read several times; 0 averages nothing. Not at machine.zero_stage 3.",
+        "kept is the average. Helps where text is read several times; 0 averages nothing.",
     )
     seed: int = Field(
         0, ge=0, lt=2**63, description="Seed of what is drawn: first weights, and the order of the windows."

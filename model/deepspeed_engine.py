@@ -42,6 +42,21 @@ class Learner(nn.Module):
         return self.objective.loss(self.model, {"tokens": tokens, **batch}) / denominator
 
 
+_DECIDE_THE_RESULT = frozenset(
+    {
+        "amp",
+        "communication_data_type",
+        "data_types",
+        "fp16",
+        "gradient_predivide_factor",
+        "optimizer",
+        "prescale_gradients",
+        "scheduler",
+        "torch_autocast",
+    }
+)
+
+
 def deepspeed_config(spec: TrainSpec) -> dict[str, Any]:
     """What DeepSpeed is told, with what a person adds under machine.deepspeed.
 
@@ -60,9 +75,15 @@ def deepspeed_config(spec: TrainSpec) -> dict[str, Any]:
         # It waits for the device twice in every micro-batch.
         "timers": {"throughput": {"enabled": False}},
     }
-    if spec.train.dtype == "bfloat16":
+    if spec.train.dtype != "bfloat16":
+        own["bf16"] = {"enabled": False}
+    else:
         # Weights that are computed with in bfloat16; what the optimizer moves, and gradients that add up, in float32.
         own |= {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
+    for name in _DECIDE_THE_RESULT & spec.machine.deepspeed.keys():
+        raise InputError(
+            f"machine.deepspeed.{name} changes what is learnt, which the recipe decides: leave it out"
+        )
     return _merged(own, spec.machine.deepspeed, "machine.deepspeed")
 
 

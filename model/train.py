@@ -28,6 +28,7 @@ from model.config import TrainConfig, flops_per_token
 from model.deepspeed_engine import Learner, process_group, start_engine
 from model.errors import InputError
 from model.feed import Batch, Feed
+from model.files import write_whole
 from model.goodput import Attempts
 from model.held_out import measure_held_out
 from model.machine import TrainingMachine
@@ -61,7 +62,7 @@ class _Metrics:
             except ValueError:
                 continue  # the line that a kill cut short
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(kept))
+        write_whole(path, "".join(kept), durable=True)
         self.file = path.open("a", buffering=1)
 
     def write(self, values: dict[str, float]) -> None:
@@ -312,19 +313,21 @@ class _Training:
         if taken.is_there is not None:
             taken.is_there.synchronize()
         loss, norm = taken.figures.numpy().tolist()
-        skips = self.spec.train.not_finite == "skip" and not math.isfinite(norm)
-        self.state["skipped_in_a_row"] = self.state.get("skipped_in_a_row", 0) + 1 if skips else 0
-        if not skips or self.state["skipped_in_a_row"] > _MOST_SKIPPED:
-            _check_finite(loss, taken.step, self.spec.train)
+        is_finite = math.isfinite(loss) and math.isfinite(norm)
+        in_a_row = 0 if is_finite else self.state.get("skipped_in_a_row", 0) + 1
+        if not is_finite and (self.spec.train.not_finite == "stop" or in_a_row >= _MOST_SKIPPED):
+            raise _diverged(loss, norm, taken.step, self.spec.train)
+        self.state["skipped_in_a_row"] = in_a_row
+        self.state["skipped_steps"] = self.state.get("skipped_steps", 0) + (not is_finite)
+        if is_finite:
             self.state["loss_nats"] = loss
-        self.state["skipped_steps"] = self.state.get("skipped_steps", 0) + skips
         tokens = (taken.step + 1) * self.spec.train.tokens_per_batch
         if self.metrics:
             record = {"step": taken.step, "tokens": tokens, "loss": loss, "gradient_norm": norm}
             record |= {"learning_rate": taken.learning_rate, "data_wait_seconds": self.feed.waited_seconds}
             record["seconds"] = self.state["step_seconds"] - self.told_seconds
             record["memory_bytes"] = _memory_bytes(self.device)
-            if not math.isfinite(norm):
+            if not is_finite:
                 record["skipped"] = 1
             self.feed.waited_seconds, self.told_seconds = 0.0, self.state["step_seconds"]
             self.metrics.write(record | taken.measured)
@@ -338,7 +341,7 @@ class _Training:
         if taken.is_there is not None:
             taken.is_there.synchronize()
         self.state["step_seconds"] += time.perf_counter() - started
-        if measure:
+        if measure and bool(torch.isfinite(taken.figures).all()):
             with self.masters.replaced_by(self.average.means or None):
                 figure = self._measure()
                 self.state["validation_bits_per_byte"] = taken.measured["validation_bits_per_byte"] = figure
@@ -431,12 +434,12 @@ def _told(record: dict[str, Any], state: dict[str, Any]) -> str:
     return f"loss {record['loss']:.2f}, {measured}{speed:,.0f} tokens/s"
 
 
-def _check_finite(loss: float, step: int, config: TrainConfig) -> None:
-    if not math.isfinite(loss):
-        raise Diverged(
-            f"the loss is {loss} at step {step}: lower train_model.learning_rate (now {config.learning_rate}) "
-            f"or train_model.muon_learning_rate (now {config.muon_learning_rate})"
-        )
+def _diverged(loss: float, norm: float, step: int, config: TrainConfig) -> Diverged:
+    what = f"the loss is {loss}" if not math.isfinite(loss) else f"the norm of the gradient is {norm}"
+    return Diverged(
+        f"{what} at step {step}: lower train_model.learning_rate (now {config.learning_rate}) "
+        f"or train_model.muon_learning_rate (now {config.muon_learning_rate})"
+    )
 
 
 def _stopped(steps: int, config: TrainConfig) -> Stopped:

@@ -105,7 +105,11 @@ def estimate(
         memory_bytes: float | None = kind.bytes
     else:
         machine = recipe.machine.training()
-        ranks, device, memory_bytes = machine.ranks, machine.device, memory_of_rank(machine)
+        ranks, device, memory_bytes = (
+            machine.ranks,
+            machine.device,
+            memory_of_rank(machine, recipe.machine.nodes),
+        )
     plan = lay_out_training(recipe.model, train, vocabulary_size, machine, memory_bytes)
     per_token = flops_per_token(recipe.model, vocabulary_size)
     tokens = train.n_steps * train.tokens_per_batch

@@ -66,6 +66,8 @@ def lay_out_training(
         on_cpu=machine.device != "cuda",
         micro_batch=machine.windows_per_micro_batch * windows_per_row,
         zero_stage=None if machine.zero_stage == "auto" else machine.zero_stage,
+        # Compiled blocks, and pairs of different lengths on each rank, do not work at stage 3.
+        highest_stage=2 if machine.compile is True or windows_per_row > 1 else 3,
         # Every k-th block: what lies between is not worth a formula of its own.
         recompute=None if mode == "auto" else "none" if isinstance(mode, int) else mode,
     )

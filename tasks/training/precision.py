@@ -3,13 +3,15 @@
 from pathlib import Path
 from typing import Any
 
-_CPU_FACTS, _NVIDIA = Path("/proc/cpuinfo"), Path("/proc/driver/nvidia/version")
+_CPU_FACTS = Path("/proc/cpuinfo")
+_DRIVERS = (Path("/proc/driver/nvidia/version"), Path("/dev/dxg"), Path("/dev/kfd"))
+"""Of NVIDIA, of a GPU in WSL 2, and of AMD."""
 _CPU_FLAGS = {"avx512_bf16", "amx_bf16"}
 
 
 def has_cuda() -> bool:
     """Whether torch finds a CUDA device; torch is imported only where there is a driver."""
-    if not _NVIDIA.exists():
+    if not any(driver.exists() for driver in _DRIVERS):
         return False
     import torch
 

@@ -4,6 +4,7 @@ python -m tasks.training.probe REQUEST    writes what it measured to standard ou
 """
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -73,6 +74,12 @@ def _python_seconds() -> float:
     return min(seconds)
 
 
+def _as_one_of(machine: dict[str, Any]) -> dict[str, Any]:
+    """One rank with the cores that it would have among its like, which writes no checkpoint."""
+    threads = machine["threads"] or max(1, (os.cpu_count() or 1) // max(1, machine["ranks"]))
+    return {**machine, "ranks": 1, "threads": threads, "zero_stage": "auto", "checkpoint_every_seconds": 1e9}
+
+
 def _measure(request: dict[str, Any], folder: Path) -> dict[str, float]:
     """Train on made-up tokens until enough is known."""
     started = time.perf_counter()
@@ -95,7 +102,7 @@ def _measure(request: dict[str, Any], folder: Path) -> dict[str, float]:
     spec = TrainSpec(
         model=config.model,
         train=TrainConfig.model_validate({**config.train.model_dump(), **steps}),
-        machine=TrainingMachine.model_validate({**request["machine"], "ranks": 1, "zero_stage": "auto"}),
+        machine=TrainingMachine.model_validate(_as_one_of(request["machine"])),
         objective=TextObjective(),
         train_shards=[folder / "train.arrow"],
         validation_shards=[],

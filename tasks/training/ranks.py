@@ -82,7 +82,7 @@ def explain_failure(error: Exception, machine: TrainingMachine, needs: str = "")
         return "input", (
             f"training does not fit into memory ({first_line}){needs}: lower machine.windows_per_micro_batch (now "
             f"{machine.windows_per_micro_batch}), or set machine.activation_checkpointing: full, or a higher "
-            "machine.zero_stage on more ranks"
+            "machine.zero_stage on more ranks, or say in machine.memory_gigabytes what there is"
         )
     if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and _PEER.search(sentence)):
         return "retry", f"{_LOST} ({sentence})"

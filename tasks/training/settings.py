@@ -47,6 +47,11 @@ def check_machine(config: TrainModelConfig, machine: TrainingMachine, windows_pe
             f"model.context_length {config.model.context_length}) cannot be shared by machine.ranks {machine.ranks}: "
             f"take a multiple of {machine.ranks * windows_per_row * config.model.context_length} tokens, or other ranks"
         )
+    if windows_per_row > 1 and machine.zero_stage == 3:
+        raise InputError(
+            "machine.zero_stage 3 is not for preferences: ranks would ask for the head as often as their own pairs are long; set "
+            "machine.zero_stage to 2"
+        )
     if config.train.dtype == "bfloat16" and machine.zero_stage == 0:
         raise InputError(
             "machine.zero_stage 0 has no float32 masters beside weights in bfloat16 (train_model.dtype): set machine.zero_stage to "

@@ -19,7 +19,7 @@ from model import train as training
 from model.average import WeightAverage
 from model.batches import next_token_windows
 from model.best import load_best
-from model.checkpoint import checkpoint_states, newest_checkpoint
+from model.checkpoint import Checkpoints, checkpoint_states, newest_checkpoint
 from model.config import ModelConfig, TrainConfig
 from model.deepspeed_engine import Learner, deepspeed_config
 from model.errors import InputError
@@ -220,6 +220,19 @@ def test_a_step_that_is_not_finite_stops_the_training_or_is_skipped(
 
     with pytest.raises(InputError, match="the loss is inf at step 2"):
         trained("stopped", {2}, "stop")
+    # A gradient may be broken where the loss is not, and in the last step, too.
+    real = forward
+
+    def broken_gradient(self, *arguments, **batch):
+        loss = real(self, *arguments, **batch)
+        if self.training:
+            loss.register_hook(lambda gradient: gradient * float("inf"))
+        return loss
+
+    forward = broken_gradient
+    with pytest.raises(InputError, match="the norm of the gradient is"):
+        trained("gradient", set(), "stop")
+    forward = real
     skipped = trained("skipped", {2}, "skip")
     assert skipped["skipped_steps"] == 1
     assert [line["step"] for line in skipped["lines"] if line.get("skipped")] == [2]
@@ -245,10 +258,13 @@ def test_a_persons_deepspeed_settings_are_taken_and_contradict_nothing(tmp_path:
             {"gradient_clipping": 5.0},
             r"machine\.deepspeed\.gradient_clipping is 5\.0, and recipe and machine make it 1\.0",
         ),
+        ({"bf16": {"enabled": True}}, r"machine\.deepspeed\.bf16\.enabled is True"),
+        ({"scheduler": {}}, r"machine\.deepspeed\.scheduler changes what is learnt"),
         ({"zero_optimization": {"stage": 3}}, r"machine\.deepspeed\.zero_optimization\.stage is 3"),
     ):
+        made = spec(tmp_path / "-".join(added), zero_stage=2, deepspeed=added)
         with pytest.raises(InputError, match=named):
-            deepspeed_config(spec(tmp_path / str(len(named)), zero_stage=2, deepspeed=added))
+            deepspeed_config(made)
 
 
 def test_goodput_counts_all_attempts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -573,6 +589,17 @@ def test_an_average_holds_nothing_of_the_first_random_weights():
         seen.append(float(steps))
         average.update(steps)
         assert torch.allclose(average.means[0], torch.tensor(sum(seen) / len(seen)))
+
+
+def test_what_is_later_than_the_newest_whole_checkpoint_goes(tmp_path: Path):
+    """A damaged one would be counted among the newest, and the next whole one be pruned in its place."""
+    for step, files in ((1, {}), (2, {}), (9, {"gone.safetensors": [1, "x"]})):
+        (tmp_path / f"step-{step:08d}").mkdir()
+        (tmp_path / f"step-{step:08d}" / "checkpoint.json").write_text(json.dumps({"files": files}))
+    (tmp_path / ".building-00000010").mkdir()
+    checkpoints = Checkpoints(tmp_path, None, None, [], 1)  # type: ignore[arg-type]
+    assert checkpoints._choose() == str(tmp_path / "step-00000002")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001", "step-00000002"]
 
 
 def test_a_damaged_checkpoint_says_nothing_and_stops_nobody(tmp_path: Path):

@@ -82,7 +82,7 @@ def test_auto_is_what_the_hardware_says_and_a_value_that_is_given_stays(
     facts = tmp_path / "cpuinfo"
     facts.write_text(f"processor\t: 0\nflags\t\t: {flags}\n")
     monkeypatch.setattr(precision, "_CPU_FACTS", facts)
-    monkeypatch.setattr(precision, "_NVIDIA", tmp_path / "none")
+    monkeypatch.setattr(precision, "_DRIVERS", ())
     assert fast_dtype("cpu") == fast_dtype("auto") == dtype
     assert fast_dtype("cuda") == "bfloat16"
     assert with_dtype({}, "train_model") == {"train_model": {"dtype": dtype}}

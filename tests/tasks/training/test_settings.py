@@ -25,6 +25,12 @@ def test_rows_and_not_windows_are_shared_by_the_ranks():
         check_machine(CONFIG, TrainingMachine(ranks=2), windows_per_row=2)
 
 
+def test_preferences_are_not_for_stage_3():
+    check_machine(CONFIG, TrainingMachine(ranks=1, zero_stage=2), windows_per_row=2)
+    with pytest.raises(InputError, match=r"zero_stage 3 is not for preferences.*zero_stage to 2"):
+        check_machine(CONFIG, TrainingMachine(ranks=1, zero_stage=3), windows_per_row=2)
+
+
 def test_bfloat16_needs_masters():
     train = CONFIG.train.model_copy(update={"dtype": "bfloat16"})
     config = CONFIG.model_copy(update={"train": train})

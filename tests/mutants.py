@@ -316,7 +316,7 @@ MUTANTS = (
         "model/optimizer.py",
         "        found = (~torch.isfinite(norm)).float()",
         "        found = torch.zeros_like(norm)",
-        "tests/model/test_train.py -k not_finite_stops",
+        "tests/model/test_optimizer.py -k not_finite",
     ),
     Mutant(
         "a matrix on a border is orthogonalised in pieces",

@@ -41,6 +41,29 @@ def test_every_parameter_is_trained_and_the_loss_falls(name):
     assert all(not torch.equal(before[key], value) for key, value in model.named_parameters())
 
 
+@pytest.mark.parametrize("name", ["muon", "adamw"])
+def test_a_step_that_is_not_finite_moves_nothing(name):
+    """One infinite number in one gradient: no weight and no moment is another one after it."""
+    config = TrainConfig(tokens=640, tokens_per_batch=32, optimizer=name, not_finite="skip", weight_decay=0.1)
+    model = Transformer(ModelConfig(n_layers=1, d_model=16, n_heads=2, context_length=16), 30)
+    model.initialize(0)
+    optimizer = build_optimizer(config, model)
+    x = torch.randint(30, (2, 17), generator=torch.Generator().manual_seed(0))
+    seen = []
+    for step in range(4):
+        set_rates(config, optimizer, step)
+        mean_loss(model, x[:, :-1], x[:, 1:]).backward()
+        if step == 2:
+            model.embedding.weight.grad[0, 0] = float("inf")
+        optimizer.step()
+        optimizer.zero_grad()
+        moments = [value.clone() for state in optimizer.state.values() for value in state.values()]
+        seen.append([weight.detach().clone() for weight in model.parameters()] + moments)
+    before, skipped, after = seen[1:]
+    assert all(torch.equal(a, b) for a, b in zip(before, skipped, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(skipped, after, strict=True))
+
+
 def test_schedule_rises_stays_and_falls():
     config = TrainConfig(
         tokens=1000, tokens_per_batch=10, warmup_fraction=0.1, decay_fraction=0.5, final_rate=0.1

@@ -33,10 +33,11 @@ from model.config import ModelConfig, TrainConfig, flops_per_token
 from model.machine import TrainingMachine
 from model.objectives.text import TextObjective
 from model.optimizer import build_optimizer, set_rates
-from model.tokens import write_tokens
+from model.tokens import open_tokens
 from model.train_spec import TrainSpec
 from model.transformer import Transformer
 from tasks.engine.call import peak_memory_bytes
+from tasks.training.probe import write_made_up_tokens
 from tasks.training.ranks import train_here
 from tasks.training.team import training_environment
 
@@ -103,7 +104,7 @@ def _bare_loop(
     device = "cuda" if spec.machine.device == "cuda" else "cpu"
     model.to(device)
     dtype = torch.bfloat16 if spec.train.dtype == "bfloat16" else None
-    windows = Windows([_ids(spec)], spec.model.context_length)
+    windows = Windows([open_tokens(path).ids for path in spec.train_shards], spec.model.context_length)
     rows, accumulation = spec.micro_batch
     for step in range(spec.train.n_steps):
         before_step(step)
@@ -117,11 +118,6 @@ def _bare_loop(
         optimizer.zero_grad()
         loss.item()
         told()
-
-
-def _ids(spec: TrainSpec) -> np.ndarray:
-    ids = np.random.default_rng(0).geometric(4 / spec.vocabulary_size, 20 * spec.train.tokens_per_batch + 1)
-    return np.minimum(ids, spec.vocabulary_size - 1)
 
 
 class _Enough(Exception):
@@ -183,9 +179,7 @@ def describe(size: tuple[ModelConfig, int], folder: Path, options: argparse.Name
         work=folder,
         out=folder / "out",
     )
-    header = {"tokenizer_sha256": "", "vocabulary_size": vocabulary_size, "end_of_text_id": 0}
-    write_tokens(folder / "train.arrow", [_ids(spec)], ["x"], ["x"], [1], **header)
-    (folder / "token_bytes.json").write_text(json.dumps([1] * vocabulary_size))
+    write_made_up_tokens(folder, vocabulary_size, 20 * train.tokens_per_batch + 1)
     return spec
 
 

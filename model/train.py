@@ -153,15 +153,22 @@ class _Taken:
     """A step that was taken, and what it measured, on its way from the device.
 
     Attributes:
-        figures: mean loss and gradient norm, on the host once `is_there`.
+        figures: mean loss and gradient norm, on the host once `arrive` returns.
+        event: of the copy to the host; None if they were there at once.
         measured: what was measured after it, on the host already.
     """
 
     step: int
     learning_rate: float
     figures: Tensor
-    is_there: Any
+    event: Any
     measured: dict[str, float] = field(default_factory=dict)
+
+    def arrive(self) -> Tensor:
+        """The figures, once they are on the host."""
+        if self.event is not None:
+            self.event.synchronize()
+        return self.figures
 
 
 class _Training:
@@ -189,7 +196,8 @@ class _Training:
 
         # What is trained.
         model = _first_weights(spec)
-        trained = {name: w.detach().clone() for name, w in model.named_parameters() if w.requires_grad}
+        # The values as they are: the engine gives the model others, rounded ones in bfloat16, in their place.
+        trained = {name: w.detach() for name, w in model.named_parameters() if w.requires_grad}
         self.sizes = {
             "parameters": count_parameters(model)
             - sum(w.numel() for n, w in trained.items() if "lora_" in n),
@@ -310,9 +318,7 @@ class _Training:
         """Read what a step measured, and write it down."""
         if taken is None:
             return
-        if taken.is_there is not None:
-            taken.is_there.synchronize()
-        loss, norm = taken.figures.numpy().tolist()
+        loss, norm = taken.arrive().numpy().tolist()
         is_finite = math.isfinite(loss) and math.isfinite(norm)
         in_a_row = 0 if is_finite else self.state.get("skipped_in_a_row", 0) + 1
         if not is_finite and (self.spec.train.not_finite == "stop" or in_a_row >= _MOST_SKIPPED):
@@ -338,10 +344,9 @@ class _Training:
         """Have nothing on its way any more: read the last step, and measure after it if that is due."""
         assert self.before is not None
         taken, self.before = self.before, None
-        if taken.is_there is not None:
-            taken.is_there.synchronize()
+        figures = taken.arrive()
         self.state["step_seconds"] += time.perf_counter() - started
-        if measure and bool(torch.isfinite(taken.figures).all()):
+        if measure and bool(torch.isfinite(figures).all()):
             with self.masters.replaced_by(self.average.means or None):
                 figure = self._measure()
                 self.state["validation_bits_per_byte"] = taken.measured["validation_bits_per_byte"] = figure

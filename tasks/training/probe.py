@@ -74,6 +74,19 @@ def _python_seconds() -> float:
     return min(seconds)
 
 
+def write_made_up_tokens(folder: Path, vocabulary_size: int, n_tokens: int) -> None:
+    """Write train.arrow and token_bytes.json: tokens as unlike each other as those of text, the same ones every time."""
+    import numpy as np
+
+    from model.tokens import write_tokens
+
+    ids = np.random.default_rng(0).geometric(4 / vocabulary_size, n_tokens)
+    tokens = np.minimum(ids, vocabulary_size - 1)
+    header: dict[str, Any] = {"tokenizer_sha256": "", "vocabulary_size": vocabulary_size, "end_of_text_id": 0}
+    write_tokens(folder / "train.arrow", [tokens], ["x"], ["x"], [n_tokens], **header)
+    (folder / "token_bytes.json").write_text(json.dumps([1] * vocabulary_size))
+
+
 def _as_one_of(machine: dict[str, Any]) -> dict[str, Any]:
     """One rank with the cores that it would have among its like, which writes no checkpoint."""
     threads = machine["threads"] or max(1, (os.cpu_count() or 1) // max(1, machine["ranks"]))
@@ -84,20 +97,13 @@ def _measure(request: dict[str, Any], folder: Path) -> dict[str, float]:
     """Train on made-up tokens until enough is known."""
     started = time.perf_counter()
     python_seconds = _python_seconds()
-    import numpy as np
-
-    from model.tokens import write_tokens
     from tasks.engine.call import peak_memory_bytes
     from tasks.training.ranks import train_here
 
     config = TrainModelConfig.model_validate(request["config"])
     vocabulary_size = request["vocabulary_size"]
-    # As few as fill two batches, and as unlike each other as those of text.
-    ids = np.random.default_rng(0).geometric(4 / vocabulary_size, 2 * config.train.tokens_per_batch + 2)
-    tokens = np.minimum(ids, vocabulary_size - 1)
-    header = {"tokenizer_sha256": "", "vocabulary_size": vocabulary_size, "end_of_text_id": 0}
-    write_tokens(folder / "train.arrow", [tokens], ["x"], ["x"], [len(tokens)], **header)
-    (folder / "token_bytes.json").write_text(json.dumps([1] * vocabulary_size))
+    # As few as fill two batches.
+    write_made_up_tokens(folder, vocabulary_size, 2 * config.train.tokens_per_batch + 2)
     steps = {"tokens": 1_000_000 * config.train.tokens_per_batch, "evaluations": 0}
     spec = TrainSpec(
         model=config.model,

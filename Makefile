@@ -1,4 +1,4 @@
-.PHONY: run finetune serve test check clean help
+.PHONY: run finetune serve test test-clusters check clean help
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -9,7 +9,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export DO_NOT_TRACK := 1
 
 help:  ## say what each target does
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
 run: $(VENV)/.installed  ## train, benchmark and report a model from raw text (RECIPE=FILE for another than the demo)
 	$(BIN)/scratchlm run $(RECIPE)
@@ -21,8 +21,11 @@ finetune: $(VENV)/.installed  ## make the demo model answer questions about the 
 serve: $(VENV)/.installed  ## Prefect server with UI, deployments of RECIPE and a worker; Ctrl-C ends them
 	$(BIN)/scratchlm serve $(RECIPE)
 
-test: check  ## formatting, types, layers, and every test
-	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
+test: check  ## formatting, types, layers, and every test but those of clusters
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder --ignore tests/cluster
+
+test-clusters: $(VENV)/.installed  ## the line on real Slurm and Ray clusters of several nodes, which lose some
+	$(BIN)/pytest tests/cluster
 
 check: $(VENV)/.installed  ## formatting, lint, types and layers
 	$(BIN)/ruff format --check .

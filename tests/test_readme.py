@@ -11,6 +11,7 @@ import pytest
 from flows.pretrain import graph
 from flows.recipe.read import load_recipe
 from tests.conftest import ROOT
+from tests.waiting import HANGING_SECONDS
 
 README = (ROOT / "README.md").read_text()
 BIN = Path(sys.executable).parent
@@ -28,7 +29,7 @@ def test_commands_run(command: str, tmp_path: Path):
     program, *arguments = shlex.split(command)
     store = [] if arguments[0] == "fields" else ["--store", str(tmp_path)]
     done = subprocess.run(
-        [BIN / program, *arguments, *store], cwd=ROOT, capture_output=True, text=True, timeout=120
+        [BIN / program, *arguments, *store], cwd=ROOT, capture_output=True, text=True, timeout=HANGING_SECONDS
     )
     assert done.returncode == 0, done.stdout + done.stderr
 

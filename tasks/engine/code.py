@@ -1,6 +1,7 @@
 """The digest of a stage's code: its module and every project module that it imports, read without importing."""
 
 import ast
+import gc
 import hashlib
 import importlib.machinery
 import importlib.util
@@ -8,10 +9,12 @@ import os
 import py_compile
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Self
 
 from model.errors import InputError
 
@@ -85,16 +88,15 @@ def _has_no_source(module: str) -> bool:
     )
 
 
-class _WithoutTyping(ast.NodeTransformer):
-    """Drop what `if TYPE_CHECKING:` holds: it never runs."""
+class _Normalizer(ast.NodeTransformer):
+    """Drop what does not compute: docstrings, wording of fields and of errors, order of imports, what is for typing.
 
-    def visit_If(self, node: ast.If) -> ast.AST | list[ast.stmt]:
-        self.generic_visit(node)
-        return node.orelse if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING" else node
+    Attributes:
+        imports: every import that is left.
+    """
 
-
-class _Normalizer(_WithoutTyping):
-    """Drop what does not compute: docstrings, wording of fields and of errors, order of imports."""
+    def __init__(self) -> None:
+        self.imports: list[ast.Import | ast.ImportFrom] = []
 
     def generic_visit(self, node: ast.AST) -> ast.AST:
         super().generic_visit(node)
@@ -103,6 +105,22 @@ class _Normalizer(_WithoutTyping):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
                 body = [statement for statement in body if not _is_text(statement)]
             node.body = _sort_imports(body)  # type: ignore[attr-defined]
+        return node
+
+    def visit_If(self, node: ast.If) -> ast.AST | list[ast.stmt]:
+        # What `if TYPE_CHECKING:` holds never runs.
+        if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            node.body = []
+            self.generic_visit(node)
+            return node.orelse
+        return self.generic_visit(node)
+
+    def visit_Import(self, node: ast.Import) -> ast.AST:
+        self.imports.append(node)
+        return node
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.AST:
+        self.imports.append(node)
         return node
 
     def visit_Raise(self, node: ast.Raise) -> ast.AST:
@@ -178,16 +196,15 @@ class Imports:
     modules: frozenset[str]
     members: frozenset[str]
 
-
-@cache
-def imported_modules(source: str, module: str, *, is_package: bool = False) -> Imports:
-    """What `source`, which is the module of this name, may import."""
-    modules: set[str] = set()
-    members: set[str] = set()
-    for node in ast.walk(_WithoutTyping().visit(_parse(source))):
-        if isinstance(node, ast.Import):
-            modules.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
+    @classmethod
+    def of(cls, nodes: Iterable[ast.Import | ast.ImportFrom], module: str, *, is_package: bool) -> Self:
+        """What these statements in the module of this name may import."""
+        modules: set[str] = set()
+        members: set[str] = set()
+        for node in nodes:
+            if isinstance(node, ast.Import):
+                modules.update(alias.name for alias in node.names)
+                continue
             base = node.module or ""
             if node.level:
                 parents = module.split(".")[: None if is_package else -1]
@@ -195,20 +212,54 @@ def imported_modules(source: str, module: str, *, is_package: bool = False) -> I
                 base = ".".join([*parents, base] if base else parents)
             modules.add(base)
             members.update(f"{base}.{alias.name}" for alias in node.names)
-    return Imports(frozenset(modules), frozenset(members))
+        return cls(frozenset(modules), frozenset(members))
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What is asked of the source of a module.
+
+    Attributes:
+        exact: digest of every letter: code that is nobody's here may read its own docstrings, and catch what it raises.
+        computing: digest of what computes.
+    """
+
+    exact: str
+    computing: str
+    imports: Imports
 
 
 @cache
-def _read(path: Path, _stamp: tuple[int, int]) -> tuple[str, str]:
-    source = path.read_text(encoding="utf-8")
-    return source, hashlib.sha256(normalized(source).encode()).hexdigest()[:32]
+def _read(module: str, path: Path, _stamp: tuple[int, int]) -> _Source:
+    """Read a module once, for as long as its file is what it was."""
+    source, normalizer = path.read_text(encoding="utf-8"), _Normalizer()
+    computing = ast.dump(normalizer.visit(_parse(source)))
+    imports = Imports.of(normalizer.imports, module, is_package=path.name == "__init__.py")
+    return _Source(_digest(source), _digest(computing), imports)
 
 
-def _exact_digest(source: str) -> str:
-    """Digest of every letter: code that is nobody's here may read its own docstrings, and catch what it raises."""
-    return hashlib.sha256(source.encode()).hexdigest()[:32]
+def _read_now(module: str, path: Path) -> _Source:
+    status = os.stat(path)
+    return _read(module, path, (status.st_mtime_ns, status.st_size))
 
 
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Syntax trees are many small objects without cycles: looking for cycles takes as long as all else."""
+    is_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if is_on:
+            gc.enable()
+
+
+@_no_collection()
 def code_digests(*modules: str) -> dict[str, str]:
     """Digest of each project module in the import closure of `modules`, themselves included, without the engine.
 
@@ -236,10 +287,9 @@ def code_digests(*modules: str) -> dict[str, str]:
                 f"the module {name}{where} has no source file, so its code cannot be part of a key: "
                 "give it one, or install scratchlm again"
             )
-        status = os.stat(path)
-        source, of_project = _read(path, (status.st_mtime_ns, status.st_size))
-        digests[name] = of_project if name.split(".")[0] in ours else _exact_digest(source)
-        imports = imported_modules(source, name, is_package=path.name == "__init__.py")
+        source = _read_now(name, path)
+        digests[name] = source.computing if name.split(".")[0] in ours else source.exact
+        imports = source.imports
         tops = {found.split(".")[0] for found in imports.modules}
         project |= {top for top in tops if any(_is_in(folder, top) for folder in beside)}
         pending += [(found, name) for found in _project_imports(imports, project)]
@@ -294,6 +344,5 @@ def third_party_imports(module: str) -> set[str]:
     for name in code_digests(module):
         path = module_file(name)
         assert path is not None
-        imports = imported_modules(path.read_text(encoding="utf-8"), name)
-        names |= {imported.split(".")[0] for imported in imports.modules}
+        names |= {imported.split(".")[0] for imported in _read_now(name, path).imports.modules}
     return names - set(sys.stdlib_module_names) - {*PROJECT, module.split(".")[0], "", "__future__"}

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,11 @@ class Line:
         rows = json.loads(self.call("plan", "recipe.yaml", "--json", *arguments).stdout)
         return {row["stage"]: row for row in rows}
 
+    def lend(self, other: "Line", *stages: str) -> None:
+        """Give another line the results of these stages: they are hits there, if all before them came to the same."""
+        for stage in stages:
+            shutil.copytree(self.untouched / "store" / "artifacts" / stage, other.store / "artifacts" / stage)
+
     def write_recipe(self, **sections: Any) -> None:
         """Write the tiny recipe, with other sections."""
         (self.root / "recipe.yaml").write_text(yaml.safe_dump({**RECIPE, **sections}))
@@ -122,28 +128,37 @@ def write_corpus(folder: Path, speeches: list[Path]) -> None:
     (folder / "special.txt").write_text(pieces[7][:200] + " <|endoftext|> " + pieces[8][200:3_000])
 
 
-@pytest.fixture(scope="session")
-def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A real Prefect server on loopback; yields the address of its API."""
-    port, home = free_port(), tmp_path_factory.mktemp("prefect")
+@contextmanager
+def running_server(home: Path) -> Iterator[str]:
+    """A real Prefect server on loopback, with its database in a folder; yields the address of its API."""
+    port = free_port()
     env = {
         **os.environ,
         "PREFECT_HOME": str(home),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
     }
-    log = (home / "log").open("w")
     prefect = str(Path(sys.executable).parent / "prefect")
     command = [prefect, "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    server = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
-    url = f"http://127.0.0.1:{port}/api"
-    wait_until(lambda: is_up(url), "the Prefect server", server)
-    yield url
-    os.killpg(server.pid, signal.SIGTERM)
+    with (home / "log").open("w") as log:
+        server = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
     try:
-        server.wait(HANGING_SECONDS)
-    except subprocess.TimeoutExpired:
-        os.killpg(server.pid, signal.SIGKILL)
+        url = f"http://127.0.0.1:{port}/api"
+        wait_until(lambda: is_up(url), "the Prefect server", server)
+        yield url
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        try:
+            server.wait(HANGING_SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(server.pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The server of this test session."""
+    with running_server(tmp_path_factory.mktemp("prefect")) as url:
+        yield url
 
 
 @pytest.fixture(scope="session")

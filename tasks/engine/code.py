@@ -67,11 +67,12 @@ def module_file(module: str) -> Path | None:
     folder = _package_folder(package)
     if folder is None:
         return None
-    base = folder.joinpath(*rest)
+    # Strings: this is asked thousands of times for a plan, and paths take ten times as long.
+    base = os.path.join(folder, *rest)
     # A package wins over a module of its name, as it does when Python imports.
-    for candidate in (base / "__init__.py", base.with_name(base.name + ".py")):
-        if candidate.is_file():
-            return candidate
+    for candidate in (os.path.join(base, "__init__.py"), base + ".py"):
+        if os.path.isfile(candidate):
+            return Path(candidate)
     return None
 
 

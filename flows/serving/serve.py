@@ -5,7 +5,6 @@ import ctypes
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ import psutil
 from flows.recipe.recipe import AnyRecipe
 from flows.runs.record import runs_folder
 from flows.serving.flow_process import SERVE_VARIABLE
+from flows.serving.served import Served
 from flows.serving.server import (
     API_URL,
     DEFAULTS,
@@ -40,54 +40,12 @@ if TYPE_CHECKING:
 POOL, AUTH = "cpu", "auth"
 _VACUUM = "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED"
 _STOP_SECONDS, _LOOK_SECONDS = 30.0, 0.5
-_RESTARTS, _RESTART_WINDOW_SECONDS = 5, 300.0
 _PR_SET_CHILD_SUBREAPER = 36
 _DATABASE_FAULTS = (
     ("Can't locate revision", "was written by a newer Prefect than this one ({version})"),
     ("file is not a database", "is not a SQLite database"),
     ("database disk image is malformed", "is damaged"),
 )
-
-
-class Served:
-    """One of the two children of `serve`: started again when it dies."""
-
-    def __init__(self, name: str, arguments: list[str], environment: dict[str, str], log: Path) -> None:
-        self.name, self.arguments, self.environment, self.log_path = name, arguments, environment, log
-        self.starts: list[float] = []
-        self.child = self._start()
-
-    def _start(self) -> subprocess.Popen[bytes]:
-        self.starts.append(time.monotonic())
-        with self.log_path.open("ab") as log:
-            return subprocess.Popen(
-                self.arguments,
-                env=process.child_environment(self.environment),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-
-    def look_after(self) -> bool:
-        """Start it again if it has ended; returns whether it had.
-
-        Raises:
-            StageFailed: if it ends again and again.
-        """
-        if self.child.poll() is None:
-            return False
-        now = time.monotonic()
-        if len([start for start in self.starts if now - start < _RESTART_WINDOW_SECONDS]) > _RESTARTS:
-            raise StageFailed(
-                f"the {self.name} ended {_RESTARTS + 1} times", log=self.tail(), log_path=str(self.log_path)
-            )
-        self.child = self._start()
-        return True
-
-    def tail(self) -> str:
-        """The end of what it printed."""
-        return self.log_path.read_text(errors="replace")[-3000:]
 
 
 def _check_port(host: str, port: int) -> None:

@@ -16,16 +16,16 @@ import secrets
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
+from flows.serving.served import Served
 from model.errors import InputError, StageFailed
 from tasks.engine import process
 
@@ -104,7 +104,8 @@ def own_names() -> list[str]:
 def prefect_server(store: Path) -> Iterator[None]:
     """Make sure that a Prefect server answers while the body runs. Prefect must not be imported before.
 
-    An own one keeps its database in the store, one for each version of Prefect.
+    An own one keeps its database in the store, one for each version of Prefect. It is started again when it dies: clients
+    ask again meanwhile, so that it costs no run.
 
     Raises:
         InputError: if PREFECT_API_URL names a server that does not answer.
@@ -123,33 +124,30 @@ def prefect_server(store: Path) -> Iterator[None]:
     make_home(home)
     own = locked_environment(home, LOOPBACK, port, new_auth_string())
     before = {name: os.environ.get(name) for name in (API_URL, _AUTH_CLIENT)}
-    with tempfile.TemporaryFile("w+") as log:
+    with ExitStack() as stack:
         with FileLock(home / "start.lock"):  # two at once would migrate one database together
             command = [sys.executable, "-m", __name__, str(port)]
-            environment = process.child_environment({**own, "PREFECT_UI_ENABLED": "0"})
-            server = subprocess.Popen(
-                command, env=environment, stdout=log, stderr=log, start_new_session=True
-            )
+            environment = {**own, "PREFECT_UI_ENABLED": "0"}
+            server = Served("server of this run", command, environment, home / "server.log")
             os.environ.update({name: own[name] for name in before})
 
             def fault() -> StageFailed:
-                log.seek(0)
-                return StageFailed("the Prefect server of this run did not start", log=log.read()[-3000:])
+                return StageFailed("the Prefect server of this run did not start", log=server.tail())
 
             try:
                 import prefect  # noqa: F401  (a second or two, while the server starts)
 
-                wait_until_up(own[API_URL], server, fault)
+                wait_until_up(own[API_URL], server.child, fault)
             except BaseException:
-                process.stop(server, _STOP_SECONDS)
+                process.stop(server.child, _STOP_SECONDS)
                 raise
+            stack.enter_context(server.looked_after())
         try:
             yield
         finally:
             for name, former in before.items():
                 os.environ.pop(name, None)
                 os.environ.update({name: former} if former is not None else {})
-            process.stop(server, _STOP_SECONDS)
 
 
 def wait_until_up(url: str, server: "subprocess.Popen[bytes]", fault: Callable[[], Exception]) -> None:

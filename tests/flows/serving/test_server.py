@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from flows.serving.server import LOOPBACK, address_of, names_of
+from tests.waiting import HANGING_SECONDS
 
 PROGRAM = """
 import os, sys
@@ -39,6 +40,32 @@ def test_two_first_runs_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (home,) = (tmp_path / "prefect").glob("runs-*")
     assert stat.S_IMODE(home.stat().st_mode) == 0o700
     assert (home / "prefect.db").is_file()
+
+
+KILLED = """
+import os, signal, sys, time
+from pathlib import Path
+import psutil
+from flows.serving.server import prefect_server
+with prefect_server(Path(sys.argv[1])):
+    from prefect.client.orchestration import get_client
+    with get_client(sync_client=True) as client:
+        before = client.create_flow_from_name("kept")
+        (server,) = psutil.Process().children()
+        server.kill()
+        print(client.read_flow_by_name("kept").id == before)
+print(psutil.Process().children())
+"""
+
+
+@pytest.mark.end_to_end
+def test_a_server_that_is_killed_is_started_again_and_knows_what_it_knew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    command = [sys.executable, "-c", KILLED, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANGING_SECONDS)
+    assert done.stdout.splitlines() == ["True", "[]"], done.stderr
 
 
 def test_a_server_is_asked_by_the_name_under_which_it_listens():

@@ -63,7 +63,8 @@ def draw(windows: Windows, step: int, rows: int, seed: int, shifted: bool) -> np
     if shifted:
         return windows.batch(step, rows, seed, 0, rows)
     samples = step * rows + np.arange(rows, dtype=np.uint64)
-    return windows.read(shuffled(samples, len(windows), seed).astype(np.int64) * windows.context_length)
+    starts = shuffled(samples, len(windows), seed).astype(np.int64) * windows.context_length
+    return windows.read(starts.tolist())
 
 
 @torch.no_grad()

@@ -115,20 +115,16 @@ class Windows:
     def __len__(self) -> int:
         return max(0, (self.n_tokens - 1) // self.context_length)
 
-    def read(self, starts: np.ndarray) -> np.ndarray:
-        """Places of the stream (n,) -> the token ids from there on (n, T + 1), int64."""
-        length = self.context_length + 1
-        out = np.empty((len(starts), length), np.int64)
-        for row, start in enumerate(starts.tolist()):
-            position, filled = start % self.n_tokens, 0
-            while filled < length:
-                shard = int(np.searchsorted(self.ends, position, side="right"))
-                first = int(self.ends[shard - 1]) if shard else 0
-                piece = self.shards[shard][position - first : position - first + length - filled]
-                out[row, filled : filled + len(piece)] = piece
-                filled += len(piece)
-                position = (position + len(piece)) % self.n_tokens
-        return out
+    def pieces(self, start: int) -> Iterator[np.ndarray]:
+        """The T + 1 token ids from a place of the stream on: views of the shards."""
+        position, left = start % self.n_tokens, self.context_length + 1
+        while left:
+            shard = int(np.searchsorted(self.ends, position, side="right"))
+            first = int(self.ends[shard - 1]) if shard else 0
+            piece = self.shards[shard][position - first : position - first + left]
+            yield piece
+            left -= len(piece)
+            position = (position + len(piece)) % self.n_tokens
 
     def batch(self, step: int, windows_per_batch: int, seed: int, first: int, count: int) -> np.ndarray:
         """Windows `first` to `first + count` of the batch of `step`: token ids (count, T + 1), int64."""
@@ -136,6 +132,23 @@ class Windows:
 
     def draw(self, samples: np.ndarray, seed: int) -> np.ndarray:
         """The windows that come at positions `samples` (n,), uint64, of the endless stream: token ids (n, T + 1), int64."""
+        return self.read(self.starts(samples, seed))
+
+    def read(self, starts: Sequence[int]) -> np.ndarray:
+        """Places of the stream (n,) -> the token ids from there on (n, T + 1), int64."""
+        out = np.empty((len(starts), self.context_length + 1), np.int64)
+        for row, start in enumerate(starts):
+            np.concatenate(list(self.pieces(start)), out=out[row])
+        return out
+
+    def starts(self, samples: np.ndarray, seed: int) -> list[int]:
+        """Places of the stream where these windows begin."""
         windows = shuffled(samples, len(self), seed).astype(np.int64)
         offsets = _offsets(samples // np.uint64(len(self)), self.context_length, seed)
-        return self.read(windows * self.context_length + offsets)
+        return (windows * self.context_length + offsets).tolist()
+
+    def pieces_of_batch(self, step: int, windows_per_batch: int, seed: int) -> Iterator[np.ndarray]:
+        """What the batch of `step` is read from: views of the shards, in order."""
+        samples = step * windows_per_batch + np.arange(windows_per_batch, dtype=np.uint64)
+        for start in self.starts(samples, seed):
+            yield from self.pieces(start)

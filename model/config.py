@@ -191,6 +191,11 @@ class OptimizationConfig(Config):
         description="What becomes of a step whose loss or gradient is not finite. stop: the training; skip: it moves no weight, and is "
         "counted; after ten in a row the training stops.",
     )
+    spikes: Literal["keep", "skip"] = Field(
+        "keep",
+        description="What becomes of a step whose loss or gradient norm is more than six standard deviations above those of the last 128. "
+        "keep: it is counted, and its documents are named; skip: it moves no weight, too.",
+    )
     isolate_documents: bool = Field(
         False,
         description="Whether a token of text attends to its own document only, and not to those before it in the window. Conversations never "

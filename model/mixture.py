@@ -81,16 +81,26 @@ class Mixture:
 
     def batch(self, step: int, windows_per_batch: int, seed: int, first: int, count: int) -> np.ndarray:
         """Windows `first` to `first + count` of the batch of `step`: token ids (count, T + 1), int64."""
-        samples = step * windows_per_batch + first + np.arange(count, dtype=np.int64)
+        out = np.empty((count, self.streams[0].context_length + 1), np.int64)
+        for rows, own, places in self._drawn(step * windows_per_batch + first, count):
+            # Each stream is shuffled in a way of its own.
+            out[rows] = self.streams[own].draw(places, seed + own)
+        return out
+
+    def pieces_of_batch(self, step: int, windows_per_batch: int, seed: int) -> Iterator[np.ndarray]:
+        """What the batch of `step` is read from: views of the shards, stream by stream."""
+        for _, own, places in self._drawn(step * windows_per_batch, windows_per_batch):
+            for start in self.streams[own].starts(places, seed + own):
+                yield from self.streams[own].pieces(start)
+
+    def _drawn(self, first: int, count: int) -> Iterator[tuple[np.ndarray, int, np.ndarray]]:
+        """Which of `count` windows come of a stream, its number, and at which positions of it they come."""
+        samples = first + np.arange(count, dtype=np.int64)
         firsts = [phase.first for phase in self.phases]
         phase_of = np.searchsorted(firsts, samples, side="right") - 1
-        out = np.empty((count, self.streams[0].context_length + 1), np.int64)
         for number in np.unique(phase_of).tolist():
             rows = np.flatnonzero(phase_of == number)
             stream, before = _assign(samples[rows] - firsts[number], self.phases[number].shares)
             for own in np.unique(stream).tolist():
                 of_stream = stream == own
-                places = before[of_stream] + self.before[number][own]
-                # Each stream is shuffled in a way of its own.
-                out[rows[of_stream]] = self.streams[own].draw(places, seed + own)
-        return out
+                yield rows[of_stream], own, before[of_stream] + self.before[number][own]

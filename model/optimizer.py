@@ -1,7 +1,7 @@
 """Optimizers and the learning-rate schedule."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -203,10 +203,15 @@ def _scale(shape: Sequence[int]) -> float:
 
 
 class Together(torch.optim.Optimizer):
-    """Several optimizers that step as one; their parameter groups and their state are shared, not copied."""
+    """Several optimizers that step as one; their parameter groups and their state are shared, not copied.
+
+    Attributes:
+        judge: says 1.0 of a step that is to move nothing, else 0.0, on the device; None if none is asked.
+    """
 
     def __init__(self, optimizers: list[torch.optim.Optimizer], *, skips: bool = False) -> None:
         self.optimizers, self.skips = optimizers, skips
+        self.judge: Callable[[], Tensor] | None = None
         super().__init__([group for optimizer in optimizers for group in optimizer.param_groups], {})
         self.param_groups = [group for optimizer in optimizers for group in optimizer.param_groups]
         for optimizer in optimizers:
@@ -214,19 +219,21 @@ class Together(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One update by each; none by any where gradients are not finite on some rank, if such steps are skipped."""
-        if self.skips:
-            self._look_for_what_is_not_finite()
+        """One update by each; none by any where gradients are not finite on some rank, or it is judged so."""
+        if self.skips or self.judge:
+            self._look_for_what_moves_nothing()
         for optimizer in self.optimizers:
             optimizer.step()
 
-    def _look_for_what_is_not_finite(self) -> None:
+    def _look_for_what_moves_nothing(self) -> None:
         """Tell each, on the device, whether to leave everything as it is: 1.0 or 0.0, under the name that torch's own know."""
         gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         found = (~torch.isfinite(norm)).float()
         if dist.is_initialized() and dist.get_world_size() > 1:
             dist.all_reduce(found, dist.ReduceOp.MAX)
+        if self.judge:
+            found = torch.maximum(found, self.judge())
         for gradient in gradients:
             gradient.nan_to_num_(0.0, 0.0, 0.0)
         for optimizer in self.optimizers:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import xxhash
+from numpy.lib.array_utils import byte_bounds
 from pydantic import BaseModel, ConfigDict
 
 from model.errors import StageFailed
@@ -129,6 +130,19 @@ class Tokens:
         """Columns end (uint64, exclusive), id, source, bytes; a row for each document."""
         with pa.memory_map(str(self.path.with_suffix(".documents.arrow"))) as source:
             return pa.ipc.open_file(source).read_all()
+
+
+def document_ids(shards: Sequence[Tokens], piece: np.ndarray) -> list[str]:
+    """Ids of the documents that a view of the tokens of one of these files is cut from."""
+    low, high = byte_bounds(piece)
+    for tokens in shards:
+        first, last = byte_bounds(tokens.ids)
+        if first <= low and high <= last:
+            start, stop = (low - first) // piece.itemsize, (high - first) // piece.itemsize
+            ends = tokens.documents.column("end").to_numpy()
+            begin, end = np.searchsorted(ends, start, side="right"), np.searchsorted(ends, stop)
+            return tokens.documents.column("id").slice(begin, end - begin + 1).to_pylist()
+    raise ValueError("the piece is of none of these files")
 
 
 def open_tokens(path: Path, tokenizer_sha256: str | None = None) -> Tokens:

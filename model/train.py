@@ -12,13 +12,11 @@ import os
 import resource
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from model.average import WeightAverage
@@ -28,15 +26,16 @@ from model.config import TrainConfig, flops_per_token
 from model.deepspeed_engine import Learner, process_group, start_engine
 from model.errors import InputError
 from model.feed import Batch, Feed
-from model.files import write_whole
 from model.goodput import Attempts
 from model.held_out import measure_held_out
 from model.machine import TrainingMachine
 from model.masters import Masters
+from model.metrics import JsonLines, Taken, told
 from model.optimizer import build_optimizer, set_rates
 from model.signals import Signals, signals
+from model.spikes import Spikes
 from model.tokens import Tokens, open_tokens
-from model.train_spec import METRICS, TrainSpec
+from model.train_spec import METRICS, SPIKES, TrainSpec
 from model.transformer import Transformer, count_parameters
 from model.weights import load_model, save_model
 
@@ -47,29 +46,6 @@ class Stopped(Exception):
 
 class Diverged(InputError):
     """The loss is not finite any more."""
-
-
-class _Metrics:
-    """The file of JSON lines; lines of steps that a resume does again are dropped first."""
-
-    def __init__(self, path: Path, first_step: int) -> None:
-        lines = path.read_text().splitlines() if path.exists() else []
-        kept = []
-        for line in lines:
-            try:
-                if json.loads(line)["step"] < first_step:
-                    kept.append(line + "\n")
-            except ValueError:
-                continue  # the line that a kill cut short
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, "".join(kept), durable=True)
-        self.file = path.open("a", buffering=1)
-
-    def write(self, values: dict[str, float]) -> None:
-        self.file.write(json.dumps(values) + "\n")
-
-    def sync(self) -> None:
-        os.fsync(self.file.fileno())
 
 
 def _claim_device(machine: TrainingMachine) -> str:
@@ -148,29 +124,6 @@ def train(
     return figures
 
 
-@dataclass
-class _Taken:
-    """A step that was taken, and what it measured, on its way from the device.
-
-    Attributes:
-        figures: mean loss and gradient norm, on the host once `arrive` returns.
-        event: of the copy to the host; None if they were there at once.
-        measured: what was measured after it, on the host already.
-    """
-
-    step: int
-    learning_rate: float
-    figures: Tensor
-    event: Any
-    measured: dict[str, float] = field(default_factory=dict)
-
-    def arrive(self) -> Tensor:
-        """The figures, once they are on the host."""
-        if self.event is not None:
-            self.event.synchronize()
-        return self.figures
-
-
 class _Training:
     """One training on one rank: what it is made of, and the loop."""
 
@@ -226,11 +179,17 @@ class _Training:
         best = {"best_steps": None, "best_bits_per_byte": None, "best_sha256": None}
         unmeasured = {"validation_bits_per_byte_before": None, "validation_bits_per_byte": None}
         self.state: dict[str, Any] = {"step_seconds": 0.0, **unmeasured, **best, **saved}
+        self.spikes = Spikes(device, self.masters.ranks)
+        if "last_steps" in saved:
+            self.spikes.load(saved["last_steps"])
+        if config.spikes == "skip":
+            self.optimizer.judge = lambda: self._judge()[2]
 
         # What is told on the way, by the first rank.
         is_first = self.masters.rank == 0
-        self.metrics = _Metrics(spec.work / METRICS, self.first_step) if is_first else None
-        self.before: _Taken | None = None
+        self.metrics = JsonLines(spec.work / METRICS, self.first_step) if is_first else None
+        self.spiked = JsonLines(spec.work / SPIKES, self.first_step) if is_first else None
+        self.before: Taken | None = None
         self.told_seconds = self.state["step_seconds"]
         self.saved_at, self.save_seconds = time.monotonic(), 0.0
         self.feed = Feed(spec, self.rows, self.masters.rank, device, self.first_step)
@@ -274,16 +233,15 @@ class _Training:
         if self.metrics:
             self.metrics.sync()
 
-    def _take_step(self, batch: Batch) -> tuple[Tensor, Tensor] | None:
+    def _take_step(self, batch: Batch) -> Tensor | None:
         """One optimizer step on this rank's share of a batch.
 
         Returns:
-            Its mean loss and the norm of the gradient of all ranks before it was clipped, scalars on the device; None if it was
-            given up between micro-batches, since a step may take longer than whoever asks to stop will wait.
+            What `Spikes.judge` says of it, on the device; None if it was given up between micro-batches, since a step may take
+            longer than whoever asks to stop will wait.
         """
         micro_batch, accumulation = self.spec.micro_batch
         total = torch.zeros((), device=self.device)
-        norm = None
         for number in range(accumulation):
             if number and self.heard.ask()[0]:
                 return None
@@ -291,40 +249,49 @@ class _Training:
             micro = {name: values[rows] for name, values in batch.tensors.items()}
             loss = self.engine(**micro, denominator=batch.mean_targets)
             self.engine.backward(loss)
-            if self.masters.stage == 0 and number == accumulation - 1:
-                gradients = [weight.grad for weight in self.masters.tensors() if weight.grad is not None]
-                norm = torch.nn.utils.get_total_norm(gradients)
-            self.engine.step()
             total += loss.detach() / accumulation
-        if norm is None:
-            norm = torch.as_tensor(self.engine.get_global_grad_norm(), device=self.device)
-        return total, norm
+            if number == accumulation - 1:
+                self.spikes.begin(total)
+                if self.masters.stage == 0:
+                    # Later they are clipped, and gone.
+                    self._judge()
+            self.engine.step()
+        return self._judge()
 
-    def _on_its_way(self, step: int, learning_rate: float, measured: tuple[Tensor, Tensor]) -> _Taken:
-        """Begin to bring what a step measured to the host: the mean loss of all ranks, and the norm."""
-        loss, norm = measured
-        figures = torch.stack((loss / self.masters.ranks, norm.float() / self.masters.ranks))
-        if self.masters.ranks > 1:
-            dist.all_reduce(figures)
+    def _judge(self) -> Tensor:
+        """What the step that is taken measured, before its gradient is clipped; asked by the optimizer, or after it."""
+        return self.spikes.judge(self._gradient_norm)
+
+    def _gradient_norm(self) -> Tensor:
+        """Norm of the gradient of all ranks, before it is clipped."""
+        if self.masters.stage == 0:
+            gradients = [weight.grad for weight in self.masters.tensors() if weight.grad is not None]
+            return torch.nn.utils.get_total_norm(gradients)
+        # DeepSpeed knows it before it clips, and its engine hears of it later.
+        return torch.as_tensor(self.engine.optimizer._global_grad_norm, device=self.device)
+
+    def _on_its_way(self, step: int, learning_rate: float, figures: Tensor) -> Taken:
+        """Begin to bring what a step measured to the host."""
         if self.device == "cpu":
-            return _Taken(step, learning_rate, figures, None)
+            return Taken(step, learning_rate, figures, None)
         there = torch.empty_like(figures, device="cpu", pin_memory=True)
         there.copy_(figures, non_blocking=True)
         event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record()
-        return _Taken(step, learning_rate, there, event)
+        return Taken(step, learning_rate, there, event)
 
-    def _tell(self, taken: _Taken | None) -> None:
+    def _tell(self, taken: Taken | None) -> None:
         """Read what a step measured, and write it down."""
         if taken is None:
             return
-        loss, norm = taken.arrive().numpy().tolist()
+        loss, norm, spike = taken.arrive().numpy().tolist()
         is_finite = math.isfinite(loss) and math.isfinite(norm)
         in_a_row = 0 if is_finite else self.state.get("skipped_in_a_row", 0) + 1
         if not is_finite and (self.spec.train.not_finite == "stop" or in_a_row >= _MOST_SKIPPED):
             raise _diverged(loss, norm, taken.step, self.spec.train)
         self.state["skipped_in_a_row"] = in_a_row
         self.state["skipped_steps"] = self.state.get("skipped_steps", 0) + (not is_finite)
+        self.state["spikes"] = self.state.get("spikes", 0) + bool(spike and is_finite)
         if is_finite:
             self.state["loss_nats"] = loss
         tokens = (taken.step + 1) * self.spec.train.tokens_per_batch
@@ -333,12 +300,24 @@ class _Training:
             record |= {"learning_rate": taken.learning_rate, "data_wait_seconds": self.feed.waited_seconds}
             record["seconds"] = self.state["step_seconds"] - self.told_seconds
             record["memory_bytes"] = _memory_bytes(self.device)
-            if not is_finite:
+            if not is_finite or (spike and self.spec.train.spikes == "skip"):
                 record["skipped"] = 1
+            if spike and is_finite:
+                record["spike"] = 1
+                self._name(record)
             self.feed.waited_seconds, self.told_seconds = 0.0, self.state["step_seconds"]
             self.metrics.write(record | taken.measured)
             total = self.spec.train.n_steps * self.spec.train.tokens_per_batch
-            self.progress(tokens, total, "tokens", _told(record, self.state))
+            self.progress(tokens, total, "tokens", told(record, self.state))
+
+    def _name(self, record: dict[str, Any]) -> None:
+        """Write down what was read in a step that is a spike."""
+        assert self.spiked is not None
+        spec = self.spec
+        documents = self.rows.document_ids(record["step"], spec.rows_per_batch, spec.train.seed)
+        self.spiked.write(
+            {name: record[name] for name in ("step", "loss", "gradient_norm")} | {"documents": documents}
+        )
 
     def _tell_last(self, measure: bool, started: float) -> None:
         """Have nothing on its way any more: read the last step, and measure after it if that is due."""
@@ -379,9 +358,11 @@ class _Training:
             self._tell_last(False, time.perf_counter())
         # The one before is whole, so it is known which best weights it names.
         self.checkpoints.wait()
-        if self.metrics:
+        if self.metrics and self.spiked:
             self.metrics.sync()
+            self.spiked.sync()
             forget_others(self.spec.work, self.state)
+        self.state["last_steps"] = self.spikes.state()
         self.checkpoints.save(steps, self.state)
         if last:
             self.checkpoints.wait()
@@ -412,6 +393,7 @@ class _Training:
             "epochs": round(spec.train.n_steps * spec.rows_per_batch / len(self.rows), 3),
             "resumed_from_step": self.first_step or None,
             "skipped_steps": state.get("skipped_steps", 0),
+            "spikes": state.get("spikes", 0),
             "device": "cpu" if self.device == "cpu" else torch.cuda.get_device_name(),
             "ranks": spec.machine.ranks,
         }
@@ -429,14 +411,6 @@ def seconds_between_saves(machine: TrainingMachine, save_seconds: float) -> floa
     if not machine.checkpoint_every_seconds:
         return 0.0
     return max(machine.checkpoint_every_seconds, save_seconds * (1 / _SHARE_OF_SAVING - 1))
-
-
-def _told(record: dict[str, Any], state: dict[str, Any]) -> str:
-    """Loss, held-out figure and speed, for a person who watches."""
-    held_out = state["validation_bits_per_byte"]
-    measured = f"held out {held_out:.3f} bits/byte, " if held_out else ""
-    speed = record["tokens"] / state["step_seconds"]
-    return f"loss {record['loss']:.2f}, {measured}{speed:,.0f} tokens/s"
 
 
 def _diverged(loss: float, norm: float, step: int, config: TrainConfig) -> Diverged:

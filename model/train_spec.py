@@ -10,6 +10,8 @@ from model.parts import Part
 
 METRICS = "metrics.jsonl"
 """Below the working folder: what each step measured, a line of JSON each."""
+SPIKES = "spikes.jsonl"
+"""Below the working folder: the steps that are spikes, with the documents of their batches, a line of JSON each."""
 
 
 _TOKENS_PER_MICRO_BATCH = 16_384

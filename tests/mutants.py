@@ -319,6 +319,20 @@ MUTANTS = (
         "tests/model/test_optimizer.py -k not_finite",
     ),
     Mutant(
+        "a spike moves weights",
+        "model/optimizer.py",
+        "            found = torch.maximum(found, self.judge())",
+        "            self.judge()",
+        "tests/model/test_spikes.py -k left_out",
+    ),
+    Mutant(
+        "a killed server of a run stays dead",
+        "flows/serving/server.py",
+        "            stack.enter_context(server.looked_after())",
+        "            stack.callback(process.stop, server.child, _STOP_SECONDS)",
+        "tests/flows/serving/test_server.py -k killed",
+    ),
+    Mutant(
         "a matrix on a border is orthogonalised in pieces",
         "model/optimizer.py",
         "        if not self.travels:",

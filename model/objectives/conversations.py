@@ -62,6 +62,12 @@ class PackedConversations:
             self.n_trained[i] for i in rows_of_step(len(self), step, rows_per_batch, seed, 0, rows_per_batch)
         )
 
+    def document_ids(self, step: int, rows_per_batch: int, seed: int) -> list[str]:
+        """Conversations of the batch, window by window."""
+        rows = rows_of_step(len(self), step, rows_per_batch, seed, 0, rows_per_batch)
+        names = (self.documents[number].name for row in rows for number in self.windows[row])
+        return list(dict.fromkeys(names))
+
     def batch(
         self, step: int, rows_per_batch: int, seed: int, first: int, count: int
     ) -> dict[str, np.ndarray]:

@@ -15,10 +15,11 @@ from model.tokens import Tokens
 
 @dataclass(frozen=True)
 class Document:
-    """Token ids (n,) of a conversation, and of which of them a loss is taken (n,)."""
+    """Token ids (n,) of a conversation, of which of them a loss is taken (n,), and its id."""
 
     ids: np.ndarray
     trained: np.ndarray
+    name: str = ""
 
     def __len__(self) -> int:
         return len(self.ids) - 1
@@ -40,8 +41,9 @@ def documents_of(shards: Sequence[Tokens]) -> list[Document]:
     for tokens in shards:
         assert tokens.trained is not None, "the tokens have no mask"
         start = 0
-        for end in tokens.documents.column("end").to_pylist():
-            documents.append(Document(tokens.ids[start:end], tokens.trained[start:end]))
+        table = tokens.documents
+        for end, name in zip(table.column("end").to_pylist(), table.column("id").to_pylist(), strict=True):
+            documents.append(Document(tokens.ids[start:end], tokens.trained[start:end], name))
             start = end
     return documents
 

@@ -30,6 +30,9 @@ class Rows(Protocol):
     def trained_targets(self, step: int, rows_per_batch: int, seed: int) -> int:
         """What the loss of the whole batch of `step` is a mean over: targets, or pairs."""
 
+    def document_ids(self, step: int, rows_per_batch: int, seed: int) -> list[str]:
+        """Ids of the documents that the whole batch of `step` is made of, each once."""
+
     def batch(
         self, step: int, rows_per_batch: int, seed: int, first: int, count: int
     ) -> dict[str, np.ndarray]:

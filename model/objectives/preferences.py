@@ -45,6 +45,11 @@ class PreferencePairs:
         """Pairs of the batch: the loss is a mean over pairs."""
         return rows_per_batch
 
+    def document_ids(self, step: int, rows_per_batch: int, seed: int) -> list[str]:
+        """Both sides of each pair of the batch."""
+        rows = rows_of_step(len(self), step, rows_per_batch, seed, 0, rows_per_batch)
+        return list(dict.fromkeys(self.documents[2 * row + side].name for row in rows for side in (0, 1)))
+
     def batch(
         self, step: int, rows_per_batch: int, seed: int, first: int, count: int
     ) -> dict[str, np.ndarray]:

@@ -47,10 +47,16 @@ class ReplayedTextObjective(TextObjective):
 
     def old_windows(self, shards: Sequence[Tokens], context_length: int) -> Windows:
         """Old text as one stream of windows."""
-        if not self.replay_shards:
-            return Windows(self._pieces(shards, new=False), context_length)
-        replayed = [open_tokens(path, shards[0].header.tokenizer_sha256) for path in self.replay_shards]
-        return Windows([shard.ids for shard in replayed], context_length)
+        return self._old_windows(shards, self._replayed(shards), context_length)
+
+    def _old_windows(
+        self, shards: Sequence[Tokens], replayed: Sequence[Tokens], context_length: int
+    ) -> Windows:
+        old = [shard.ids for shard in replayed] or self._pieces(shards, new=False)
+        return Windows(old, context_length)
+
+    def _replayed(self, shards: Sequence[Tokens]) -> list[Tokens]:
+        return [open_tokens(path, shards[0].header.tokenizer_sha256) for path in self.replay_shards]
 
     def _pieces(self, shards: Sequence[Tokens], *, new: bool) -> list[np.ndarray]:
         if not self.new_documents:
@@ -63,6 +69,7 @@ class ReplayedTextObjective(TextObjective):
         new = self.new_windows(shards, context_length)
         if not self.replay_weight:
             return self.text_rows(shards, new, context_length)
+        replayed = self._replayed(shards)
         shares = Phase(0, (self.replay_weight, 1 - self.replay_weight))
-        mixture = Mixture([self.old_windows(shards, context_length), new], [shares])
-        return self.text_rows(shards, mixture, context_length)
+        mixture = Mixture([self._old_windows(shards, replayed, context_length), new], [shares])
+        return self.text_rows([*shards, *replayed], mixture, context_length)

@@ -1,6 +1,6 @@
 """Text: every next token is a target."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -9,7 +9,7 @@ from pydantic import Field
 from model.base_config import Config
 from model.batches import Windows, filled_ends, next_token_windows
 from model.objectives.objective import Rows, Window
-from model.tokens import Tokens
+from model.tokens import Tokens, document_ids
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,12 +24,26 @@ class _Batches(Protocol):
 
     def batch(self, step: int, windows_per_batch: int, seed: int, first: int, count: int) -> np.ndarray: ...
 
+    def pieces_of_batch(self, step: int, windows_per_batch: int, seed: int) -> Iterator[np.ndarray]: ...
+
 
 class TextRows:
-    """Windows of text as rows of a batch."""
+    """Windows of text as rows of a batch.
 
-    def __init__(self, windows: _Batches, context_length: int, end_of_text: int | None = None) -> None:
-        self.windows, self.context_length, self.end_of_text = windows, context_length, end_of_text
+    Args:
+        shards: what they are cut from.
+        end_of_text: id that begins each document, if documents do not see each other.
+    """
+
+    def __init__(
+        self,
+        shards: Sequence[Tokens],
+        windows: _Batches,
+        context_length: int,
+        end_of_text: int | None = None,
+    ) -> None:
+        self.shards, self.windows = shards, windows
+        self.context_length, self.end_of_text = context_length, end_of_text
 
     def __len__(self) -> int:
         return len(self.windows)
@@ -37,6 +51,11 @@ class TextRows:
     def trained_targets(self, step: int, rows_per_batch: int, seed: int) -> int:
         """Every token of the batch."""
         return rows_per_batch * self.context_length
+
+    def document_ids(self, step: int, rows_per_batch: int, seed: int) -> list[str]:
+        """Documents of the batch, in the order in which they are read."""
+        pieces = self.windows.pieces_of_batch(step, rows_per_batch, seed)
+        return list(dict.fromkeys(name for piece in pieces for name in document_ids(self.shards, piece)))
 
     def batch(
         self, step: int, rows_per_batch: int, seed: int, first: int, count: int
@@ -62,7 +81,7 @@ class TextObjective(Config):
     def text_rows(self, shards: Sequence[Tokens], windows: _Batches, context_length: int) -> Rows:
         """Windows as rows, cut up into documents if these do not see each other."""
         end_of_text = shards[0].header.end_of_text_id if self.isolate_documents else None
-        return TextRows(windows, context_length, end_of_text)
+        return TextRows(shards, windows, context_length, end_of_text)
 
     @property
     def windows_per_row(self) -> int:

@@ -13,7 +13,7 @@ from model.errors import InputError, StageFailed
 from model.files import read_json
 from model.machine import TrainingMachine
 from model.tokenizer import TOKEN_BYTES, tokenizer_sha256
-from model.train_spec import METRICS, TrainSpec
+from model.train_spec import METRICS, SPIKES, TrainSpec
 from tasks.engine.machine import Machine
 from tasks.engine.progress import progress
 from tasks.engine.stage import Artifact, Metrics
@@ -168,5 +168,6 @@ def train_under_torchrun(
         _run_ranks(spec_path, work, resolved, machine)
         metrics = json.loads((work / ranks.RESULT).read_text())
     (out / "figures").mkdir(exist_ok=True)
-    shutil.copyfile(work / METRICS, out / "figures" / METRICS)
+    for name in (METRICS, SPIKES):
+        shutil.copyfile(work / name, out / "figures" / name)
     return metrics

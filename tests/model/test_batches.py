@@ -53,7 +53,7 @@ def windows(tmp_path: Path) -> Windows:
 def test_windows_cover_the_stream_and_overlap_by_one(windows: Windows):
     assert windows.n_tokens == 500
     assert len(windows) == (500 - 1) // 16
-    rows = windows.read(16 * np.arange(len(windows)))
+    rows = windows.read(range(0, 16 * len(windows), 16))
     assert rows.shape == (31, 17)
     assert np.array_equal(rows[1:, 0], rows[:-1, -1])
     stream = np.concatenate([rows[0, :1], rows[:, 1:].ravel()])
@@ -92,7 +92,7 @@ def test_each_epoch_reads_the_stream_once_from_a_place_of_its_own(windows: Windo
         # All but what a whole number of windows leaves over is a target once.
         assert sum(len(row) - 1 for row in rows) == 16 * len(windows)
         first.append({row[0] for row in rows})
-    assert first[0] == set(windows.read(16 * np.arange(len(windows)))[:, 0].tolist())
+    assert first[0] == set(windows.read(range(0, 16 * len(windows), 16))[:, 0].tolist())
     assert len({frozenset(places) for places in first}) == 4
 
 

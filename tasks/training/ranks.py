@@ -145,9 +145,11 @@ def rank(spec_path: Path) -> None:
 
 
 def _train(spec_path: Path) -> None:
-    from model import train as training
-
     spec = TrainSpec.model_validate_json(spec_path.read_bytes())
+    if spec.machine.device == "cpu" and not spec.is_compiled:
+        # DeepSpeed would compile an optimizer that is not used, and take a second for it.
+        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+    from model import train as training
 
     own_rank = os.environ["RANK"]
 

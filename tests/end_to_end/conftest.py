@@ -7,11 +7,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 from filelock import FileLock
@@ -128,9 +129,8 @@ def write_corpus(folder: Path, speeches: list[Path]) -> None:
     (folder / "special.txt").write_text(pieces[7][:200] + " <|endoftext|> " + pieces[8][200:3_000])
 
 
-@contextmanager
-def running_server(home: Path) -> Iterator[str]:
-    """A real Prefect server on loopback, with its database in a folder; yields the address of its API."""
+def start_server(home: Path) -> tuple[subprocess.Popen, str]:
+    """A real Prefect server on loopback, with its database in a folder: its process, and the address of its API."""
     port = free_port()
     env = {
         **os.environ,
@@ -142,32 +142,67 @@ def running_server(home: Path) -> Iterator[str]:
     command = [prefect, "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     with (home / "log").open("w") as log:
         server = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
-    try:
-        url = f"http://127.0.0.1:{port}/api"
-        wait_until(lambda: is_up(url), "the Prefect server", server)
-        yield url
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
+    url = f"http://127.0.0.1:{port}/api"
+    wait_until(lambda: is_up(url), "the Prefect server", server)
+    return server, url
+
+
+def stop_server(group: int) -> None:
+    """End a server that was started by some process of the tests, by its process group."""
+    with suppress(ProcessLookupError, psutil.NoSuchProcess):
+        server = psutil.Process(group)
+        os.killpg(group, signal.SIGTERM)
         try:
             server.wait(HANGING_SECONDS)
-        except subprocess.TimeoutExpired:
-            os.killpg(server.pid, signal.SIGKILL)
+        except psutil.TimeoutExpired:
+            os.killpg(group, signal.SIGKILL)
+
+
+@contextmanager
+def running_server(home: Path) -> Iterator[str]:
+    """A server while the body runs; yields the address of its API."""
+    server, url = start_server(home)
+    try:
+        yield url
+    finally:
+        stop_server(server.pid)
+
+
+def session_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all processes of this test session share."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 
 
 @pytest.fixture(scope="session")
 def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The server of this test session."""
-    with running_server(tmp_path_factory.mktemp("prefect")) as url:
-        yield url
+    """One server for all processes of this test session: the first starts it, and the last ends it."""
+    shared = session_folder(tmp_path_factory) / "prefect.json"
+    lock = FileLock(f"{shared}.lock")
+
+    def change(users: int) -> dict[str, Any]:
+        known = json.loads(shared.read_text()) if shared.exists() else {"users": 0}
+        if not known["users"]:
+            server, url = start_server(tmp_path_factory.mktemp("prefect"))
+            known |= {"group": server.pid, "url": url}
+        known["users"] += users
+        if not known["users"]:
+            stop_server(known["group"])
+        shared.write_text(json.dumps(known))
+        return known
+
+    with lock:
+        url = change(1)["url"]
+    yield url
+    with lock:
+        change(-1)
 
 
 @pytest.fixture(scope="session")
 def line(tmp_path_factory: pytest.TempPathFactory, prefect_server: str, speeches: list[Path]) -> Line:
     """The whole line, run once for all processes of this test session. Tests only look at it, or add runs to it."""
     own = tmp_path_factory.mktemp("line")
-    session = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        session = session.parent
+    session = session_folder(tmp_path_factory)
     shared = Line(session / "line", prefect_server)
     with FileLock(session / "line.lock"):
         if not (shared.root / "first.json").exists():

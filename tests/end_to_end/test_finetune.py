@@ -151,13 +151,10 @@ def test_a_person_talks_to_it(tuned: tuple[Line, dict[str, Any]]):
     assert len(done.stdout.splitlines()) >= 3
     refused = made.call("chat", "tiny", code=2)
     assert "has no chat template" in refused.stderr
-    rows = json.loads(
-        made.call("generate", "tuned", "The people", "We", "--max-tokens", "5", "--json").stdout
-    )
-    assert [row["prompt"] for row in rows] == ["The people", "We"]
-    greedy = ("What comes after", "--max-tokens", "8", "--temperature", "0", "--json")
+    greedy = ("What comes after", "We", "--max-tokens", "8", "--temperature", "0", "--json")
     adapter = Path(done_before["artifacts"]["export_model"]["path"]) / "adapter"
     whole = made.call("generate", "tuned", *greedy).stdout
+    assert [row["prompt"] for row in json.loads(whole)] == ["What comes after", "We"]
     assert made.call("generate", "tiny", *greedy, "--adapter", str(adapter)).stdout == whole
     refused = made.call("generate", "tuned", *greedy, "--adapter", str(adapter), code=2)
     assert "was trained on another base" in refused.stderr

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.end_to_end
 
 @pytest.fixture
 def copy(line: Line, tmp_path: Path) -> Line:
-    made = Line(tmp_path / "copy", None)
+    made = Line(tmp_path / "copy", line.server)
     shutil.copytree(line.root, made.root, symlinks=True)
     made.first = line.first
     return made
@@ -27,7 +27,7 @@ def copy(line: Line, tmp_path: Path) -> Line:
 @pytest.fixture(scope="module")
 def evaluated_again(line: Line, tmp_path_factory: pytest.TempPathFactory) -> Line:
     """A copy with a second run, on fewer items."""
-    made = Line(tmp_path_factory.mktemp("again") / "copy", None)
+    made = Line(tmp_path_factory.mktemp("again") / "copy", line.server)
     shutil.copytree(line.root, made.root, symlinks=True)
     made.first = line.first
     made.run("--set", "evaluate_model.limit=5")
@@ -60,7 +60,7 @@ def test_verify_finds_a_changed_byte(copy: Line):
 
 
 def test_gc_keeps_what_recent_runs_need(evaluated_again: Line, tmp_path: Path):
-    copy = Line(tmp_path / "copy", None, evaluated_again.first)
+    copy = Line(tmp_path / "copy", evaluated_again.server, evaluated_again.first)
     shutil.copytree(evaluated_again.root, copy.root, symlinks=True)
     needed = json.loads(copy.call("show", copy.first["run"], "--json").stdout)["stages"]
     abandoned = copy.store / "work" / "train_model-0123"
@@ -124,6 +124,7 @@ def test_accept_takes_an_earlier_result_and_says_by_whom(copy: Line, tmp_path: P
 def test_secrets_are_written_nowhere(copy: Line):
     """Every command of these tests has them in its environment, also the one that made this line."""
     assert set(CANARIES.items()) <= set(copy.environment().items())
+    copy.server = None  # the database of a server of its own is searched, too
     copy.call("evaluate", copy.first["run"], "--tasks", "sciq", "--limit", "3", "--json")
     written = {
         path: path.read_bytes() for path in copy.root.rglob("*") if path.is_file() and not path.is_symlink()

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from model.base_config import Config
+from model.budget import Beside, matrix_shapes
+from model.config import ModelConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,6 +36,15 @@ class LowRankAdapter(Config):
         min_length=1,
         description="Matrices of each block that get an adapter.",
     )
+
+    def beside(self, config: ModelConfig) -> Beside:
+        """What it adds to a model that need not exist."""
+        shapes = [shape for name, shape in matrix_shapes(config).items() if name in self.targets]
+        lengths = sum(rows for rows, _ in shapes) if self.kind == "dora" else 0
+        parameters = self.rank * sum(map(sum, shapes)) + lengths
+        # Beside a matrix it keeps what its first half gives; DoRA scales what both give.
+        kept = self.rank * len(shapes) + 2 * lengths
+        return Beside(config.n_layers * parameters, config.n_layers * kept)
 
     def lora_config(self, **fields: Any) -> Any:
         """The configuration of `peft`."""

@@ -106,21 +106,34 @@ def _work_bytes_per_token(config: ModelConfig, s: int) -> int:
     return s * (2 * gates * config.feedforward_dim + 4 * config.d_model) + norms
 
 
-def _largest_stack(config: ModelConfig) -> int:
-    """Elements of the matrices of one shape that Muon works on together."""
+def matrix_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
+    """Rows and columns of the matrices of a block, by name."""
     width, hidden = config.d_model, config.feedforward_dim
     q, kv = config.n_heads * config.head_dim, config.kv_heads * config.head_dim
+    gate = {"gate_proj": (hidden, width)} if config.feed_forward == "swiglu" else {}
+    attention = {"q_proj": (q, width), "k_proj": (kv, width), "v_proj": (kv, width), "o_proj": (width, q)}
+    return {**attention, **gate, "up_proj": (hidden, width), "down_proj": (width, hidden)}
+
+
+def _largest_stack(config: ModelConfig) -> int:
+    """Elements of the matrices of one shape that Muon works on together."""
     by_shape: dict[tuple[int, int], int] = {}
-    gates = 2 if config.feed_forward == "swiglu" else 1
-    for shape, n in (
-        ((q, width), 1),
-        ((kv, width), 2),
-        ((width, q), 1),
-        ((hidden, width), gates),
-        ((width, hidden), 1),
-    ):
-        by_shape[shape] = by_shape.get(shape, 0) + n * config.n_layers * shape[0] * shape[1]
+    for shape in matrix_shapes(config).values():
+        by_shape[shape] = by_shape.get(shape, 0) + config.n_layers * shape[0] * shape[1]
     return max(by_shape.values())
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What is trained beside weights that are frozen.
+
+    Attributes:
+        parameters: numbers that are trained.
+        kept_per_token: numbers that it keeps of a token, in all blocks, for the backward pass.
+    """
+
+    parameters: int
+    kept_per_token: int
 
 
 def memory(
@@ -136,6 +149,7 @@ def memory(
     recompute: Recompute = "none",
     averaging: bool = False,
     on_cpu: bool = True,
+    beside: Beside | None = None,
 ) -> Memory:
     """What one rank needs.
 
@@ -145,12 +159,14 @@ def memory(
         optimizer: muon or adamw.
         averaging: whether an average of the weights is kept.
         on_cpu: whether it is a CPU, where copies for checkpoints lie in the same memory.
+        beside: what is trained, if that is not the weights themselves.
     """
     s = 2 if dtype == "bfloat16" else 4
     parameters = count(config, vocabulary_size)
-    n = parameters.total
+    n = beside.parameters if beside else parameters.total
     share = ranks if zero_stage else 1
-    weights = s * n if zero_stage < 3 else s * n // ranks
+    held = s * (parameters.total + (beside.parameters if beside else 0))
+    weights = held if zero_stage < 3 else held // ranks
     gradients = s * n if zero_stage < 2 else s * n // ranks
     if dtype == "bfloat16":
         gradients += 4 * n if zero_stage == 1 else 4 * n // share
@@ -164,15 +180,15 @@ def memory(
     tokens = micro_batch * window_length
     own = block_bytes_per_token(config, s)
     layers = config.n_layers * block_bytes_per_token(config, s, recompute)
+    if beside and recompute != "full":
+        layers += s * beside.kept_per_token
     again = own if recompute != "none" else 0
     ends = s * config.d_model + _norm_bytes(config, config.d_model, 1, s) + s * config.d_model
     activations = tokens * (layers + again + _work_bytes_per_token(config, s) + ends)
     rows = min(tokens, head_rows(vocabulary_size, "cpu" if on_cpu else "cuda"))
-    head = (
-        rows * vocabulary_size * (4 + 2 * s)
-        + 4 * vocabulary_size * config.d_model
-        + tokens * s * config.d_model
-    )
+    head = rows * vocabulary_size * (4 + 2 * s) + tokens * s * config.d_model
+    if not beside:
+        head += 4 * vocabulary_size * config.d_model
     stack = _largest_stack(config) // share if with_muon else 0
     return Memory(
         weights=weights,
@@ -262,6 +278,7 @@ def lay_out(
     zero_stage: int | None = None,
     highest_stage: int = 3,
     recompute: Recompute | None = None,
+    beside: Beside | None = None,
 ) -> Plan:
     """The first layout that fits, of those that cost least: longer passes before shorter ones, and then first a higher ZeRO stage,
     then recomputation.
@@ -271,6 +288,7 @@ def lay_out(
         memory_bytes: of one rank; None if nobody knows, and then it fits.
         highest_stage: that may be chosen.
         micro_batch, zero_stage, recompute: given, and not chosen; 0 or None leaves them open.
+        beside: what is trained, if that is not the weights themselves.
     """
     first = 1 if ranks > 1 or dtype == "bfloat16" else 0
     stages = [stage for stage in (first, 2, 3) if stage <= highest_stage] if ranks > 1 else [first]
@@ -281,7 +299,8 @@ def lay_out(
     fitting = [size for size in divisors if size <= most] or [1]
     good = [size for size in fitting if size * window_length >= _GOOD_TOKENS] or fitting[:1]
     given = [next(size for size in divisors if size <= micro_batch)] if micro_batch else None
-    how = {"dtype": dtype, "optimizer": optimizer, "ranks": ranks, "averaging": averaging, "on_cpu": on_cpu}
+    how = {"dtype": dtype, "optimizer": optimizer, "ranks": ranks, "averaging": averaging}
+    how |= {"on_cpu": on_cpu, "beside": beside}
 
     def plan(size: int, stage: int, mode: Recompute) -> Plan:
         needs = memory(

@@ -9,6 +9,7 @@ programs.
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import struct
@@ -81,6 +82,7 @@ class Checkpoints:
         optimizer: whose moments belong to them.
         averages: for each of the masters' tensors an average of it, or nothing.
         keep: newest checkpoints that stay on disk.
+        keep_every_seconds: of the older ones, one of so many seconds stays; 0 keeps none of them.
     """
 
     def __init__(
@@ -90,9 +92,10 @@ class Checkpoints:
         optimizer: torch.optim.Optimizer,
         averages: list[Tensor],
         keep: int,
+        keep_every_seconds: float = 0.0,
     ) -> None:
         self.folder, self.masters, self.optimizer, self.averages = folder, masters, optimizer, averages
-        self.keep = keep
+        self.keep, self.keep_every_seconds = keep, keep_every_seconds
         self.thread: threading.Thread | None = None
         self.failure: Exception | None = None
 
@@ -173,8 +176,22 @@ class Checkpoints:
             shutil.rmtree(final)
         os.rename(building, final)
         fsync_path(self.folder)
-        for old in sorted(self.folder.glob("step-*"))[: -self.keep]:
+        for old in self._outdated():
             shutil.rmtree(old)
+
+    def _outdated(self) -> list[Path]:
+        """Checkpoints that are not kept any more."""
+        older = sorted(self.folder.glob("step-*"))[: -self.keep]
+        if not self.keep_every_seconds:
+            return older
+        outdated, kept_at = [], -math.inf
+        for folder in older:
+            written_at = (folder / MANIFEST).stat().st_mtime
+            if written_at - kept_at >= self.keep_every_seconds:
+                kept_at = written_at
+            else:
+                outdated.append(folder)
+        return outdated
 
     def _choose(self) -> str:
         """The newest checkpoint that is whole, once what is later, and so damaged, is gone, and what a kill left behind."""

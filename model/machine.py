@@ -55,6 +55,15 @@ class TrainingMachine(Config):
         "this begins with takes long, more, so that all together take about 1% of the time at most. 0 saves after every step.",
     )
     keep_checkpoints: int = Field(2, ge=1, description="Number of training checkpoints kept on disk.")
+    keep_checkpoint_every_hours: float = Field(
+        0.0,
+        ge=0,
+        description="Hours of which one older checkpoint is kept, too, for as long as the training lasts; 0 keeps none.",
+    )
+    log_to: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = Field(
+        (),
+        description="Where the figures of each step go, too: TensorBoard, Weights & Biases, MLflow (pip install 'scratchlm[trackers]').",
+    )
     deepspeed: dict[str, Any] = Field(
         {},
         description="More of DeepSpeed's own configuration, such as zero_optimization: {overlap_comm: true}; what follows from recipe "

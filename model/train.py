@@ -35,6 +35,7 @@ from model.optimizer import build_optimizer, set_rates
 from model.signals import Signals, signals
 from model.spikes import Spikes
 from model.tokens import Tokens, open_tokens
+from model.trackers import Trackers
 from model.train_spec import METRICS, SPIKES, TrainSpec
 from model.transformer import Transformer, count_parameters
 from model.weights import load_model, save_model
@@ -118,6 +119,7 @@ def train(
             training.run()
         finally:
             training.feed.close()
+            training.trackers.close()
         figures = training.figures()
     if began:
         figures["goodput"] = round(began.goodput(figures["step_seconds"]), 4)
@@ -173,7 +175,12 @@ class _Training:
         # Where it goes on. Rates, batches and seeds are functions of the step, so the step is all there is to know.
         self.average = WeightAverage(self.masters.tensors(), config.averaging, config.n_steps)
         self.checkpoints = Checkpoints(
-            spec.work, self.masters, self.optimizer, self.average.means, spec.machine.keep_checkpoints
+            spec.work,
+            self.masters,
+            self.optimizer,
+            self.average.means,
+            spec.machine.keep_checkpoints,
+            3600 * spec.machine.keep_checkpoint_every_hours,
         )
         self.first_step, saved = self.checkpoints.load()
         best = {"best_steps": None, "best_bits_per_byte": None, "best_sha256": None}
@@ -189,6 +196,10 @@ class _Training:
         is_first = self.masters.rank == 0
         self.metrics = JsonLines(spec.work / METRICS, self.first_step) if is_first else None
         self.spiked = JsonLines(spec.work / SPIKES, self.first_step) if is_first else None
+        settings = {**spec.model.model_dump(), **spec.train.model_dump(), **self.sizes}
+        identity = spec.work.name[-32:]
+        names = spec.machine.log_to if is_first else ()
+        self.trackers = Trackers(names, spec.work, identity, settings, self.first_step)
         self.before: Taken | None = None
         self.told_seconds = self.state["step_seconds"]
         self.saved_at, self.save_seconds = time.monotonic(), 0.0
@@ -307,6 +318,7 @@ class _Training:
                 self._name(record)
             self.feed.waited_seconds, self.told_seconds = 0.0, self.state["step_seconds"]
             self.metrics.write(record | taken.measured)
+            self.trackers.log(taken.step, record | taken.measured)
             total = self.spec.train.n_steps * self.spec.train.tokens_per_batch
             self.progress(tokens, total, "tokens", told(record, self.state))
 

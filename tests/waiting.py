@@ -12,14 +12,21 @@ import pytest
 HANGING_SECONDS = 600.0
 
 
+ASKING_A_SERVER = 1.0
+
+
 def wait_until(
-    condition: Callable[[], Any], what: str = "it", process: subprocess.Popen | None = None
+    condition: Callable[[], Any],
+    what: str = "it",
+    process: subprocess.Popen | None = None,
+    every_seconds: float = 0.2,
 ) -> Any:
     """What the condition gives once it is true.
 
     Args:
         what: names it if it never comes.
         process: fails at once if this ends before.
+        every_seconds: how often it is asked; `ASKING_A_SERVER` where that costs a part of what is waited for.
     """
     deadline = time.monotonic() + HANGING_SECONDS
     while time.monotonic() < deadline:
@@ -30,8 +37,7 @@ def wait_until(
             return value
         if ended:
             pytest.fail(f"the command ended with {process.returncode} before {what}")  # type: ignore[union-attr]
-        # Often enough for what is quick, and seldom enough that asking a server costs little of what is waited for.
-        time.sleep(0.2)
+        time.sleep(every_seconds)
     pytest.fail(f"{what} did not come to be")
 
 

@@ -88,6 +88,8 @@ def _print(found: Estimate, recipe: Recipe, console: Console) -> None:
             else f"{ASSUMED_SHARE_OF_PEAK:.0%} of the peak, assumed"
         )
         rows["time"] = f"{duration(found.seconds)} of training ({how})"
+    if found.fault:
+        rows["time"] = f"not known: {found.fault}"
     if found.dollars is not None:
         rows["price"] = f"{found.dollars:,.2f} dollars"
     for name, text in rows.items():

@@ -35,6 +35,7 @@ class Estimate:
         memory_bytes: that one rank has; None if nobody knows.
         seconds: of all steps; None if it was not tried.
         is_measured: whether that is of steps that were tried here.
+        fault: why they could not be tried; empty if they could, or need not.
     """
 
     parameters: Parameters
@@ -49,6 +50,7 @@ class Estimate:
     seconds: float | None
     is_measured: bool
     dollars: float | None
+    fault: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """The same for a program."""
@@ -70,6 +72,7 @@ class Estimate:
             "seconds": self.seconds,
             "is_measured": self.is_measured,
             "dollars": self.dollars,
+            "fault": self.fault,
         }
 
 
@@ -113,12 +116,15 @@ def estimate(
     plan = lay_out_training(recipe.model, train, vocabulary_size, machine, memory_bytes)
     per_token = flops_per_token(recipe.model, vocabulary_size)
     tokens = train.n_steps * train.tokens_per_batch
-    seconds = None
+    seconds, fault = None, ""
     if hardware:
         spent = tokens * (per_token + recomputed_flops_per_token(recipe.model, plan.recompute))
         seconds = spent / (hardware[0].peak * ASSUMED_SHARE_OF_PEAK * ranks)
     elif plan.fits:
-        found = probed(recipe, vocabulary_size, place, tell)
+        try:
+            found = probed(recipe, vocabulary_size, place, tell)
+        except InputError as error:
+            found, fault = None, str(error)
         seconds = found["step_seconds"] * train.n_steps / ranks if found else None
     price = machine.dollars_per_hour
     return Estimate(
@@ -134,4 +140,5 @@ def estimate(
         seconds=seconds,
         is_measured=hardware is None,
         dollars=price * ranks * seconds / 3600 if price and seconds and plan.fits else None,
+        fault=fault,
     )

@@ -7,6 +7,7 @@ the same bits.
 import os
 from pathlib import Path
 
+from model.adapters import LowRankAdapter
 from model.budget import Plan, lay_out
 from model.config import ModelConfig, TrainConfig
 from model.machine import TrainingMachine
@@ -42,6 +43,7 @@ def lay_out_training(
     *,
     window_length: int | None = None,
     windows_per_row: int = 1,
+    adapter: LowRankAdapter | None = None,
 ) -> Plan:
     """The layout of a training on ranks with so much memory each; what the machine says is kept.
 
@@ -50,6 +52,7 @@ def lay_out_training(
         memory_bytes: None if nobody knows.
         window_length: tokens of a training window, if fewer than the model's context.
         windows_per_row: windows that stay together.
+        adapter: what is trained beside frozen weights; the weights themselves if None.
     """
     ranks, length = machine.ranks or 1, window_length or model.context_length
     mode = machine.activation_checkpointing
@@ -70,6 +73,7 @@ def lay_out_training(
         highest_stage=2 if machine.compile is True or windows_per_row > 1 else 3,
         # Every k-th block: what lies between is not worth a formula of its own.
         recompute=None if mode == "auto" else "none" if isinstance(mode, int) else mode,
+        beside=adapter.beside(model) if adapter else None,
     )
 
 
@@ -83,6 +87,7 @@ def lay_out_spec(spec: TrainSpec, memory_bytes: float | None) -> Plan:
         memory_bytes,
         window_length=spec.window_length,
         windows_per_row=spec.objective.windows_per_row,
+        adapter=spec.adapter,
     )
 
 

@@ -90,7 +90,14 @@ def write_made_up_tokens(folder: Path, vocabulary_size: int, n_tokens: int) -> N
 def _as_one_of(machine: dict[str, Any]) -> dict[str, Any]:
     """One rank with the cores that it would have among its like, which writes no checkpoint."""
     threads = machine["threads"] or max(1, (os.cpu_count() or 1) // max(1, machine["ranks"]))
-    return {**machine, "ranks": 1, "threads": threads, "zero_stage": "auto", "checkpoint_every_seconds": 1e9}
+    return {
+        **machine,
+        "ranks": 1,
+        "threads": threads,
+        "zero_stage": "auto",
+        "checkpoint_every_seconds": 1e9,
+        "log_to": (),
+    }
 
 
 def _measure(request: dict[str, Any], folder: Path) -> dict[str, float]:

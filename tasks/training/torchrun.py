@@ -13,6 +13,7 @@ from model.errors import InputError, StageFailed
 from model.files import read_json
 from model.machine import TrainingMachine
 from model.tokenizer import TOKEN_BYTES, tokenizer_sha256
+from model.trackers import TENSORBOARD, check_trackers
 from model.train_spec import METRICS, SPIKES, TrainSpec
 from tasks.engine.machine import Machine
 from tasks.engine.progress import progress
@@ -140,6 +141,7 @@ def train_under_torchrun(
     """
     resolved = machine.training()
     check_machine(config, resolved, objective.windows_per_row)
+    check_trackers(resolved.log_to)
     train_shards, validation_shards = ([path / f"{side}.arrow" for path in tokens.shards] for side in SIDES)
     window_length = config.model.context_length
     spec = TrainSpec(
@@ -170,4 +172,6 @@ def train_under_torchrun(
     (out / "figures").mkdir(exist_ok=True)
     for name in (METRICS, SPIKES):
         shutil.copyfile(work / name, out / "figures" / name)
+    if (work / TENSORBOARD).exists():
+        shutil.copytree(work / TENSORBOARD, out / "figures" / TENSORBOARD)
     return metrics

@@ -13,7 +13,7 @@ import psutil
 
 from tasks.engine.process import free_port
 from tests.end_to_end.conftest import Line
-from tests.waiting import HANGING_SECONDS, processes_of, wait_until
+from tests.waiting import ASKING_A_SERVER, HANGING_SECONDS, processes_of, wait_until
 
 TERMINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
@@ -86,7 +86,7 @@ class Serve:
                 return None
             return state if state["type"] in TERMINAL else None
 
-        return wait_until(ended, f"the end of {run}")
+        return wait_until(ended, f"the end of {run}", every_seconds=ASKING_A_SERVER)
 
     def stages(self, run: str) -> dict[str, str]:
         """State name by task."""

@@ -15,9 +15,9 @@ import httpx
 import pytest
 
 from tests.conftest import ROOT
-from tests.end_to_end.conftest import RECIPE, Line
+from tests.end_to_end.conftest import RECIPE, Line, running_server
 from tests.end_to_end.serving import TERMINAL
-from tests.waiting import processes_of, wait_until
+from tests.waiting import ASKING_A_SERVER, processes_of, wait_until
 
 pytestmark = pytest.mark.end_to_end
 
@@ -27,7 +27,7 @@ SLOT = {"names": ["accelerator"], "slots": 1}
 
 
 class OwnServer:
-    """The session's server with the deployments of the file, and a process worker for each pool."""
+    """A server with the deployments of the file, and a process worker for each pool."""
 
     def __init__(self, line: Line) -> None:
         self.line = line
@@ -75,7 +75,7 @@ class OwnServer:
         return self.ask("GET", f"flow_runs/{run}").json()["state"]
 
     def end(self, run: str) -> dict:
-        wait_until(lambda: self.state(run)["type"] in TERMINAL, what="the end of the run")
+        wait_until(lambda: self.state(run)["type"] in TERMINAL, "the end of the run", None, ASKING_A_SERVER)
         return self.state(run)
 
     def tasks(self, run: str) -> dict[str, dict]:
@@ -83,9 +83,16 @@ class OwnServer:
         return {row["name"].removesuffix(" (cached)"): row for row in rows}
 
 
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server that no other test has: limits hold for all that runs on a server."""
+    with running_server(tmp_path_factory.mktemp("alone")) as url:
+        yield url
+
+
 @pytest.fixture
-def own(line: Line, tmp_path: Path) -> Iterator[OwnServer]:
-    copy = Line(tmp_path / "copy", line.server)
+def own(line: Line, alone: str, tmp_path: Path) -> Iterator[OwnServer]:
+    copy = Line(tmp_path / "copy", alone)
     shutil.copytree(line.root, copy.root, symlinks=True)
     made = OwnServer(copy)
     for pool in ("cpu", "gpu"):
@@ -135,7 +142,7 @@ def test_deployed_flows_run_on_workers_that_lack_the_deployers_folder(own: OwnSe
         states = {name: (task["state"] or {}).get("type") for name, task in own.tasks(training).items()}
         return (states.get("tokenize"), states.get("train_model")) == ("COMPLETED", "RUNNING")
 
-    wait_until(waits, what="a training that waits for the accelerator")
+    wait_until(waits, "a training that waits for the accelerator", None, ASKING_A_SERVER)
     assert not list((own.line.store / "work").glob("train_model-*/step-*"))
     environments = [Path(f"/proc/{pid}/environ").read_bytes() for pid in processes_of(own.line.store)]
     assert any(b"HF_TOKEN=canary-job-variable" in environment for environment in environments)
@@ -153,7 +160,7 @@ def test_deployed_flows_run_on_workers_that_lack_the_deployers_folder(own: OwnSe
     assert not any(b"canary-job-variable" in path.read_bytes() for path in kept)
 
 
-def test_a_pool_that_a_person_edited_stays_as_it_is(prefect_server: str):
+def test_a_pool_that_a_person_edited_stays_as_it_is(alone: str):
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import WorkPoolUpdate
     from prefect.settings import PREFECT_API_URL, temporary_settings
@@ -167,7 +174,7 @@ def test_a_pool_that_a_person_edited_stays_as_it_is(prefect_server: str):
             await create_work_pool("edited", Path.cwd())
             return (await client.read_work_pool("edited")).concurrency_limit
 
-    with temporary_settings({PREFECT_API_URL: prefect_server}):
+    with temporary_settings({PREFECT_API_URL: alone}):
         assert asyncio.run(edit()) == 3
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.end_to_end.conftest import RECIPE, Line
 from tests.end_to_end.serving import Serve
-from tests.waiting import wait_until
+from tests.waiting import ASKING_A_SERVER, wait_until
 
 pytestmark = pytest.mark.end_to_end
 
@@ -64,7 +64,7 @@ def test_a_scheduled_retraining_promotes_and_refuses_and_is_rolled_back(first: L
             states = {"state": {"name": {"any_": [name]}}}
             return served.post("/flow_runs/filter", {"flow_runs": states})
 
-        assert wait_until(lambda: named("Promoted"), "its state")
+        assert wait_until(lambda: named("Promoted"), "its state", None, ASKING_A_SERVER)
 
         def followed() -> list[dict]:
             deployments = {
@@ -75,10 +75,10 @@ def test_a_scheduled_retraining_promotes_and_refuses_and_is_rolled_back(first: L
             return [run for run in runs if run["state"]["type"] == "COMPLETED"]
 
         # What follows a promotion is started with the run that was promoted.
-        assert wait_until(followed, "the evaluation of the new champion")[0]["parameters"][
-            "model"
-        ] == champion(first)
-        quiet = wait_until(lambda: named("Nothing new"), "a run with nothing new")[0]
+        assert wait_until(followed, "the evaluation of the new champion", None, ASKING_A_SERVER)[0][
+            "parameters"
+        ]["model"] == champion(first)
+        quiet = wait_until(lambda: named("Nothing new"), "a run with nothing new", None, ASKING_A_SERVER)[0]
         assert served.stages(quiet["id"]) == {}
         assert quiet["state"]["message"].startswith("0 new documents")
         good = {path: path.read_text() for path in sorted(first.corpus.glob("*.txt"))}

@@ -20,7 +20,7 @@ from tasks.engine.process import free_port
 from tasks.engine.store import Store
 from tests.end_to_end.conftest import RECIPE, Line
 from tests.end_to_end.serving import Serve
-from tests.waiting import assert_no_process_of, wait_until
+from tests.waiting import ASKING_A_SERVER, assert_no_process_of, wait_until
 
 pytestmark = pytest.mark.end_to_end
 
@@ -60,7 +60,11 @@ def resumed_from(served: Serve, folder: Path) -> int | None:
 def train_again(served: Serve, seed: int, folder: Path) -> int | None:
     """Start the same training once more, and cancel the rest of the run; returns the step from which it went on."""
     run = served.start("pretrain/tiny", **training(seed))
-    wait_until(lambda: served.stages(run).get("train_model") == "Built", what="the training")
+    wait_until(
+        lambda: served.stages(run).get("train_model") == "Built",
+        what="the training",
+        every_seconds=ASKING_A_SERVER,
+    )
     cancel(served, run)
     return resumed_from(served, folder)
 
@@ -171,7 +175,9 @@ def test_two_runs_that_want_the_same_train_once(served: Serve, silent: str):
     runs = [served.start("pretrain/tiny", **training(6)) for _ in range(2)]
     done = {"Built", "Cached"}
     wait_until(
-        lambda: all(served.stages(run).get("train_model") in done for run in runs), what="both trainings"
+        lambda: all(served.stages(run).get("train_model") in done for run in runs),
+        what="both trainings",
+        every_seconds=ASKING_A_SERVER,
     )
     assert {served.stages(run)["train_model"] for run in runs} == done
     for run in runs:
@@ -193,7 +199,7 @@ def test_a_run_that_ended_under_a_name_of_ours_is_not(served: Serve, quiet: str,
         fired = {"event": {"name": ["prefect.automation.action.executed"]}}
         return json.dumps(served.post("/events/filter", {"filter": fired})["events"])
 
-    wait_until(lambda: silent in told(), "the action on the silent run")
+    wait_until(lambda: silent in told(), "the action on the silent run", None, ASKING_A_SERVER)
     assert quiet not in told()
 
 

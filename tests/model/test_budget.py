@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
+from model.adapters import LowRankAdapter
 from model.budget import accelerator_named, block_bytes_per_token, count, lay_out, memory
 from model.config import ModelConfig, flops_per_token
 from model.sizes import DEPTHS
@@ -28,6 +29,27 @@ def shape(**fields) -> ModelConfig:
 def test_parameters_are_those_of_the_model(fields):
     config = shape(**fields)
     assert count(config, 300).total == count_parameters(Transformer(config, 300))
+
+
+@pytest.mark.parametrize("fields", SHAPES)
+@pytest.mark.parametrize("adapter", [{}, {"kind": "dora", "rank": 3}, {"targets": ("q_proj", "down_proj")}])
+def test_what_an_adapter_adds_is_what_is_trained(fields, adapter):
+    config, beside = shape(**fields), LowRankAdapter(**adapter)
+    model = Transformer(config, 300)
+    beside.add_to(model, seed=0)
+    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    assert beside.beside(config).parameters == trained
+
+
+def test_adapters_need_less_than_all_weights_and_more_than_none():
+    config = shape(n_layers=8, d_model=512)
+    layout = {"micro_batch": 2, "window_length": 64, "dtype": "bfloat16", "optimizer": "adamw", "ranks": 1}
+    whole = memory(config, 300, zero_stage=1, **layout)
+    adapters = memory(config, 300, zero_stage=1, **layout, beside=LowRankAdapter().beside(config))
+    # Sixteen bytes of each weight are gradients, masters and moments.
+    assert adapters.total < whole.total / 2
+    assert adapters.weights > whole.weights
+    assert adapters.activations > whole.activations
 
 
 @pytest.mark.parametrize("fields", SHAPES)

@@ -289,6 +289,22 @@ class Waits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+def test_older_checkpoints_are_kept_by_age(tmp_path: Path):
+    """Of eight that were written a minute apart, the two newest stay, and of the others one of every three minutes."""
+    made = Checkpoints.__new__(Checkpoints)
+    made.folder, made.keep, made.keep_every_seconds = tmp_path, 2, 180.0
+    removed = set()
+    for step in range(8):
+        folder = tmp_path / f"step-{step:08d}"
+        folder.mkdir()
+        (folder / "checkpoint.json").touch()
+        os.utime(folder / "checkpoint.json", (60.0 * step, 60.0 * step))
+        for old in made._outdated():
+            removed.add(int(old.name.removeprefix("step-")))
+            shutil.rmtree(old)
+    assert removed == {1, 2, 4, 5}
+
+
 @pytest.mark.end_to_end
 @pytest.mark.parametrize("stage", [0, 1, 2])
 def test_no_step_waits_for_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int):

@@ -103,6 +103,15 @@ def _merged(own: dict[str, Any], added: dict[str, Any], path: str) -> dict[str, 
     return merged
 
 
+@contextmanager
+def built_in_shares(spec: TrainSpec) -> Iterator[None]:
+    """Models that are built in the body exist in shares, of which each rank has its own, from their first weight on."""
+    import deepspeed
+
+    with deepspeed.zero.Init(config_dict_or_path=deepspeed_config(spec)):
+        yield
+
+
 def start_engine(learner: Learner, optimizer: Together, spec: TrainSpec) -> Any:
     """DeepSpeed's engine around a learner; the optimizer then moves what it made of the weights.
 
@@ -112,7 +121,6 @@ def start_engine(learner: Learner, optimizer: Together, spec: TrainSpec) -> Any:
     import deepspeed
 
     engine, _, _, _ = deepspeed.initialize(model=learner, optimizer=optimizer, config=deepspeed_config(spec))
-    if spec.train.dtype == "bfloat16":
-        # Angles of positions in bfloat16 would be wrong from some hundreds on; it cast them with the weights.
-        learner.model.fill_tables()
+    # Angles of positions in bfloat16 would be wrong from some hundreds on; it cast them with the weights.
+    learner.model.fill_tables()
     return engine

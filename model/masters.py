@@ -7,7 +7,7 @@ share of every weight. What of a weight lies where is the same arithmetic on eve
 Everything here that is not documented by DeepSpeed is listed in docs/libraries.md.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
@@ -164,6 +164,18 @@ class Masters:
                         flat[piece.offset : piece.offset + len(piece)] = whole(
                             placed.name, piece.start, piece.stop
                         )
+
+    @torch.no_grad()
+    def fill_one_by_one(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Set the weights from whole ones that come in any order, each on the CPU: no more than one of them need exist."""
+        places = {placed.name: (master, placed) for master in self.all for placed in master.weights}
+        for name, whole in weights:
+            master, placed = places.pop(name)
+            flat, values = master.tensor.detach().view(-1), whole.reshape(-1)
+            for piece in placed.pieces:
+                if self.stage == 0 or piece.rank == self.rank:
+                    flat[piece.offset : piece.offset + len(piece)] = values[piece.start : piece.stop]
+        assert not places, f"no values for {sorted(places)}"
 
     @torch.no_grad()
     def gather(self) -> dict[str, Tensor]:

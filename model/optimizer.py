@@ -250,6 +250,11 @@ class Together(torch.optim.Optimizer):
                 optimizer.place(masters)
 
 
+def n_dimensions(parameter: Tensor) -> int:
+    """Of a weight that may exist in shares only (ZeRO stage 3), whose own shape then says nothing."""
+    return len(getattr(parameter, "ds_shape", parameter.shape))
+
+
 def build_optimizer(config: TrainConfig, model: nn.Module) -> Together:
     """The optimizer that `config` names, over the parameters of `model`.
 
@@ -258,7 +263,7 @@ def build_optimizer(config: TrainConfig, model: nn.Module) -> Together:
     """
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     muon = (
-        [p for name, p in named if name.startswith("blocks.") and p.ndim == 2]
+        [p for name, p in named if name.startswith("blocks.") and n_dimensions(p) == 2]
         if config.optimizer == "muon"
         else []
     )
@@ -266,8 +271,8 @@ def build_optimizer(config: TrainConfig, model: nn.Module) -> Together:
     rest = [p for _, p in named if id(p) not in taken]
     adamw = torch.optim.AdamW(
         [
-            {"params": [p for p in rest if p.ndim >= 2], "weight_decay": config.weight_decay},
-            {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
+            {"params": [p for p in rest if n_dimensions(p) >= 2], "weight_decay": config.weight_decay},
+            {"params": [p for p in rest if n_dimensions(p) < 2], "weight_decay": 0.0},
         ],
         lr=config.learning_rate,
         betas=(config.beta1, config.beta2),

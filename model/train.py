@@ -11,7 +11,7 @@ import math
 import os
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,10 @@ from torch import Tensor
 
 from model.average import WeightAverage
 from model.best import forget_others, keep_if_best, load_best
+from model.budget import count
 from model.checkpoint import Checkpoints
 from model.config import TrainConfig, flops_per_token
-from model.deepspeed_engine import Learner, process_group, start_engine
+from model.deepspeed_engine import Learner, built_in_shares, process_group, start_engine
 from model.errors import InputError
 from model.feed import Batch, Feed
 from model.goodput import Attempts
@@ -37,8 +38,8 @@ from model.spikes import Spikes
 from model.tokens import Tokens, open_tokens
 from model.trackers import Trackers
 from model.train_spec import METRICS, SPIKES, TrainSpec
-from model.transformer import Transformer, count_parameters
-from model.weights import load_model, save_model
+from model.transformer import Transformer, draw_weights
+from model.weights import load_model, read_weights, save_model
 
 
 class Stopped(Exception):
@@ -71,6 +72,20 @@ def _first_weights(spec: TrainSpec) -> Transformer:
     if spec.adapter:
         spec.adapter.add_to(model, spec.train.seed)
     return model
+
+
+def _in_shares(spec: TrainSpec) -> Transformer:
+    """The model in shares, of which each rank has one; its weights mean nothing yet."""
+    with built_in_shares(spec):
+        return Transformer(spec.model, spec.vocabulary_size)
+
+
+def _values(spec: TrainSpec, model: Transformer) -> Iterator[tuple[str, Tensor]]:
+    """The first weights of a model in shares, one after another."""
+    if spec.start:
+        return read_weights(spec.start)
+    shapes: dict[str, torch.Size] = {name: weight.ds_shape for name, weight in model.named_parameters()}  # type: ignore[attr-defined]
+    return draw_weights(spec.model, shapes, spec.train.seed)
 
 
 def _reader(weights: dict[str, Tensor]) -> Callable[[str, int, int], Tensor]:
@@ -150,21 +165,23 @@ class _Training:
         self.token_bytes = np.array(json.loads(spec.token_bytes.read_text()), np.int64)
 
         # What is trained.
-        model = _first_weights(spec)
+        in_shares = spec.zero_stage == 3 and not spec.adapter
+        model = _in_shares(spec) if in_shares else _first_weights(spec)
         # The values as they are: the engine gives the model others, rounded ones in bfloat16, in their place.
         trained = {name: w.detach() for name, w in model.named_parameters() if w.requires_grad}
-        self.sizes = {
-            "parameters": count_parameters(model)
-            - sum(w.numel() for n, w in trained.items() if "lora_" in n),
-            "trained_parameters": sum(weight.numel() for weight in trained.values()),
-        }
+        n_parameters = count(spec.model, spec.vocabulary_size).total
+        beside = spec.adapter.beside(spec.model).parameters if spec.adapter else n_parameters
+        self.sizes = {"parameters": n_parameters, "trained_parameters": beside}
         model.activation_checkpointing = spec.machine.activation_checkpointing
         self.learner = Learner(model.to(device), spec.objective)
         self.optimizer = build_optimizer(config, model)
         self.engine = start_engine(self.learner, self.optimizer, spec)
         self.masters = Masters(model, self.engine)
         self.optimizer.place(self.masters)
-        if config.dtype == "bfloat16":
+        if in_shares:
+            self.masters.fill_one_by_one(_values(spec, model))
+            self.masters.refresh()
+        elif config.dtype == "bfloat16":
             # The engine made the masters of weights that it had rounded.
             self.masters.fill(self.masters.tensors(), _reader(trained))
             self.masters.refresh()

@@ -5,7 +5,7 @@ Names of shapes: B windows, T tokens, D model features, H heads, K key/value hea
 d features of a head, V vocabulary entries.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -217,22 +217,11 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def initialize(self, seed: int) -> None:
-        """Draw the initial weights from `seed`, the same on every machine.
-
-        Matrices N(0, 1/fan_in); the projections that write to the residual stream and the
-        head start at zero, so that the model begins as the identity and with uniform
-        logits (muP's zero-init, arXiv 2203.03466, appendix D.2). A tied head cannot be zero.
-        """
-        generator = torch.Generator().manual_seed(seed)
-        for name, parameter in self.named_parameters():
-            if parameter.ndim < 2:
-                continue
-            if name.endswith(("o_proj.weight", "down_proj.weight", "lm_head.weight")):
-                parameter.zero_()
-            elif name == "embedding.weight":
-                parameter.normal_(0.0, 0.02 if self.config.tie_embeddings else 0.1, generator=generator)
-            else:
-                parameter.normal_(0.0, parameter.shape[1] ** -0.5, generator=generator)
+        """Draw the initial weights from `seed`, the same on every machine."""
+        parameters = dict(self.named_parameters())
+        shapes = {name: parameter.shape for name, parameter in parameters.items()}
+        for name, value in draw_weights(self.config, shapes, seed):
+            parameters[name].copy_(value)
 
     def hidden_states(
         self,
@@ -278,6 +267,30 @@ class Transformer(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Token ids (B, T) -> logits (B, T, V) of the token that follows each."""
         return self.lm_head(self.hidden_states(tokens))
+
+
+def draw_weights(
+    config: ModelConfig, shapes: Mapping[str, torch.Size], seed: int
+) -> Iterator[tuple[str, Tensor]]:
+    """The initial weights, one after another, float32 on the CPU: no more than one of them need exist at a time.
+
+    Matrices N(0, 1/fan_in); the projections that write to the residual stream and the head start at zero, so that the
+    model begins as the identity and with uniform logits (muP's zero-init, arXiv 2203.03466, appendix D.2). A tied head
+    cannot be zero.
+
+    Args:
+        shapes: of the parameters by name, in the order of the model.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for name, shape in shapes.items():
+        if len(shape) < 2:
+            yield name, torch.ones(shape)
+        elif name.endswith(("o_proj.weight", "down_proj.weight", "lm_head.weight")):
+            yield name, torch.zeros(shape)
+        else:
+            embedded = 0.02 if config.tie_embeddings else 0.1
+            deviation = embedded if name == "embedding.weight" else shape[1] ** -0.5
+            yield name, torch.empty(shape).normal_(0.0, deviation, generator=generator)
 
 
 def count_parameters(model: nn.Module) -> int:

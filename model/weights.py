@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -21,6 +23,13 @@ def load_model(folder: Path) -> tuple[Transformer, dict[str, Any]]:
     model = Transformer(ModelConfig.model_validate(description["model"]), description["vocabulary_size"])
     _load_weights(model, folder / WEIGHTS)
     return model.eval(), description
+
+
+def read_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """The weights of a trained model, one after another; a tied head is that of the embedding."""
+    with safe_open(folder / WEIGHTS, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118 - it is no mapping
+            yield name, file.get_tensor(name)
 
 
 def weights_digest(model: Transformer) -> str:

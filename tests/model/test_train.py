@@ -148,6 +148,37 @@ def test_a_training_goes_on_with_other_ranks_at_another_stage(tmp_path: Path, op
 
 
 @pytest.mark.end_to_end
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("starts", [False, True])
+def test_at_stage_3_the_model_is_never_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tied: bool, starts: bool
+):
+    """Its weights exist in shares from the first one on, with the values that they have elsewhere."""
+    first = spec(tmp_path / "first")
+    shape = first.model.model_copy(update={"tie_embeddings": tied})
+    first = first.model_copy(update={"model": shape})
+    run(first, tmp_path / "first")
+    largest = []
+    built = training._in_shares
+
+    def watched(made: TrainSpec) -> Transformer:
+        model = built(made)
+        largest.append(max(weight.numel() for weight in model.parameters()))
+        return model
+
+    monkeypatch.setattr(training, "_in_shares", watched)
+    results = []
+    for name, machine in {"whole": {"zero_stage": 0}, "shares": {"zero_stage": 3}}.items():
+        made = spec(tmp_path / name, averaging=0.3, **machine)
+        update = {"model": shape, "start": first.out if starts else None}
+        results.append(run(made.model_copy(update=update), tmp_path / name))
+    assert largest == [0]
+    assert results[1][0] == pytest.approx(results[0][0], rel=2e-5)
+    for name, value in results[0][1].items():
+        assert (value - results[1][1][name]).abs().max() < 1e-3, name
+
+
+@pytest.mark.end_to_end
 def test_bfloat16_moves_weights_in_float32_and_goes_on_to_the_same_bits(tmp_path: Path):
     losses, weights = train(tmp_path / "float32", optimizer="muon")
     found = {}

@@ -71,6 +71,8 @@ def deepspeed_config(spec: TrainSpec) -> dict[str, Any]:
         "gradient_clipping": spec.train.largest_gradient_norm,
         "zero_optimization": {"stage": spec.zero_stage},
         "zero_allow_untested_optimizer": True,
+        # With weights or moments in the memory of the host, too.
+        "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 2**31,
         # It waits for the device twice in every micro-batch.
         "timers": {"throughput": {"enabled": False}},

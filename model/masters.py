@@ -230,10 +230,19 @@ class Masters:
             shares = optimizer.fp16_partitioned_groups[i]
             for share, value in zip(shares, optimizer.unflatten(computed, shares), strict=True):
                 share.data = value.data
-        # Small weights are whole on every rank between steps.
         if optimizer.persistent_parameters:
             optimizer.persistent_parameters[0].partition(optimizer.persistent_parameters)
-            optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
+        self.gather_small()
+
+    def gather_small(self) -> None:
+        """At stage 3 have small weights whole on every rank, as they are between steps.
+
+        DeepSpeed forgets it where it leaves out a step whose gradient is not finite, and then fails in the next one.
+        """
+        if self.stage == 3:
+            small = self.engine.optimizer.persistent_parameters
+            if missing := [weight for weight in small if not weight.numel()]:
+                missing[0].all_gather(missing)
 
     @contextmanager
     def replaced_by(self, values: list[Tensor] | None) -> Iterator[None]:

@@ -209,8 +209,8 @@ class Together(torch.optim.Optimizer):
         judge: says 1.0 of a step that is to move nothing, else 0.0, on the device; None if none is asked.
     """
 
-    def __init__(self, optimizers: list[torch.optim.Optimizer], *, skips: bool = False) -> None:
-        self.optimizers, self.skips = optimizers, skips
+    def __init__(self, optimizers: list[torch.optim.Optimizer]) -> None:
+        self.optimizers = optimizers
         self.judge: Callable[[], Tensor] | None = None
         super().__init__([group for optimizer in optimizers for group in optimizer.param_groups], {})
         self.param_groups = [group for optimizer in optimizers for group in optimizer.param_groups]
@@ -219,25 +219,25 @@ class Together(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One update by each; none by any where gradients are not finite on some rank, or it is judged so."""
-        if self.skips or self.judge:
-            self._look_for_what_moves_nothing()
-        for optimizer in self.optimizers:
-            optimizer.step()
-
-    def _look_for_what_moves_nothing(self) -> None:
-        """Tell each, on the device, whether to leave everything as it is: 1.0 or 0.0, under the name that torch's own know."""
-        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        found = (~torch.isfinite(norm)).float()
-        if dist.is_initialized() and dist.get_world_size() > 1:
-            dist.all_reduce(found, dist.ReduceOp.MAX)
+        """One update by each of its groups among `param_groups`, of which ZeRO may leave one at a time."""
         if self.judge:
-            found = torch.maximum(found, self.judge())
-        for gradient in gradients:
-            gradient.nan_to_num_(0.0, 0.0, 0.0)
+            self._leave_out(self.judge())
+        now = {id(group) for group in self.param_groups}
         for optimizer in self.optimizers:
-            optimizer.found_inf = found  # type: ignore[attr-defined]
+            groups = optimizer.param_groups
+            optimizer.param_groups = [group for group in groups if id(group) in now]
+            optimizer.step()
+            optimizer.param_groups = groups
+
+    def _leave_out(self, judged: Tensor) -> None:
+        """Tell each, on the device, whether to leave everything as it is, under the name that torch's own know."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    # Nothing times what is no number is no number.
+                    parameter.grad.nan_to_num_(0.0, 0.0, 0.0)
+        for optimizer in self.optimizers:
+            optimizer.found_inf = judged  # type: ignore[attr-defined]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Not how state comes back: it is read piece by piece, see `model.checkpoint`."""
@@ -267,7 +267,7 @@ def build_optimizer(config: TrainConfig, model: nn.Module) -> Together:
         if config.optimizer == "muon"
         else []
     )
-    taken, skips = {id(p) for p in muon}, config.not_finite == "skip"
+    taken = {id(p) for p in muon}
     rest = [p for _, p in named if id(p) not in taken]
     adamw = torch.optim.AdamW(
         [
@@ -280,9 +280,9 @@ def build_optimizer(config: TrainConfig, model: nn.Module) -> Together:
         fused=True,
     )
     if not muon:
-        return Together([adamw], skips=skips)
+        return Together([adamw])
     moved = Muon(muon, lr=config.muon_learning_rate, weight_decay=config.weight_decay)
-    return Together([moved, adamw], skips=skips)
+    return Together([moved, adamw])
 
 
 def rate_at(config: TrainConfig, step: int) -> float:

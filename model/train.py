@@ -206,8 +206,8 @@ class _Training:
         self.spikes = Spikes(device, self.masters.ranks)
         if "last_steps" in saved:
             self.spikes.load(saved["last_steps"])
-        if config.spikes == "skip":
-            self.optimizer.judge = lambda: self._judge()[2]
+        if "skip" in (config.spikes, config.not_finite):
+            self.optimizer.judge = self._is_left_out
 
         # What is told on the way, by the first rank.
         is_first = self.masters.rank == 0
@@ -284,11 +284,19 @@ class _Training:
                     # Later they are clipped, and gone.
                     self._judge()
             self.engine.step()
+        self.masters.gather_small()
         return self._judge()
 
     def _judge(self) -> Tensor:
         """What the step that is taken measured, before its gradient is clipped; asked by the optimizer, or after it."""
         return self.spikes.judge(self._gradient_norm)
+
+    def _is_left_out(self) -> Tensor:
+        """1.0 if the step is to move nothing, else 0.0."""
+        judged, config = self._judge(), self.spec.train
+        is_spike = judged[2] if config.spikes == "skip" else torch.zeros_like(judged[2])
+        is_broken = (~torch.isfinite(judged[:2])).any().to(judged)
+        return torch.maximum(is_spike, is_broken) if config.not_finite == "skip" else is_spike
 
     def _gradient_norm(self) -> Tensor:
         """Norm of the gradient of all ranks, before it is clipped."""

@@ -313,16 +313,16 @@ MUTANTS = (
     ),
     Mutant(
         "a step that is not finite moves weights",
-        "model/optimizer.py",
-        "        found = (~torch.isfinite(norm)).float()",
-        "        found = torch.zeros_like(norm)",
-        "tests/model/test_optimizer.py -k not_finite",
+        "model/train.py",
+        "        is_broken = (~torch.isfinite(judged[:2])).any().to(judged)",
+        "        is_broken = torch.zeros_like(judged[2])",
+        "tests/model/test_train.py -k not_finite",
     ),
     Mutant(
         "a spike moves weights",
-        "model/optimizer.py",
-        "            found = torch.maximum(found, self.judge())",
-        "            self.judge()",
+        "model/train.py",
+        '        is_spike = judged[2] if config.spikes == "skip" else torch.zeros_like(judged[2])',
+        "        is_spike = torch.zeros_like(judged[2])",
         "tests/model/test_spikes.py -k left_out",
     ),
     Mutant(
@@ -331,6 +331,13 @@ MUTANTS = (
         "            stack.enter_context(server.looked_after())",
         "            stack.callback(process.stop, server.child, _STOP_SECONDS)",
         "tests/flows/serving/test_server.py -k killed",
+    ),
+    Mutant(
+        "groups that ZeRO does not mean move, too",
+        "model/optimizer.py",
+        "            optimizer.param_groups = [group for group in groups if id(group) in now]",
+        "            pass",
+        "tests/model/test_train.py -k agree",
     ),
     Mutant(
         "a matrix on a border is orthogonalised in pieces",

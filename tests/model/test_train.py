@@ -90,6 +90,14 @@ def run(made: TrainSpec, folder: Path) -> tuple[list[float], dict]:
     return losses, load_file(made.out / "model.safetensors")
 
 
+HOST = {"device": "cpu"}
+
+
+def zero(**fields) -> dict:
+    """More of DeepSpeed's own settings of ZeRO."""
+    return {"zero_optimization": fields}
+
+
 @pytest.mark.end_to_end
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_machines_agree_to_rounding(tmp_path: Path, optimizer: str):
@@ -101,6 +109,10 @@ def test_machines_agree_to_rounding(tmp_path: Path, optimizer: str):
         {"ranks": 2, "zero_stage": 2, "windows_per_micro_batch": 2},
         {"ranks": 1, "zero_stage": 2},
         {"ranks": 2, "zero_stage": 3, "windows_per_micro_batch": 1},
+        # Moments on the host, weights on the host, and shares within a node.
+        {"ranks": 2, "zero_stage": 2, "deepspeed": zero(offload_optimizer=HOST)},
+        {"zero_stage": 3, "deepspeed": zero(offload_optimizer=HOST, offload_param=HOST)},
+        {"ranks": 2, "zero_stage": 3, "deepspeed": zero(zero_hpz_partition_size=2)},
     ]
     averaged = train(tmp_path / "averaged", optimizer=optimizer, averaging=0.5)[1]
     assert any((averaged[name] != value).any() for name, value in weights.items())
@@ -217,7 +229,7 @@ def test_bfloat16_moves_weights_in_float32_and_goes_on_to_the_same_bits(tmp_path
 
 
 @pytest.mark.end_to_end
-@pytest.mark.parametrize("machine", [{}, {"ranks": 1, "zero_stage": 2}])
+@pytest.mark.parametrize("machine", [{}, {"zero_stage": 2}, {"zero_stage": 3}])
 def test_a_step_that_is_not_finite_stops_the_training_or_is_skipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, machine: dict
 ):

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -149,13 +149,17 @@ def start_server(home: Path) -> tuple[subprocess.Popen, str]:
 
 def stop_server(group: int) -> None:
     """End a server that was started by some process of the tests, by its process group."""
-    with suppress(ProcessLookupError, psutil.NoSuchProcess):
-        server = psutil.Process(group)
-        os.killpg(group, signal.SIGTERM)
+
+    def is_gone() -> bool:
         try:
-            server.wait(HANGING_SECONDS)
-        except psutil.TimeoutExpired:
-            os.killpg(group, signal.SIGKILL)
+            # The process of the tests that started it may have no time to take note of its end.
+            return psutil.Process(group).status() == psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return True
+
+    if not is_gone():
+        os.killpg(group, signal.SIGTERM)
+        wait_until(is_gone, "the end of the Prefect server")
 
 
 @contextmanager

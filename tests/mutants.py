@@ -316,7 +316,7 @@ MUTANTS = (
         "model/train.py",
         "        is_broken = (~torch.isfinite(judged[:2])).any().to(judged)",
         "        is_broken = torch.zeros_like(judged[2])",
-        "tests/model/test_train.py -k not_finite",
+        "tests/model/test_spikes.py -k left_out",
     ),
     Mutant(
         "a spike moves weights",
@@ -342,8 +342,8 @@ MUTANTS = (
     Mutant(
         "a matrix on a border is orthogonalised in pieces",
         "model/optimizer.py",
-        "        if not self.travels:",
-        "        if len(parts) == 0:",
+        "        self.travels = any(piece.rank != owner for matrix, owner in pairs for piece in matrix.pieces)",
+        "        self.travels = False",
         "tests/model/test_train.py -k agree",
     ),
     Mutant(

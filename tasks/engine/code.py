@@ -27,6 +27,7 @@ ENGINE = (
     "model.files",
     "model.goodput",
     "model.machine",
+    "model.trackers",
 )
 """Modules that decide how work is done and not what comes out; the store's format version stands for them."""
 

@@ -52,7 +52,7 @@ def test_text_is_cut_up_where_documents_begin():
                 weight.normal_(std=0.3)
     losses = {}
     for end_of_text in (None, 0):
-        rows = TextRows(windows, LENGTH, end_of_text).batch(0, 1, 0, 0, 1)
+        rows = TextRows([], windows, LENGTH, end_of_text).batch(0, 1, 0, 0, 1)
         batch = {name: torch.from_numpy(values) for name, values in rows.items()}
         losses[end_of_text] = TextObjective().loss(model, batch).item()
     begins = [*np.flatnonzero(text[:-1] == 0).tolist(), LENGTH]

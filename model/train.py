@@ -11,7 +11,7 @@ import math
 import os
 import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,10 @@ from model.best import forget_others, keep_if_best, load_best
 from model.budget import count
 from model.checkpoint import Checkpoints
 from model.config import TrainConfig, flops_per_token
-from model.deepspeed_engine import Learner, built_in_shares, process_group, start_engine
+from model.deepspeed_engine import Learner, process_group, start_engine
 from model.errors import InputError
 from model.feed import Batch, Feed
+from model.first_weights import FirstModel, whole_model
 from model.goodput import Attempts
 from model.held_out import measure_held_out
 from model.machine import TrainingMachine
@@ -38,8 +39,7 @@ from model.spikes import Spikes
 from model.tokens import Tokens, open_tokens
 from model.trackers import Trackers
 from model.train_spec import METRICS, SPIKES, TrainSpec
-from model.transformer import Transformer, draw_weights
-from model.weights import load_model, read_weights, save_model
+from model.weights import save_model
 
 
 class Stopped(Exception):
@@ -62,43 +62,13 @@ def _claim_device(machine: TrainingMachine) -> str:
     return device
 
 
-def _first_weights(spec: TrainSpec) -> Transformer:
-    """The model as it begins, adapters and all, float32 on the CPU."""
-    model = Transformer(spec.model, spec.vocabulary_size)
-    if spec.start:
-        model.load_state_dict(load_model(spec.start)[0].state_dict())
-    else:
-        model.initialize(spec.train.seed)
-    if spec.adapter:
-        spec.adapter.add_to(model, spec.train.seed)
-    return model
-
-
-def _in_shares(spec: TrainSpec) -> Transformer:
-    """The model in shares, of which each rank has one; its weights mean nothing yet."""
-    with built_in_shares(spec):
-        return Transformer(spec.model, spec.vocabulary_size)
-
-
-def _values(spec: TrainSpec, model: Transformer) -> Iterator[tuple[str, Tensor]]:
-    """The first weights of a model in shares, one after another."""
-    if spec.start:
-        return read_weights(spec.start)
-    shapes: dict[str, torch.Size] = {name: weight.ds_shape for name, weight in model.named_parameters()}  # type: ignore[attr-defined]
-    return draw_weights(spec.model, shapes, spec.train.seed)
-
-
-def _reader(weights: dict[str, Tensor]) -> Callable[[str, int, int], Tensor]:
-    return lambda name, start, stop: weights[name].view(-1)[start:stop]
-
-
 def _save_trained(masters: Masters, spec: TrainSpec, state: dict[str, Any]) -> None:
     """Write the best or the last weights; only the first rank has files to write."""
     is_last = state["best_steps"] in (None, spec.train.n_steps)
     weights = masters.gather() if is_last else {}
     if masters.rank:
         return
-    model = _first_weights(spec)
+    model = whole_model(spec)
     model.load_state_dict(weights or load_best(spec.work, state), strict=False)
     if spec.adapter:
         spec.adapter.finish(model, spec.out)
@@ -165,10 +135,8 @@ class _Training:
         self.token_bytes = np.array(json.loads(spec.token_bytes.read_text()), np.int64)
 
         # What is trained.
-        in_shares = spec.zero_stage == 3 and not spec.adapter
-        model = _in_shares(spec) if in_shares else _first_weights(spec)
-        # The values as they are: the engine gives the model others, rounded ones in bfloat16, in their place.
-        trained = {name: w.detach() for name, w in model.named_parameters() if w.requires_grad}
+        first = FirstModel(spec)
+        model = first.model
         n_parameters = count(spec.model, spec.vocabulary_size).total
         beside = spec.adapter.beside(spec.model).parameters if spec.adapter else n_parameters
         self.sizes = {"parameters": n_parameters, "trained_parameters": beside}
@@ -178,13 +146,7 @@ class _Training:
         self.engine = start_engine(self.learner, self.optimizer, spec)
         self.masters = Masters(model, self.engine)
         self.optimizer.place(self.masters)
-        if in_shares:
-            self.masters.fill_one_by_one(_values(spec, model))
-            self.masters.refresh()
-        elif config.dtype == "bfloat16":
-            # The engine made the masters of weights that it had rounded.
-            self.masters.fill(self.masters.tensors(), _reader(trained))
-            self.masters.refresh()
+        first.put_into(self.masters)
         if spec.is_compiled:
             for block in model.blocks:
                 block.compile()

@@ -21,6 +21,7 @@ from model.checkpoint import Checkpoints, checkpoint_states, newest_checkpoint
 from model.config import ModelConfig, TrainConfig
 from model.deepspeed_engine import Learner, deepspeed_config
 from model.errors import InputError
+from model.first_weights import FirstModel
 from model.goodput import Attempts
 from model.held_out import HeldOut, measure_held_out
 from model.machine import TrainingMachine
@@ -171,14 +172,14 @@ def test_at_stage_3_the_model_is_never_whole(
     first = first.model_copy(update={"model": shape})
     run(first, tmp_path / "first")
     largest = []
-    built = training._in_shares
+    built = FirstModel._built_in_shares
 
-    def watched(made: TrainSpec) -> Transformer:
-        model = built(made)
+    def watched(self: FirstModel) -> Transformer:
+        model = built(self)
         largest.append(max(weight.numel() for weight in model.parameters()))
         return model
 
-    monkeypatch.setattr(training, "_in_shares", watched)
+    monkeypatch.setattr(FirstModel, "_built_in_shares", watched)
     results = []
     for name, machine in {"whole": {"zero_stage": 0}, "shares": {"zero_stage": 3}}.items():
         made = spec(tmp_path / name, averaging=0.3, **machine)

@@ -258,8 +258,8 @@ MUTANTS = (
     Mutant(
         "the reference of DPO is of another type",
         "tasks/training/reference_log_probabilities.py",
-        'enabled=config.dtype == "bfloat16"',
-        "enabled=False",
+        '    if config.dtype == "bfloat16":',
+        "    if False:",
         "tests/model/test_finetune.py -k of_no_preference",
     ),
     Mutant(
@@ -369,8 +369,8 @@ MUTANTS = (
     ),
     Mutant(
         "masters are made of rounded weights",
-        "model/train.py",
-        "            self.masters.fill(self.masters.tensors(), _reader(trained))",
+        "model/first_weights.py",
+        "            masters.fill_one_by_one(self.trained.items())",
         "            pass",
         "tests/model/test_train.py -k bfloat16",
     ),
@@ -433,8 +433,8 @@ MUTANTS = (
     Mutant(
         "an average keeps the random weights",
         "model/average.py",
-        "pull = max(self.least_pull, 1 / steps)",
-        "pull = self.least_pull",
+        "max(self.least_pull, 1 / steps)",
+        "self.least_pull",
         "tests/model/test_train.py -k random_weights",
     ),
     Mutant(
@@ -482,8 +482,8 @@ MUTANTS = (
     Mutant(
         "a phase forgets what was read before it",
         "model/mixture.py",
-        "places = before[of_stream] + self.before[number][own]",
-        "places = before[of_stream]",
+        "own, before[of_stream] + self.before[number][own]",
+        "own, before[of_stream]",
         "tests/model/test_batches.py -k phase_by_phase",
     ),
     Mutant(

@@ -1,5 +1,6 @@
 """DeepSpeed as the trainer uses it: its process group, its configuration, and the module that it calls."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -7,16 +8,34 @@ from typing import Any
 from torch import Tensor, nn
 
 from model.errors import InputError
+from model.imports import uncollected
 from model.objectives.objective import Objective
 from model.optimizer import Together
 from model.train_spec import TrainSpec
 from model.transformer import Transformer
 
 
+def _import_deepspeed() -> Any:
+    with uncollected():
+        # Every optimizer of torch imports it.
+        import torch._dynamo  # noqa: F401
+
+        # DeepSpeed's autotuner imports MLflow if there is one, which takes as long as all else.
+        hidden = "mlflow" not in sys.modules
+        if hidden:
+            sys.modules["mlflow"] = None  # type: ignore[assignment]
+        try:
+            import deepspeed
+        finally:
+            if hidden:
+                del sys.modules["mlflow"]
+    return deepspeed
+
+
 @contextmanager
 def process_group(device: str) -> Iterator[None]:
     """The group of all ranks while the body runs: gloo on a CPU, else NCCL."""
-    import deepspeed
+    deepspeed = _import_deepspeed()
     from deepspeed.ops import __compatible_ops__
 
     # The shared-memory op serves inference only, and compiling it costs a minute on a CPU.

@@ -16,6 +16,7 @@ from pydantic import Field, field_validator
 
 from model.base_config import Config
 from model.errors import InputError, NotKnownYet
+from model.imports import uncollected
 from tasks.dataset_folders import check_dataset_folder
 from tasks.engine.keys import LOCATION
 from tasks.engine.sources import SourceDigests, walk
@@ -333,8 +334,9 @@ def load_tasks(benchmarks: Benchmarks, folder: Path) -> tuple["TaskManager", lis
     Args:
         folder: an empty folder for the configuration that points stock tasks to their data.
     """
-    import lm_eval.utils
-    from lm_eval.tasks import TaskManager
+    with uncollected():
+        import lm_eval.utils
+        from lm_eval.tasks import TaskManager
 
     if benchmarks.is_empty:
         return TaskManager(include_defaults=False), []

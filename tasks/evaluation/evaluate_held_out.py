@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from model.errors import StageFailed
+from model.stock import load_stock_model
 from model.tokenizer import TOKEN_BYTES, end_of_text_id, load_tokenizer
 from tasks.engine.machine import Machine
 from tasks.engine.progress import progress
@@ -80,16 +81,13 @@ def evaluate_held_out(
     """
     import numpy as np
     import torch
-    import transformers
 
     from model.batches import next_token_windows
     from model.held_out import HeldOut, measure_windows
 
     device = machine.training().device
     torch.set_num_threads(machine.threads or torch.get_num_threads())
-    loaded = (
-        transformers.AutoModelForCausalLM.from_pretrained(model.path, dtype=torch.float32).eval().to(device)
-    )
+    loaded = load_stock_model(model.path).to(device)
     tokenizer = load_tokenizer(model.path)
     end_of_text = end_of_text_id(tokenizer)
     token_bytes = np.array(json.loads((model.path / TOKEN_BYTES).read_text()), np.int64)

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from model.errors import InputError, StageFailed
+from model.imports import uncollected
+from model.stock import load_stock_model
 from tasks.benchmarks.items import Benchmarks, fingerprint_benchmarks, item_texts, load_tasks
 from tasks.engine.machine import Machine
 from tasks.engine.progress import progress
@@ -116,8 +118,10 @@ def _requests(task: Any, tokenizer: Any, context_length: int, limit: int | None)
 def _benchmarks(
     config: EvaluateModelConfig, model: Any, tokenizer: Any, batch: int, device: str
 ) -> tuple[dict[str, Any], list[Any]]:
-    import lm_eval
-    from lm_eval.models.huggingface import HFLM
+    with uncollected():
+        import lm_eval
+        import transformers
+        from lm_eval.models.huggingface import HFLM
 
     class Counting(HFLM):  # type: ignore[misc]
         """lm-eval's model, which says how far it is."""
@@ -155,13 +159,13 @@ def _benchmarks(
         for task, requests in zip(tasks, asked, strict=True):
             # lm-eval cuts the beginning of a question that does not fit, and refuses an answer that does not.
             wrapped._max_length = max(context_length, requests.longest_answer)
-            # Without `use_cache`: lm-eval's cache does not know which model answered.
-            results = lm_eval.simple_evaluate(
-                model=wrapped,
-                tasks=[task],
-                task_manager=manager,
+            # `simple_evaluate` describes the computer, with pip and other programs, after each task.
+            transformers.set_seed(0)
+            task.set_fewshot_seed(seed=0)
+            results = lm_eval.evaluate(
+                lm=wrapped,
+                task_dict=manager.load([task]),
                 limit=config.limit,
-                num_fewshot=0,
                 bootstrap_iters=1000,
                 log_samples=True,
             )
@@ -211,9 +215,7 @@ def evaluate_model(config: EvaluateModelConfig, model: Artifact, out: Path, mach
     device = machine.training().device
     torch.set_num_threads(machine.threads or torch.get_num_threads())
     try:
-        loaded = transformers.AutoModelForCausalLM.from_pretrained(
-            model.path, dtype=torch.float32, use_safetensors=True, local_files_only=True
-        )
+        loaded = load_stock_model(model.path)
         tokenizer = transformers.AutoTokenizer.from_pretrained(model.path, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(
@@ -223,7 +225,7 @@ def evaluate_model(config: EvaluateModelConfig, model: Artifact, out: Path, mach
         raise InputError(
             "the tokenizer of the model has no tokenizer.json, or no end-of-text token: add them to its folder"
         )
-    loaded = loaded.eval().to(device)
+    loaded = loaded.to(device)
     scores, items = _benchmarks(config, loaded, tokenizer, machine.evaluation_batch, device)
     (out / SCORES).write_text(json.dumps({"benchmarks": scores}, indent=1, sort_keys=True))
     write_table(out / ITEMS, sorted(items, key=lambda row: (row["task"], row["item"])), ITEMS_SCHEMA)

@@ -14,6 +14,7 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from model.errors import InputError
+from model.stock import load_stock_model
 from tasks.text.judging import Documents, Fault, Faults, Filter
 
 _LIBRARIES = ("torch", "transformers", "tokenizers")
@@ -89,8 +90,7 @@ def _load(folder: str, digest: str) -> tuple[Any, Any]:
         raise InputError(
             f"the model {folder} is not the one that the recipe was read with: give it back, or run the recipe again"
         )
-    loaded = transformers.AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True).float().eval()
-    return loaded, transformers.AutoTokenizer.from_pretrained(folder)
+    return load_stock_model(folder), transformers.AutoTokenizer.from_pretrained(folder)
 
 
 def _windows(ids: list[int], first: int, length: int) -> Iterator[tuple[list[int], list[int]]]:

@@ -11,6 +11,8 @@ from model.base_config import Config
 from model.chat_template import fast_tokenizer
 from model.errors import StageFailed
 from model.hugging_face import build_hugging_face_model, class_name
+from model.imports import uncollected
+from model.stock import load_stock_model
 from model.tokenizer import TOKEN_BYTES, end_of_text, end_of_text_id, load_tokenizer, tokenizer_sha256
 from tasks.engine.stage import Metrics
 
@@ -56,12 +58,11 @@ def _check_logits(ours: Any, folder: Path, bound: float) -> float:
         StageFailed: if it is more than `bound`.
     """
     import torch
-    import transformers
 
     generator = torch.Generator().manual_seed(0)
     length = min(ours.config.context_length, _MOST_CHECKED)
     tokens = torch.randint(ours.vocabulary_size, (2, length), generator=generator)
-    reloaded = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    reloaded = load_stock_model(folder)
     with torch.no_grad():
         difference = (ours(tokens) - reloaded(tokens).logits).abs().max().item()
     if not difference <= bound:
@@ -94,7 +95,8 @@ def write_hugging_face_folder(
         )
     raw = load_tokenizer(tokenizer)
     end, end_id = end_of_text(raw), end_of_text_id(raw)
-    ours, theirs = build_hugging_face_model(trained, end_id)
+    with uncollected():
+        ours, theirs = build_hugging_face_model(trained, end_id)
     theirs.generation_config = transformers.GenerationConfig(
         bos_token_id=end_id,
         eos_token_id=end_id,

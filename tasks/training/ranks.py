@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from model.errors import InputError
 from model.files import read_json, write_whole
+from model.imports import uncollected
 from model.machine import TrainingMachine
 from model.train_spec import TrainSpec
 from tasks.engine import process
@@ -149,7 +150,8 @@ def _train(spec_path: Path) -> None:
     if spec.machine.device == "cpu" and not spec.is_compiled:
         # DeepSpeed would compile an optimizer that is not used, and take a second for it.
         os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
-    from model import train as training
+    with uncollected():
+        from model import train as training
 
     own_rank = os.environ["RANK"]
 

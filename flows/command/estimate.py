@@ -19,9 +19,10 @@ from flows.command.options import (
 from flows.command.say import say
 from flows.recipe.read import load_recipe
 from flows.recipe.recipe import Recipe
-from flows.runs.estimate import ASSUMED_SHARE_OF_PEAK, Estimate, parse_hardware
+from flows.runs.estimate import Estimate, parse_hardware
 from flows.runs.estimate import estimate as estimate_training
 from flows.runs.execute import open_place
+from flows.runs.speed import ASSUMED_SHARE_OF_PEAK
 from flows.views.terminal import duration
 
 app = make_app()

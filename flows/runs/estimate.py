@@ -7,7 +7,7 @@ from typing import Any
 
 from flows.recipe.recipe import Recipe
 from flows.runs.execute import Place
-from flows.runs.forecast import probed
+from flows.runs.speed import ASSUMED_SHARE_OF_PEAK, probed
 from model.budget import (
     ACCELERATORS,
     Accelerator,
@@ -21,10 +21,6 @@ from model.config import flops_per_token
 from model.errors import InputError
 from model.machine import TrainingMachine
 from tasks.training.fit import lay_out_training, memory_of_rank
-
-ASSUMED_SHARE_OF_PEAK = 0.4
-"""Of the peak of a device that is not here. torchtitan reports 33 to 39% for 8 billion parameters on H100s; this project has not
-been measured on CUDA."""
 
 
 @dataclass(frozen=True)

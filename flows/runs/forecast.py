@@ -1,7 +1,7 @@
 """forecast: what a run will take, before anything starts: seconds of each stage, memory, disk, and epochs.
 
 From what earlier runs took on this computer; where there are none, from the size of the text, the rates below, and a
-few seconds of the very training (`tasks.training.probe`), which are kept in the store.
+few seconds of the very training (`flows.runs.speed`), which are kept in the store.
 """
 
 import shutil
@@ -18,24 +18,13 @@ from flows.runs.execute import Place
 from flows.runs.inspect import folder_bytes
 from flows.runs.plan import CACHED, Planned, plan
 from flows.runs.record import Run, all_runs, previous_entries
+from flows.runs.speed import Speed, foresee_training
 from model.budget import count
-from model.config import flops_per_token
-from model.files import read_record, write_record
-from model.machine import TrainingMachine
-from tasks.engine.keys import digest
 from tasks.engine.stage import Node
 from tasks.engine.store import Store
 from tasks.text.listing import list_source, shard_bytes_of
 from tasks.text.sources import kind_of
-from tasks.training.fit import LIBRARIES_BYTES, lay_out_training, memory_of_rank
-from tasks.training.probe import probe_training
-from tasks.training.settings import TrainModelConfig
 
-_PYTHON_SECONDS = 0.0045
-"""Of the probe's piece of work on text, on the core on which the rates below were measured (2.5 GHz)."""
-_FLOPS_PER_SECOND = 60e9
-"""Of a training that was not tried: what two such cores came to in the demo."""
-_WORTH_A_PROBE_SECONDS = 20.0
 _SERVER_SECONDS = 6.0
 """For the server of a run to start, and its report."""
 
@@ -208,44 +197,6 @@ def _items(recipe: Recipe, limit: int | None) -> int:
     return sum(min(count, limit) if limit else count for count in stock + own)
 
 
-def _training_config(recipe: Recipe) -> TrainModelConfig:
-    return TrainModelConfig(model=recipe.model, train=recipe.train_model)
-
-
-def probed(
-    recipe: Recipe, vocabulary_size: int, place: Place, tell: Callable[[str], None] | None
-) -> dict[str, float] | None:
-    """What a few seconds of the training took here; None if it was never tried and is not to be now.
-
-    Args:
-        tell: called before it is tried; None leaves it out.
-    """
-    config = _training_config(recipe)
-    neutral = config.train.model_copy(
-        update={"tokens": config.train.tokens_per_batch, "seed": 0, "evaluations": 0}
-    )
-    key = digest(
-        {
-            "model": config.model,
-            "train": neutral,
-            "vocabulary_size": vocabulary_size,
-            "machine": place.machine.model_dump(include=set(TrainingMachine.model_fields)),
-            "host": socket.gethostname(),
-        }
-    )
-    path = place.store.root / "probes" / f"{key}.json"
-    try:
-        return read_record(path)
-    except (OSError, ValueError):
-        if tell is None:
-            return None
-    tell("trying how fast this machine trains: a few seconds of it")
-    figures = probe_training(config, vocabulary_size, place.machine.training())
-    path.parent.mkdir(exist_ok=True)
-    write_record(path, figures)
-    return figures
-
-
 def _corrections(store: Store) -> dict[str, float]:
     """By stage, how much longer than forecast it took when it was last built on this computer."""
     factors: dict[str, float] = {}
@@ -276,15 +227,8 @@ def forecast(
     """
     sizes = _sizes(recipe, {row.stage: row.metrics for row in rows if row.state == CACHED})
     waiting = {row.stage: row for row in rows if row.state != CACHED}
-    train, flops = recipe.train_model, flops_per_token(recipe.model, sizes.vocabulary_size)
-    roughly = train.n_steps * train.tokens_per_batch * flops / _FLOPS_PER_SECOND
-    worth_it = "train_model" in waiting and roughly > _WORTH_A_PROBE_SECONDS
-    probe = probed(recipe, sizes.vocabulary_size, place, tell) if worth_it else None
-    slower = probe["python_seconds"] / _PYTHON_SECONDS if probe else 1.0
-    step = probe["step_seconds"] if probe else train.tokens_per_batch * flops / _FLOPS_PER_SECOND
-    ranks = place.machine.ranks or 1
-    step_seconds = step / (ranks if probe else 1)
-    token_seconds = step / train.tokens_per_batch / 3  # forward only
+    train, is_waiting = recipe.train_model, "train_model" in waiting
+    speed = foresee_training(recipe, sizes.vocabulary_size, place, tell, is_waiting=is_waiting)
 
     n_shards = max(1.0, sizes.text_bytes / shard_bytes_of(recipe.ingest))
     workers = min(place.machine.n_workers, n_shards)
@@ -296,8 +240,10 @@ def forecast(
         "clean": sizes.text_bytes,
     }
     on_model = {
-        "evaluate_held_out": sizes.held_out_bytes / sizes.bytes_per_token * token_seconds,
-        "evaluate_model": _items(recipe, recipe.evaluate_model.limit) * _TOKENS_PER_ITEM * token_seconds,
+        "evaluate_held_out": sizes.held_out_bytes / sizes.bytes_per_token * speed.token_seconds,
+        "evaluate_model": _items(recipe, recipe.evaluate_model.limit)
+        * _TOKENS_PER_ITEM
+        * speed.token_seconds,
     }
     # Only what no earlier run tells is foretold by rates.
     corrections = _corrections(place.store)
@@ -312,32 +258,35 @@ def forecast(
             continue
         if name == "train_model":
             held_out_tokens = min(train.evaluation_tokens, sizes.held_out_bytes / sizes.bytes_per_token)
-            start = probe["start_seconds"] if probe else 5.0
-            own = start + train.n_steps * step_seconds + train.evaluations * held_out_tokens * token_seconds
+            steps = train.n_steps * speed.step_seconds
+            own = speed.start_seconds + steps + train.evaluations * held_out_tokens * speed.token_seconds
         elif name in on_model:
-            own = _RATES[name].start_seconds * slower + on_model[name]
+            own = _RATES[name].start_seconds * speed.slower + on_model[name]
         else:
             rate = _RATES.get(name, _Rate(1.0, 100e6))
             side_by_side = workers if rate.shared else 1
             units = work.get(name, sizes.kept_bytes)
-            own = slower * (rate.start_seconds + units / rate.per_second / side_by_side)
+            own = speed.slower * (rate.start_seconds + units / rate.per_second / side_by_side)
         by_rates[name] = own
         seconds[name] = own * corrections.get(name, 1.0)
 
     total = _total(nodes, seconds)
     parameters = count(recipe.model, sizes.vocabulary_size).total
-    memory_bytes = memory_of_rank(place.machine) if place.machine.device == "cpu" else None
-    layout = lay_out_training(recipe.model, train, sizes.vocabulary_size, place.machine, memory_bytes)
     shard = shard_bytes_of(recipe.ingest)
     memory = max(
-        probe["peak_memory_bytes"] if probe else LIBRARIES_BYTES + layout.memory.total,
+        speed.memory_bytes,
         place.machine.n_workers * (250e6 + 10 * min(shard, sizes.text_bytes)),
     )
     stored = sizes.text_bytes * 1.2 + sizes.kept_bytes / sizes.bytes_per_token * 2.5
-    disk = stored + parameters * (12 * place.machine.keep_checkpoints + 4 * 4)
+    # The next checkpoint is written before an older one goes.
+    checkpoints = place.machine.keep_checkpoints + 1
+    if place.machine.keep_checkpoint_every_hours:
+        hours = seconds.get("train_model", 0.0) / 3600
+        checkpoints += int(hours / place.machine.keep_checkpoint_every_hours)
+    disk = stored + parameters * (12 * checkpoints + 4 * 4)
     epochs = train.tokens / sizes.tokens if sizes.tokens else 0.0
-    advice = _advice(recipe, sizes, epochs, total, seconds, step_seconds, disk, place)
-    return Forecast(seconds, by_rates, total, memory, disk, epochs, step_seconds, sizes, advice)
+    advice = _advice(recipe, sizes, epochs, total, seconds, speed, disk, place)
+    return Forecast(seconds, by_rates, total, memory, disk, epochs, speed.step_seconds, sizes, advice)
 
 
 def foretell(run: Run, recipe: Recipe, nodes: list[Node], place: Place) -> None:
@@ -371,15 +320,15 @@ def _advice(
     epochs: float,
     total: float,
     seconds: dict[str, float],
-    step_seconds: float,
+    speed: Speed,
     disk: float,
     place: Place,
 ) -> tuple[str, ...]:
     """What a person should think of, each a sentence with field, value and mend."""
-    told, train = [], recipe.train_model
+    told, train = [speed.caution] if speed.caution else [], recipe.train_model
     if "train_model" in seconds and total > _LONG_SECONDS:
-        rest = total - train.n_steps * step_seconds
-        steps = max(1, int((_GOOD_SECONDS - rest) / step_seconds))
+        rest = total - train.n_steps * speed.step_seconds
+        steps = max(1, int((_GOOD_SECONDS - rest) / speed.step_seconds))
         tokens = round_down(steps * train.tokens_per_batch)
         fits = train.tokens_per_batch <= tokens < train.tokens
         mend = (

@@ -1,6 +1,7 @@
 """What a run will take, before it starts: from the text, from earlier runs, and as advice."""
 
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from flows.runs.execute import Place, open_place
 from flows.runs.forecast import Forecast, forecast, foretell, round_down, with_seconds
 from flows.runs.plan import plan
 from flows.runs.record import start_run
+from model.errors import InputError
 
 
 def recipe_for(folder: Path, **sections: Any) -> Recipe:
@@ -28,12 +30,14 @@ def recipe_for(folder: Path, **sections: Any) -> Recipe:
     )
 
 
-def foresee(folder: Path, **sections: Any) -> tuple[Recipe, Place, Forecast]:
+def foresee(
+    folder: Path, tell: Callable[[str], None] | None = None, **sections: Any
+) -> tuple[Recipe, Place, Forecast]:
     recipe = recipe_for(folder, **sections)
     place = open_place(recipe, folder / "store")
     nodes = graph(recipe)
     rows = plan(nodes, place.store, place.sources, {})
-    return recipe, place, forecast(recipe, nodes, rows, place)
+    return recipe, place, forecast(recipe, nodes, rows, place, tell)
 
 
 def test_every_stage_of_a_first_run_has_seconds(tmp_path: Path):
@@ -117,3 +121,46 @@ def test_a_dataset_whose_size_nobody_tells_makes_no_advice(tmp_path: Path, monke
     (tmp_path / "saved" / "data.arrow").write_bytes(b"x" * 100_000)
     _, _, local = foresee(tmp_path, ingest={"sources": [{"path": f"dataset:{tmp_path / 'saved'}"}]})
     assert local.sizes.text_bytes == 100_000
+
+
+LONG = {"tokens": 2_000_000_000, "tokens_per_batch": 65_536}
+
+
+def of_nodes(**machine: Any) -> dict[str, Any]:
+    return {
+        "train_model": LONG,
+        "model": {"n_layers": 8, "d_model": 512, "n_heads": 8, "context_length": 512},
+        "machine": {"device": "cuda", "cluster": {"kind": "slurm", "partition": "gpu"}, **machine},
+    }
+
+
+def test_a_training_elsewhere_is_not_tried_here_and_its_ranks_share_its_time(tmp_path: Path):
+    tried: list[str] = []
+    _, _, two = foresee(tmp_path, tried.append, **of_nodes(nodes=2, ranks=2))
+    _, _, sixteen = foresee(tmp_path, tried.append, **of_nodes(nodes=2, ranks=16))
+    assert not tried
+    assert any("machine.nodes is 2" in sentence and "A100" in sentence for sentence in sixteen.advice)
+    assert two.step_seconds == pytest.approx(8 * sixteen.step_seconds)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_what_one_rank_cannot_try_ends_a_run_only_if_there_are_no_others(
+    ranks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def too_small(*_: Any) -> None:
+        raise InputError("training does not fit into memory")
+
+    monkeypatch.setattr("flows.runs.speed.probe_training", too_small)
+    sections = {"train_model": LONG, "machine": {"device": "cpu", "ranks": ranks}}
+    if ranks == 1:
+        with pytest.raises(InputError, match="does not fit"):
+            foresee(tmp_path, lambda sentence: None, **sections)
+    else:
+        _, _, foretold = foresee(tmp_path, lambda sentence: None, **sections)
+        assert any("one rank alone could not try the training" in sentence for sentence in foretold.advice)
+
+
+def test_checkpoints_that_stay_need_room(tmp_path: Path):
+    few = foresee(tmp_path, train_model=LONG)[2]
+    kept = {"device": "cpu", "keep_checkpoint_every_hours": 0.01}
+    assert foresee(tmp_path, train_model=LONG, machine=kept)[2].disk_bytes > few.disk_bytes

@@ -2,9 +2,9 @@
 
 Each rank writes the pieces of weights and moments that it holds, by the name of the weight and the place of the piece in
 it, so that ranks that hold other pieces can read them: see `model.masters`. A thread of each rank writes a copy; once all
-are written, the first rank's thread records size and XXH3 of every file and renames the folder. What a kill leaves behind is hidden, and
-what bit rot leaves behind does not match its record: neither is ever resumed from. The files are safetensors: numbers, no
-programs.
+are written, the first rank's thread records size and XXH3 of every file, with a checksum of the record, and renames the folder. What a
+kill leaves behind is hidden, and what bit rot leaves behind does not match its record: neither is ever resumed from. The files
+are safetensors: numbers, no programs.
 """
 
 import hashlib
@@ -16,6 +16,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,10 @@ from safetensors import safe_open
 from torch import Tensor
 
 from model.errors import InputError
-from model.files import fsync_path, read_json, write_whole
+from model.files import fsync_path, read_json, read_record, write_record, write_whole
 from model.masters import Masters
 
-MANIFEST = "checkpoint.json"
+MANIFEST, _FOLDER = "checkpoint.json", "step-{step:08d}"
 _PIECES, _WRITTEN = "rank-{rank:05d}.safetensors", "rank-{rank:05d}.json"
 _WEIGHT, _AVERAGE = "weight", "average"
 _POLL_SECONDS = 0.02
@@ -48,10 +49,10 @@ def xxh3_of_file(path: Path) -> str:
 
 def _is_valid(folder: Path) -> bool:
     try:
-        files = json.loads((folder / MANIFEST).read_text())["files"]
-        return all(
+        record = read_record(folder / MANIFEST)
+        return folder.name == _FOLDER.format(step=record["step"]) and all(
             (folder / name).stat().st_size == size and xxh3_of_file(folder / name) == digest
-            for name, (size, digest) in files.items()
+            for name, (size, digest) in record["files"].items()
         )
     except (OSError, ValueError, KeyError, TypeError):
         return False
@@ -65,12 +66,11 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 def checkpoint_states(folder: Path) -> list[dict[str, Any]]:
     """What the checkpoints below `folder` know beside their weights; of a damaged one nothing."""
-    manifests = [read_json(path) for path in sorted(folder.glob(f"step-*/{MANIFEST}"))]
-    return [
-        manifest["state"]
-        for manifest in manifests
-        if isinstance(manifest, dict) and isinstance(manifest.get("state"), dict)
-    ]
+    states = []
+    for path in sorted(folder.glob(f"step-*/{MANIFEST}")):
+        with suppress(OSError, ValueError):
+            states.append(read_record(path)["state"])
+    return states
 
 
 class Checkpoints:
@@ -96,6 +96,7 @@ class Checkpoints:
     ) -> None:
         self.folder, self.masters, self.optimizer, self.averages = folder, masters, optimizer, averages
         self.keep, self.keep_every_seconds = keep, keep_every_seconds
+        self.latest: int | None = None
         self.thread: threading.Thread | None = None
         self.failure: Exception | None = None
 
@@ -117,11 +118,15 @@ class Checkpoints:
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Begin to write what there is after `step` steps, as `folder`/step-NNNNNNNN; copies it, and returns.
 
-        The one before must be whole: `wait` for it.
+        The one before must be whole: `wait` for it. Of a step of which there is one no other is written: it would say the same, and
+        one of them would have to go before the other is there.
 
         Args:
             state: JSON values to find again at resume.
         """
+        if step == self.latest:
+            return
+        self.latest = step
         building = self.folder / f".building-{step:08d}"
         if self.masters.rank == 0:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -170,11 +175,8 @@ class Checkpoints:
                 time.sleep(_POLL_SECONDS)
             told.unlink()
             files[_PIECES.format(rank=rank)] = written
-        write_whole(building / MANIFEST, json.dumps(manifest | {"files": files}), durable=True)
-        final = self.folder / f"step-{manifest['step']:08d}"
-        if final.exists():
-            shutil.rmtree(final)
-        os.rename(building, final)
+        write_record(building / MANIFEST, manifest | {"files": files})
+        os.rename(building, self.folder / _FOLDER.format(step=manifest["step"]))
         fsync_path(self.folder)
         for old in self._outdated():
             shutil.rmtree(old)
@@ -216,7 +218,7 @@ class Checkpoints:
         dist.broadcast_object_list(chosen, src=0)
         if not chosen[0]:
             return 0, {}
-        manifest = json.loads((Path(chosen[0]) / MANIFEST).read_text())
+        manifest = read_record(Path(chosen[0]) / MANIFEST)
         saved = _Pieces(Path(chosen[0]), manifest["files"])
         tensors = self.masters.tensors()
         self.masters.fill(tensors, saved.reader(_WEIGHT))
@@ -238,6 +240,7 @@ class Checkpoints:
                     value = torch.tensor(scalar["value"], device=master.tensor.device)
                     self.optimizer.state[master.tensor][kind] = value
         self.masters.refresh()
+        self.latest = manifest["step"]
         return manifest["step"], manifest["state"]
 
 

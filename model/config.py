@@ -193,7 +193,7 @@ class OptimizationConfig(Config):
     )
     spikes: Literal["keep", "skip"] = Field(
         "keep",
-        description="What becomes of a step whose loss or gradient norm is more than six standard deviations above those of the last 128. "
+        description="What becomes of a step whose loss or gradient norm is more than six standard deviations above those of the last 128, of which there must be 64. "
         "keep: it is counted, and its documents are named; skip: it moves no weight, too.",
     )
     isolate_documents: bool = Field(

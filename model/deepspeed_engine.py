@@ -61,19 +61,36 @@ class Learner(nn.Module):
         return self.objective.loss(self.model, {"tokens": tokens, **batch}) / denominator
 
 
-_DECIDE_THE_RESULT = frozenset(
-    {
-        "amp",
-        "communication_data_type",
-        "data_types",
-        "fp16",
-        "gradient_predivide_factor",
-        "optimizer",
-        "prescale_gradients",
-        "scheduler",
-        "torch_autocast",
-    }
-)
+_MAY_BE_ADDED = {
+    "machine.deepspeed": frozenset(
+        {"aio", "comms_logger", "flops_profiler", "memory_breakdown", "wall_clock_breakdown"}
+    ),
+    "machine.deepspeed.zero_optimization": frozenset(
+        {
+            "allgather_bucket_size",
+            "allgather_partitions",
+            "contiguous_gradients",
+            "log_trace_cache_warnings",
+            "offload_optimizer",
+            "offload_param",
+            "overlap_comm",
+            "reduce_bucket_size",
+            "reduce_scatter",
+            "round_robin_gradients",
+            "stage3_allgather_sequential",
+            "stage3_max_live_parameters",
+            "stage3_max_reuse_distance",
+            "stage3_module_granularity_threshold",
+            "stage3_param_persistence_threshold",
+            "stage3_prefetch_bucket_size",
+            "stage3_use_all_reduce_for_fetch_params",
+            "sub_group_size",
+            "zero_hpz_partition_size",
+        }
+    ),
+}
+"""What decides where and how fast. Other keys, such as gradient_allreduce_op or zero_quantized_gradients, change what is learnt, and
+no key of a result would tell."""
 
 
 def deepspeed_config(spec: TrainSpec) -> dict[str, Any]:
@@ -101,10 +118,6 @@ def deepspeed_config(spec: TrainSpec) -> dict[str, Any]:
     else:
         # Weights that are computed with in bfloat16; what the optimizer moves, and gradients that add up, in float32.
         own |= {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
-    for name in _DECIDE_THE_RESULT & spec.machine.deepspeed.keys():
-        raise InputError(
-            f"machine.deepspeed.{name} changes what is learnt, which the recipe decides: leave it out"
-        )
     return _merged(own, spec.machine.deepspeed, "machine.deepspeed")
 
 
@@ -112,6 +125,12 @@ def _merged(own: dict[str, Any], added: dict[str, Any], path: str) -> dict[str, 
     merged = dict(own)
     for name, value in added.items():
         at = f"{path}.{name}"
+        allowed = _MAY_BE_ADDED.get(path, frozenset())
+        if name not in own and name not in allowed:
+            others = f"; what may be added is {', '.join(sorted(allowed))}" if allowed else ""
+            raise InputError(
+                f"{at} may change what is learnt, which the recipe decides, and no machine: leave it out{others}"
+            )
         if isinstance(own.get(name), dict) and isinstance(value, dict):
             merged[name] = _merged(own[name], value, at)
         elif name in own and own[name] != value:

@@ -27,7 +27,7 @@ def whole_model(spec: TrainSpec) -> Transformer:
 class FirstModel:
     """The model that the engine is given, and the first weights, which it may lose.
 
-    At ZeRO stage 3 no rank ever holds all of them, but for adapters, whose base is built whole.
+    At ZeRO stage 3 no rank builds all of them, but for adapters, whose base is built whole.
     """
 
     def __init__(self, spec: TrainSpec) -> None:

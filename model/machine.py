@@ -1,5 +1,7 @@
 """The machine that trains: where and how fast, never what. None of it enters a key."""
 
+import os
+from functools import cache
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -69,3 +71,9 @@ class TrainingMachine(Config):
         description="More of DeepSpeed's own configuration, such as zero_optimization: {overlap_comm: true}; what follows from recipe "
         "and machine cannot be changed here.",
     )
+
+
+@cache
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -187,9 +187,9 @@ class Masters:
                 if self.stage == 0:
                     whole = flat.clone()
                 else:
-                    whole = torch.zeros(
-                        torch.Size(placed.shape).numel(), dtype=flat.dtype, device=flat.device
-                    )
+                    # Where the model computes, since NCCL reduces nothing that lies on the host.
+                    size = torch.Size(placed.shape).numel()
+                    whole = torch.zeros(size, dtype=flat.dtype, device=self.engine.device)
                     for piece in placed.pieces:
                         if piece.rank == self.rank:
                             whole[piece.start : piece.stop] = flat[piece.offset : piece.offset + len(piece)]

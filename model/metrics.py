@@ -1,6 +1,7 @@
 """What a training tells while it runs: lines of JSON, and words for a person."""
 
 import json
+import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,8 +33,12 @@ class JsonLines:
         self.file = path.open("a", buffering=1)
 
     def write(self, values: dict[str, Any]) -> None:
-        """Add the line of a step."""
-        self.file.write(json.dumps(values) + "\n")
+        """Add the line of a step; what is no finite number is null."""
+        finite = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in values.items()
+        }
+        self.file.write(json.dumps(finite, allow_nan=False) + "\n")
 
     def sync(self) -> None:
         """Have what was written on the disk."""

@@ -126,12 +126,14 @@ class Muon(torch.optim.Optimizer):
     ):
         super().__init__(list(params), {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         self.exchanges: dict[Tensor, list[_Exchange]] = {}
+        self.device = torch.device("cpu")
         self.found_inf: Tensor | None = None
 
     def place(self, masters: Masters) -> None:
         """Learn which pieces of which matrices the tensors hold that are to be moved; whole matrices without ZeRO."""
         if masters.stage == 0:
             return
+        self.device = masters.engine.device
         busy = [0] * masters.ranks
         for master in masters.all:
             by_shape: dict[tuple[int, ...], list[Placed]] = {}
@@ -177,7 +179,8 @@ class Muon(torch.optim.Optimizer):
 
     def _orthogonalize_pieces(self, parameter: Tensor, update: Tensor) -> Tensor:
         """What the tensor of this rank is moved by: the pieces of the orthogonalised matrices, scaled."""
-        sent, moved = _as_computed(update), torch.zeros_like(update)
+        # Where the model computes, also if this lies on the host: NCCL sends nothing from there.
+        sent, moved = _as_computed(update.to(self.device)), torch.zeros_like(update)
         for exchange in self.exchanges[parameter]:
             whole = exchange.gather(sent)
             if len(whole):
@@ -236,6 +239,8 @@ class Together(torch.optim.Optimizer):
                 if parameter.grad is not None:
                     # Nothing times what is no number is no number.
                     parameter.grad.nan_to_num_(0.0, 0.0, 0.0)
+                    # On the host, if that is where weights are moved.
+                    judged = judged.to(parameter.device)
         for optimizer in self.optimizers:
             optimizer.found_inf = judged  # type: ignore[attr-defined]
 

@@ -52,7 +52,7 @@ class Spikes:
             kept = torch.minimum(measured, highest)
             # A step that is no number is another matter, and leaves what is remembered as it is.
             usual = seen.mean(1) if self.count else torch.zeros_like(kept)
-            self.last[:, self.count % _STEPS] = torch.where(torch.isfinite(kept), kept, usual)
+            self.last[:, self.count % _STEPS] = torch.where(torch.isfinite(measured), kept, usual)
             self.count += 1
             self.judged = torch.cat((measured, is_spike.view(1)))
         return self.judged

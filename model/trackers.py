@@ -5,8 +5,12 @@ WANDB_API_KEY or MLFLOW_TRACKING_URI, it reads from the environment.
 """
 
 import importlib.util
+import queue
 import sys
+import threading
+import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -18,6 +22,8 @@ Name = Literal["tensorboard", "wandb", "mlflow"]
 TENSORBOARD = "tensorboard"
 """Below the working folder: what `tensorboard --logdir` shows."""
 _PROJECT, _MLFLOW_RUN = "scratchlm", "mlflow.json"
+_MOST_WAITING, _CLOSING_SECONDS = 100_000, 15.0
+"""Steps that a tracker may be behind, and how long its end is waited for: less than whoever stops a training waits."""
 
 
 class Tracker(Protocol):
@@ -95,8 +101,49 @@ def check_trackers(names: tuple[Name, ...]) -> None:
             )
 
 
+class _Told:
+    """One tracker on a thread of its own: what it waits for, a library or a network, the training does not."""
+
+    def __init__(self, name: str, begin: Callable[[], Tracker]) -> None:
+        self.name, self.begin = name, begin
+        self.waiting: queue.Queue[tuple[int, Mapping[str, float]] | None] = queue.Queue(_MOST_WAITING)
+        self.dropped = 0
+        # A daemon: a service that does not answer keeps no process.
+        self.thread = threading.Thread(target=self._work, name=f"tells {name}", daemon=True)
+        self.thread.start()
+
+    def _work(self) -> None:
+        try:
+            tracker = self.begin()
+            while figures := self.waiting.get():
+                tracker.log(*figures)
+            tracker.close()
+        except Exception as error:
+            self._say(f"gets no more figures, the training goes on: {type(error).__name__}: {error}")
+
+    def _say(self, what: str) -> None:
+        print(f"{self.name} {what}", file=sys.stderr, flush=True)
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Hand over the figures of a step, unless it is too far behind."""
+        try:
+            self.waiting.put_nowait((step, values))
+        except queue.Full:
+            self.dropped += 1
+
+    def close(self, deadline: float) -> None:
+        """Have it end, for as long as there is time until then."""
+        with suppress(queue.Full):
+            self.waiting.put(None, timeout=max(0.0, deadline - time.monotonic()))
+        self.thread.join(max(0.0, deadline - time.monotonic()))
+        if self.thread.is_alive():
+            self._say(f"did not take all figures in {_CLOSING_SECONDS:.0f} seconds, and is left")
+        elif self.dropped:
+            self._say(f"was too slow for the figures of {self.dropped} steps")
+
+
 class Trackers:
-    """All that were asked for. A tracker that fails costs no training: it is left out from then on, and the log says why.
+    """All that were asked for. A tracker that fails or hangs costs no training: it is left out, and the log says why.
 
     Args:
         identity: of the training, the same for every attempt.
@@ -108,31 +155,17 @@ class Trackers:
         self, names: tuple[Name, ...], work: Path, identity: str, settings: dict[str, Any], first_step: int
     ) -> None:
         check_trackers(names)
-        self.open: dict[str, Tracker] = {}
-
-        def begin(name: str) -> None:
-            self.open[name] = _KINDS[name](work, identity, settings, first_step)
-
-        for name in names:
-            self._try(name, partial(begin, name))
+        self.all = [
+            _Told(name, partial(_KINDS[name], work, identity, settings, first_step)) for name in names
+        ]
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Give each the figures of a step."""
-        for name, tracker in list(self.open.items()):
-            self._try(name, partial(tracker.log, step, values))
+        for tracker in self.all:
+            tracker.log(step, values)
 
     def close(self) -> None:
-        """End each."""
-        for name, tracker in list(self.open.items()):
-            self._try(name, tracker.close)
-
-    def _try(self, name: str, act: Callable[[], None]) -> None:
-        try:
-            act()
-        except Exception as error:
-            self.open.pop(name, None)
-            print(
-                f"{name} gets no more figures, the training goes on: {type(error).__name__}: {error}",
-                file=sys.stderr,
-                flush=True,
-            )
+        """End each; one that does not end in some seconds is left."""
+        deadline = time.monotonic() + _CLOSING_SECONDS
+        for tracker in self.all:
+            tracker.close(deadline)

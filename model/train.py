@@ -30,7 +30,7 @@ from model.feed import Batch, Feed
 from model.first_weights import FirstModel, whole_model
 from model.goodput import Attempts
 from model.held_out import measure_held_out
-from model.machine import TrainingMachine
+from model.machine import TrainingMachine, available_cores
 from model.masters import Masters
 from model.metrics import JsonLines, Taken, told
 from model.optimizer import build_optimizer, set_rates
@@ -39,7 +39,7 @@ from model.spikes import Spikes
 from model.tokens import Tokens, open_tokens
 from model.trackers import Trackers
 from model.train_spec import METRICS, SPIKES, TrainSpec
-from model.weights import save_model
+from model.weights import save_model, save_weights
 
 
 class Stopped(Exception):
@@ -52,7 +52,8 @@ class Diverged(InputError):
 
 def _claim_device(machine: TrainingMachine) -> str:
     """Set this rank's threads, and take its device."""
-    torch.set_num_threads(machine.threads or max(1, (os.cpu_count() or 1) // machine.ranks))
+    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    torch.set_num_threads(machine.threads or max(1, available_cores() // ranks_here))
     if machine.device == "cpu":
         return "cpu"
     # Products of float32 matrices in TF32, ten times as fast on tensor cores; the weights stay float32.
@@ -68,11 +69,14 @@ def _save_trained(masters: Masters, spec: TrainSpec, state: dict[str, Any]) -> N
     weights = masters.gather() if is_last else {}
     if masters.rank:
         return
-    model = whole_model(spec)
-    model.load_state_dict(weights or load_best(spec.work, state), strict=False)
+    weights = weights or load_best(spec.work, state)
     if spec.adapter:
+        model = whole_model(spec)
+        model.load_state_dict(weights, strict=False)
         spec.adapter.finish(model, spec.out)
-    save_model(model, spec.out, spec.tokenizer_sha256)
+        save_model(model, spec.out, spec.tokenizer_sha256)
+    else:
+        save_weights(weights, spec.model, spec.vocabulary_size, spec.out, spec.tokenizer_sha256)
 
 
 def train(
@@ -324,7 +328,8 @@ class _Training:
         taken, self.before = self.before, None
         figures = taken.arrive()
         self.state["step_seconds"] += time.perf_counter() - started
-        if measure and bool(torch.isfinite(figures).all()):
+        # A step that is left out leaves weights to measure; one that is not ends the training.
+        if measure and (self.spec.train.not_finite == "skip" or bool(torch.isfinite(figures).all())):
             with self.masters.replaced_by(self.average.means or None):
                 figure = self._measure()
                 self.state["validation_bits_per_byte"] = taken.measured["validation_bits_per_byte"] = figure

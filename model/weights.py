@@ -59,14 +59,29 @@ def _load_weights(model: Transformer, path: Path) -> None:
 
 def save_model(model: Transformer, folder: Path, tokenizer_sha256: str) -> None:
     """Write the weights (float32) and the description, as `load_model` reads them."""
-    folder.mkdir(parents=True, exist_ok=True)
     weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     if model.config.tie_embeddings:
         del weights["lm_head.weight"]
+    save_weights(weights, model.config, model.vocabulary_size, folder, tokenizer_sha256)
+
+
+def save_weights(
+    weights: dict[str, Tensor],
+    config: ModelConfig,
+    vocabulary_size: int,
+    folder: Path,
+    tokenizer_sha256: str,
+) -> None:
+    """Write a model of which there are the weights alone, by name, as `load_model` reads them.
+
+    Args:
+        weights: all of them, float32 on the CPU; of a tied head that of the embedding.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
     write_tensors(weights, folder / WEIGHTS)
     description = {
-        "model": model.config.model_dump(mode="json"),
-        "vocabulary_size": model.vocabulary_size,
+        "model": config.model_dump(mode="json"),
+        "vocabulary_size": vocabulary_size,
         "tokenizer_sha256": tokenizer_sha256,
     }
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=2, sort_keys=True) + "\n")

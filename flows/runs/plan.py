@@ -6,9 +6,9 @@ from typing import Any
 from flows.runs.changes import explain_change
 from model.config import flops_per_token
 from model.errors import NotKnownYet
+from model.machine import available_cores
 from tasks.engine.build import look_up
 from tasks.engine.keys import canonical, digest
-from tasks.engine.machine import available_cores
 from tasks.engine.manifest import Manifest
 from tasks.engine.resolve import UNKNOWN, Known, Resolved, resolve
 from tasks.engine.sources import SourceDigests

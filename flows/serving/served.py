@@ -4,7 +4,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from model.errors import StageFailed
@@ -29,9 +29,8 @@ class Served:
         self.child = self._start()
 
     def _start(self) -> subprocess.Popen[bytes]:
-        self.starts.append(time.monotonic())
         with self.log_path.open("ab") as log:
-            return subprocess.Popen(
+            child = subprocess.Popen(
                 self.arguments,
                 env=process.child_environment(self.environment),
                 stdin=subprocess.DEVNULL,
@@ -39,6 +38,8 @@ class Served:
                 stderr=log,
                 start_new_session=True,
             )
+        self.starts.append(time.monotonic())
+        return child
 
     def look_after(self) -> bool:
         """Start it again if it has ended; returns whether it had.
@@ -62,13 +63,16 @@ class Served:
         is_over = threading.Event()
 
         def look() -> None:
-            while not is_over.wait(_LOOK_SECONDS):
-                try:
-                    self.look_after()
-                except StageFailed:
-                    return  # whoever asks it says that it does not answer
+            try:
+                while not is_over.wait(_LOOK_SECONDS):
+                    with suppress(OSError):  # a full disk, say: the next look may find room
+                        self.look_after()
+            except StageFailed:
+                return  # whoever asks it says that it does not answer
+            finally:
+                # Here, since the kernel kills what a thread started when that thread ends, and it is to end by itself.
+                process.stop(self.child, _STOP_SECONDS)
 
-        # What a thread starts the kernel kills when the thread ends: this one stays for as long as the child is needed.
         thread = threading.Thread(target=look, name=f"looks after the {self.name}", daemon=True)
         thread.start()
         try:
@@ -76,7 +80,6 @@ class Served:
         finally:
             is_over.set()
             thread.join()
-            process.stop(self.child, _STOP_SECONDS)
 
     def tail(self) -> str:
         """The end of what it printed."""

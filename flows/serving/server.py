@@ -124,7 +124,14 @@ def prefect_server(store: Path) -> Iterator[None]:
     make_home(home)
     own = locked_environment(home, LOOPBACK, port, new_auth_string())
     before = {name: os.environ.get(name) for name in (API_URL, _AUTH_CLIENT)}
+
+    def restore() -> None:
+        for name, former in before.items():
+            os.environ.pop(name, None)
+            os.environ.update({name: former} if former is not None else {})
+
     with ExitStack() as stack:
+        stack.callback(restore)
         with FileLock(home / "start.lock"):  # two at once would migrate one database together
             command = [sys.executable, "-m", __name__, str(port)]
             environment = {**own, "PREFECT_UI_ENABLED": "0"}
@@ -142,12 +149,7 @@ def prefect_server(store: Path) -> Iterator[None]:
                 process.stop(server.child, _STOP_SECONDS)
                 raise
             stack.enter_context(server.looked_after())
-        try:
-            yield
-        finally:
-            for name, former in before.items():
-                os.environ.pop(name, None)
-                os.environ.update({name: former} if former is not None else {})
+        yield
 
 
 def wait_until_up(url: str, server: "subprocess.Popen[bytes]", fault: Callable[[], Exception]) -> None:

@@ -63,8 +63,9 @@ def _smooth(values: list[float], weight: float) -> list[float]:
 
 def _draw_loss(axis: Any, lines: list[dict[str, float]]) -> None:
     """Training loss, and held-out bits per byte on an axis of its own, against tokens."""
-    tokens = [line["tokens"] for line in lines]
-    loss = [line["loss"] for line in lines]
+    finite = [line for line in lines if line["loss"] is not None]
+    tokens = [line["tokens"] for line in finite]
+    loss = [line["loss"] for line in finite]
     axis.plot(tokens, loss, color=FAINT, linewidth=0.7)
     axis.plot(tokens, _smooth(loss, 0.95), color=ACCENT, linewidth=1.6, label="training loss, nats a token")
     axis.set_title("Loss")

@@ -1,13 +1,11 @@
 """The machine that a run computes on: nothing here enters a key or changes a result."""
 
-import os
-from functools import cache
 from typing import Self
 
 from pydantic import Field, model_validator
 
 from model.errors import InputError
-from model.machine import TrainingMachine
+from model.machine import TrainingMachine, available_cores
 from tasks.engine.clusters import Cluster, LocalCluster
 
 
@@ -89,9 +87,3 @@ class Machine(TrainingMachine):
     def n_workers(self) -> int:
         """Number of worker processes, resolved."""
         return 1 if self.in_process else self.workers or available_cores()
-
-
-@cache
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -4,7 +4,6 @@ python -m tasks.training.probe REQUEST    writes what it measured to standard ou
 """
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from typing import Any
 
 from model.config import TrainConfig
 from model.errors import InputError
-from model.machine import TrainingMachine
+from model.machine import TrainingMachine, available_cores
 from model.objectives.text import TextObjective
 from model.train_spec import METRICS, TrainSpec
 from tasks.engine import process
@@ -89,7 +88,7 @@ def write_made_up_tokens(folder: Path, vocabulary_size: int, n_tokens: int) -> N
 
 def _as_one_of(machine: dict[str, Any]) -> dict[str, Any]:
     """One rank with the cores that it would have among its like, which writes no checkpoint."""
-    threads = machine["threads"] or max(1, (os.cpu_count() or 1) // max(1, machine["ranks"]))
+    threads = machine["threads"] or max(1, available_cores() // max(1, machine["ranks"]))
     return {
         **machine,
         "ranks": 1,

@@ -24,6 +24,7 @@ from model.imports import uncollected
 from model.machine import TrainingMachine
 from model.train_spec import TrainSpec
 from tasks.engine import process
+from tasks.engine.failures import describe
 from tasks.engine.progress import progress
 
 RESULT, ERRORS, PROGRESS = "result.json", "error-*.json", "progress.json"
@@ -87,6 +88,9 @@ def explain_failure(error: Exception, machine: TrainingMachine, needs: str = "")
         )
     if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and _PEER.search(sentence)):
         return "retry", f"{_LOST} ({sentence})"
+    if isinstance(error, OSError):
+        described = describe(error)
+        return "retry" if described["retryable"] else "stage", described["error"]
     return "stage", sentence
 
 

@@ -41,8 +41,10 @@ def test_what_stands_out_is_a_spike_and_no_other_step_is():
     assert judged(spikes, 4.5)  # the one before it does not hide it
     assert not judged(spikes, 3.2)
     assert judged(spikes, 3.0, norm=2.0)
-    for broken in (float("nan"), float("inf")):
+    usual = spikes.last.max().item()
+    for broken in (float("nan"), *[float("inf")] * 9):
         judged(spikes, broken)
+    assert spikes.last.max().item() == usual
     assert not any(judged(spikes, loss) for loss in noise(1, 200))
     assert judged(spikes, 4.5)
     # A loss that stays where it jumped to is not left out for ever.

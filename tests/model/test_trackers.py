@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,12 @@ from model.errors import InputError
 from model.trackers import TENSORBOARD, Trackers, check_trackers
 from tasks.training.ranks import train_here
 from tests.model.test_train import spec
+from tests.waiting import HANGING_SECONDS
+
+
+@pytest.fixture(autouse=True)
+def _there_is_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("model.trackers._CLOSING_SECONDS", HANGING_SECONDS)
 
 
 def losses(folder: Path) -> list[float]:
@@ -100,3 +107,23 @@ def test_a_tracker_that_fails_costs_no_training(
     assert (
         said.count("mlflow gets no more figures, the training goes on: ConnectionError: nobody is there") == 1
     )
+
+
+def test_a_tracker_that_hangs_costs_no_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    answers = threading.Event()
+
+    class Hangs:
+        def __init__(self, *_: object) -> None:
+            answers.wait()
+
+    monkeypatch.setattr("model.trackers.check_trackers", lambda names: None)
+    monkeypatch.setattr("model.trackers._KINDS", {"mlflow": Hangs})
+    monkeypatch.setattr("model.trackers._CLOSING_SECONDS", 0.1)
+    trackers = Trackers(("mlflow",), tmp_path, "x", {}, 0)
+    for step in range(5):
+        trackers.log(step, {"loss": 1.0})
+    trackers.close()
+    answers.set()
+    assert "mlflow did not take all figures" in capsys.readouterr().err

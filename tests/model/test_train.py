@@ -1,5 +1,6 @@
 """The training loop with real DeepSpeed: ranks, ZeRO stages and micro-batches change nothing but rounding."""
 
+import errno
 import json
 import os
 import shutil
@@ -21,6 +22,7 @@ from model.checkpoint import Checkpoints, checkpoint_states, newest_checkpoint
 from model.config import ModelConfig, TrainConfig
 from model.deepspeed_engine import Learner, deepspeed_config
 from model.errors import InputError
+from model.files import write_record
 from model.first_weights import FirstModel
 from model.goodput import Attempts
 from model.held_out import HeldOut, measure_held_out
@@ -273,6 +275,11 @@ def test_a_step_that_is_not_finite_stops_the_training_or_is_skipped(
     assert skipped["skipped_steps"] == 1
     assert [line["step"] for line in skipped["lines"] if line.get("skipped")] == [2]
     assert all(torch.isfinite(value).all() for value in skipped["weights"].values())
+    # No number is no JSON; and the weights that are left when the last step is skipped are measured.
+    assert skipped["lines"][2]["loss"] is None
+    last = trained("last", {7}, "skip")
+    assert last["lines"][-1]["skipped"] == 1
+    assert last["lines"][-1]["validation_bits_per_byte"] == last["validation_bits_per_byte"]
     whole = trained("whole", set(), "skip")
     assert whole["skipped_steps"] == 0
     # Until then they are the same, and after it the one that skipped a step is behind.
@@ -289,16 +296,26 @@ def test_a_persons_deepspeed_settings_are_taken_and_contradict_nothing(tmp_path:
     config = deepspeed_config(spec(tmp_path / "x", zero_stage=2, deepspeed=more))
     assert config["zero_optimization"] == {"stage": 2, "overlap_comm": True}
     assert config["wall_clock_breakdown"] is False
-    for added, named in (
+    refused = (
         (
             {"gradient_clipping": 5.0},
             r"machine\.deepspeed\.gradient_clipping is 5\.0, and recipe and machine make it 1\.0",
         ),
         ({"bf16": {"enabled": True}}, r"machine\.deepspeed\.bf16\.enabled is True"),
-        ({"scheduler": {}}, r"machine\.deepspeed\.scheduler changes what is learnt"),
+        ({"scheduler": {}}, r"machine\.deepspeed\.scheduler may change what is learnt"),
+        (
+            {"gradient_allreduce_op": "sum"},
+            r"deepspeed\.gradient_allreduce_op may change what is learnt.*added is aio",
+        ),
+        (
+            {"zero_optimization": {"zero_quantized_gradients": True}},
+            r"deepspeed\.zero_optimization\.zero_quantized_gradients may change what is learnt.*offload_optimizer",
+        ),
+        ({"bf16": {"immediate_grad_update": True}}, r"deepspeed\.bf16\.immediate_grad_update may change"),
         ({"zero_optimization": {"stage": 3}}, r"machine\.deepspeed\.zero_optimization\.stage is 3"),
-    ):
-        made = spec(tmp_path / "-".join(added), zero_stage=2, deepspeed=added)
+    )
+    for i, (added, named) in enumerate(refused):
+        made = spec(tmp_path / str(i), zero_stage=2, deepspeed=added)
         with pytest.raises(InputError, match=named):
             deepspeed_config(made)
 
@@ -529,7 +546,16 @@ def test_a_stop_within_a_step_saves_the_last_finished_one(tmp_path: Path, monkey
         with pytest.raises(KeyboardInterrupt, match="stopped after step 1 of 8"):
             train_here(made)
     assert next(calls) == 8 + 4
-    assert [path.name for path in made.work.glob("step-*")] == ["step-00000001"]
+    (saved,) = made.work.glob("step-*")
+    assert saved.name == "step-00000001"
+    # Stopped again before it has learnt anything, it leaves the only checkpoint where it is.
+    written = saved.stat().st_ino
+    calls = iter(range(8 + 2, 100))
+    with monkeypatch.context() as patched:
+        patched.setattr(Learner, "forward", told)
+        with pytest.raises(KeyboardInterrupt, match="stopped after step 1 of 8"):
+            train_here(made)
+    assert [(path, path.stat().st_ino) for path in made.work.glob("step-*")] == [(saved, written)]
     assert train_here(made)["resumed_from_step"] == 1
     weights = load_file(made.out / "model.safetensors")
     assert all((weights[name] == value).all() for name, value in undisturbed.items())
@@ -546,9 +572,12 @@ def test_whose_fault_the_failure_of_a_rank_is(tmp_path: Path):
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "input"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes"), "input"),
         (InputError("the tokens are damaged"), "input"),
+        (OSError(errno.EIO, "of a file system on the network"), "retry"),
+        (OSError(errno.ENOSPC, "no space left"), "stage"),
         (ValueError("a fault of ours"), "stage"),
     ):
         assert explain_failure(error, machine)[0] == kind, error
+    assert "the disk is full" in explain_failure(OSError(errno.ENOSPC, "x"), machine)[1]
     # The rank that failed first says why; what the others then see is what it did to them.
     for rank, (at, kind, sentence) in enumerate([(20, "retry", "closed"), (10, "input", "too large")]):
         (tmp_path / f"error-{rank}.json").write_text(json.dumps([at, kind, sentence]))
@@ -647,7 +676,8 @@ def test_what_is_later_than_the_newest_whole_checkpoint_goes(tmp_path: Path):
     """A damaged one would be counted among the newest, and the next whole one be pruned in its place."""
     for step, files in ((1, {}), (2, {}), (9, {"gone.safetensors": [1, "x"]})):
         (tmp_path / f"step-{step:08d}").mkdir()
-        (tmp_path / f"step-{step:08d}" / "checkpoint.json").write_text(json.dumps({"files": files}))
+        record = {"step": step, "files": files}
+        write_record(tmp_path / f"step-{step:08d}" / "checkpoint.json", record)
     (tmp_path / ".building-00000010").mkdir()
     checkpoints = Checkpoints(tmp_path, None, None, [], 1)  # type: ignore[arg-type]
     assert checkpoints._choose() == str(tmp_path / "step-00000002")
@@ -655,7 +685,17 @@ def test_what_is_later_than_the_newest_whole_checkpoint_goes(tmp_path: Path):
 
 
 def test_a_damaged_checkpoint_says_nothing_and_stops_nobody(tmp_path: Path):
-    for step, text in ((1, "{torn"), (2, '{"files": {}}'), (3, '{"files": {}, "state": {"best_steps": 7}}')):
-        (tmp_path / f"step-{step:08d}").mkdir()
-        (tmp_path / f"step-{step:08d}" / "checkpoint.json").write_text(text)
+    records = {step: tmp_path / f"step-{step:08d}" / "checkpoint.json" for step in (1, 2, 3, 4)}
+    for step, record in records.items():
+        record.parent.mkdir()
+        write_record(record, {"step": step, "state": {"best_steps": 7}, "files": {}})
+    assert newest_checkpoint(tmp_path) == records[4].parent
+    records[1].write_text("{torn")
+    # One character that rotted: another step, and another step that was best.
+    records[3].write_text(records[3].read_text().replace('"best_steps": 7', '"best_steps": 5'))
+    records[4].write_text(records[4].read_text().replace('"step": 4', '"step": 5'))
+    assert newest_checkpoint(tmp_path) == records[2].parent
     assert checkpoint_states(tmp_path) == [{"best_steps": 7}]
+    # A whole one under the name of another step.
+    records[2].parent.rename(tmp_path / "step-00000006")
+    assert newest_checkpoint(tmp_path) is None

@@ -101,7 +101,7 @@ MUTANTS = (
     ),
     Mutant(
         "pickles of weights are loaded",
-        "tasks/evaluation/evaluate_model.py",
+        "model/stock.py",
         "use_safetensors=True",
         "use_safetensors=None",
         "tests/tasks/evaluation/test_evaluate.py -k pickle",

@@ -18,7 +18,7 @@ from typing import Any
 
 from model.budget import memory
 from model.config import ModelConfig
-from tasks.training.team import training_environment
+from tasks.engine.team import rank_environment
 
 SHAPES = {
     "4 x 256": (ModelConfig(n_layers=4, d_model=256, n_heads=4, context_length=256), 4096, 16),
@@ -50,7 +50,7 @@ def measure(shape: str, mode: str, dtype: str, optimizer: str) -> float:
     """Peak memory of a process that took three steps, bytes."""
     from benchmarks.training import describe
     from tasks.engine.call import peak_memory_bytes
-    from tasks.training.ranks import train_here
+    from tasks.training.rank import train_here
 
     config, vocabulary_size, windows = SHAPES.get(shape, SMALLEST)
     with tempfile.TemporaryDirectory() as folder:
@@ -68,7 +68,7 @@ def measure(shape: str, mode: str, dtype: str, optimizer: str) -> float:
 def in_process(*arguments: str) -> float:
     """`measure` in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.estimate", "--only", *arguments]
-    environment = os.environ | training_environment("cpu")
+    environment = os.environ | rank_environment("cpu")
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 

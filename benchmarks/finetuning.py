@@ -66,7 +66,7 @@ def ours(method: str, given: argparse.Namespace, work: Path) -> tuple[Any, float
     from model.tokens import open_tokens, write_tokens
     from model.train_spec import TrainSpec
     from model.weights import load_model, save_model
-    from tasks.training.ranks import train_here
+    from tasks.training.rank import train_here
 
     base = load_hugging_face_folder(given.base)
     save_model(base, work / "base", "x")

@@ -20,18 +20,20 @@ from statistics import median
 from benchmarks.training import SHAPES, describe
 from model.files import read_json, sha256_of_file
 from model.train_spec import TrainSpec
-from tasks.engine import process
-from tasks.training import ranks
-from tasks.training.team import training_environment
+from tasks.engine import process, ranks
+from tasks.engine.team import rank_environment
 
 
 def _start(spec: TrainSpec) -> subprocess.Popen[bytes]:
     for stale in (spec.work / ranks.PROGRESS, *spec.work.glob(ranks.ERRORS)):
         stale.unlink(missing_ok=True)
-    path = spec.work / "spec.json"
-    path.write_text(spec.model_dump_json())
+    job = ranks.Job(
+        call="tasks.training.rank:train_as_rank", arguments=spec.model_dump(mode="json"), work=spec.work
+    )
+    path = spec.work / "job.json"
+    path.write_text(job.model_dump_json())
     arguments = [sys.executable, "-m", ranks.__name__, "launch", str(spec.machine.ranks), str(path)]
-    environment = process.child_environment(training_environment("cpu"))
+    environment = process.child_environment(rank_environment("cpu"))
     log = (spec.work / "log").open("ab")
     return subprocess.Popen(arguments, env=environment, stdout=log, stderr=log)
 

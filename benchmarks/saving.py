@@ -15,8 +15,8 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.training import SHAPES, describe
-from tasks.training.ranks import train_here
-from tasks.training.team import training_environment
+from tasks.engine.team import rank_environment
+from tasks.training.rank import train_here
 
 _WARM_UP = 3
 """Steps before the clock starts."""
@@ -72,7 +72,7 @@ def main() -> None:
         found = []
         for every in (1e9, options.every):
             arguments = [sys.executable, "-m", "benchmarks.saving", *sys.argv[1:], "--only", str(every)]
-            environment = os.environ | training_environment("cpu")
+            environment = os.environ | rank_environment("cpu")
             done = subprocess.run(arguments, env=environment, stdout=subprocess.PIPE, text=True, check=True)
             found.append(json.loads(done.stdout.splitlines()[-1]))
         without, having = found

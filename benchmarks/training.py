@@ -37,9 +37,9 @@ from model.tokens import open_tokens
 from model.train_spec import TrainSpec
 from model.transformer import Transformer
 from tasks.engine.call import peak_memory_bytes
+from tasks.engine.team import rank_environment
 from tasks.training.probe import write_made_up_tokens
-from tasks.training.ranks import train_here
-from tasks.training.team import training_environment
+from tasks.training.rank import train_here
 
 SHAPES = {
     "3M": (ModelConfig(n_layers=4, d_model=256, n_heads=4, context_length=256), 4096),
@@ -191,7 +191,7 @@ def compare(options: argparse.Namespace) -> None:
         for _ in range(options.rounds):
             for loop in options.loops:
                 arguments = [sys.executable, "-m", "benchmarks.training", *sys.argv[1:], "--only", loop, size]
-                environment = os.environ | training_environment(options.device)
+                environment = os.environ | rank_environment(options.device)
                 done = subprocess.run(
                     arguments, env=environment, stdout=subprocess.PIPE, text=True, check=True
                 )

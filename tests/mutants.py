@@ -108,7 +108,7 @@ MUTANTS = (
     ),
     Mutant(
         "a hang is not noticed",
-        "tasks/training/torchrun.py",
+        "tasks/engine/on_ranks.py",
         "    if seconds <= hang_seconds * patience:",
         "    if seconds <= 300 * hang_seconds:",
         f"{ENGINE}/test_store.py -k hanging",
@@ -179,7 +179,7 @@ MUTANTS = (
     ),
     Mutant(
         "a killed rank is final",
-        "tasks/training/ranks.py",
+        "tasks/engine/ranks.py",
         '        return "retry", f"{_LOST}',
         '        return "stage", f"{_LOST}',
         "tests/model/test_train.py -k whose_fault",

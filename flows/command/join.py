@@ -6,7 +6,7 @@ import typer
 
 from flows.command.options import DEFAULT_STORE, StoreFolder, make_app
 from flows.command.say import say
-from tasks.training import team
+from tasks.engine import team
 
 app = make_app()
 

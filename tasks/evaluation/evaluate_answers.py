@@ -10,12 +10,15 @@ from pydantic import Field
 from model.base_config import Config
 from model.chat_template import encode_conversation, fast_tokenizer
 from model.errors import InputError, StageFailed
+from model.machine import TrainingMachine
 from model.messages import Message
 from model.tokenizer import end_of_text_id, load_tokenizer
 from tasks.engine.machine import Machine
-from tasks.engine.progress import progress
+from tasks.engine.on_ranks import call_on_ranks
+from tasks.engine.ranks import Rank
 from tasks.engine.stage import Artifact, Metrics, stage
 from tasks.evaluation.answers import ANSWERS, ANSWERS_SCHEMA
+from tasks.evaluation.reading import gathered, reading
 from tasks.tables import read_table, write_table
 from tasks.text.documents import DOCUMENTS
 from tasks.text.selection import SELECTION
@@ -50,11 +53,16 @@ def _formed(form: str | None, answer: str) -> float | None:
         ) from error
 
 
-def _questions(documents: Artifact, selection: Artifact, limit: int) -> list[dict[str, Any]]:
-    """Held-out conversations up to the assistant's last turn, and that turn."""
+def _questions(documents: list[str], selection: list[str], limit: int) -> list[dict[str, Any]]:
+    """Held-out conversations up to the assistant's last turn, and that turn.
+
+    Args:
+        documents: folders of their shards.
+        selection: the same.
+    """
     questions: list[dict[str, Any]] = []
     counts: dict[str, int] = {}
-    for shard, chosen in zip(documents.shards, selection.shards, strict=True):
+    for shard, chosen in zip(map(Path, documents), map(Path, selection), strict=True):
         sides = read_table(chosen / SELECTION, ["side"]).column("side").to_pylist()
         for row, side in zip(
             read_table(shard / DOCUMENTS, ["id", "metadata"]).to_pylist(), sides, strict=True
@@ -117,6 +125,40 @@ def _answer_row(question: dict[str, Any], answer: str, nats: float) -> dict[str,
     }
 
 
+def answer_as_rank(arguments: dict[str, Any], rank: Rank) -> Metrics:
+    """Have the model answer the conversations that are this rank's; the first rank writes all answers."""
+    from model.generate import Sampling, complete
+    from model.hugging_face import load_hugging_face_folder
+
+    config, batch = EvaluateAnswersConfig.model_validate(arguments["config"]), arguments["batch"]
+    model, out = Path(arguments["model"]), Path(arguments["out"])
+    rows: list[dict[str, Any]] = []
+    with reading(TrainingMachine.model_validate(arguments["machine"]), rank) as device:
+        loaded = load_hugging_face_folder(model).to(device)
+        tokenizer = load_tokenizer(model)
+        fast = fast_tokenizer(tokenizer, chat=True)
+        ends = frozenset([end_of_text_id(tokenizer)])
+        sampling = Sampling(max_tokens=config.max_tokens, temperature=0)
+        questions = rank.share(_questions(arguments["documents"], arguments["selection"], config.limit))
+        rank.enter("step")
+        for start in range(0, len(questions), batch):
+            part = questions[start : start + batch]
+            asked = [_prompt_and_nats(loaded, fast, question["messages"], device) for question in part]
+            answers = complete(loaded, tokenizer, [prompt for prompt, _ in asked], sampling, ends)
+            for question, answer, (_, nats) in zip(part, answers, asked, strict=True):
+                rows.append(_answer_row(question, answer, nats))
+            rank.progress(rank.count * len(rows), rank.count * len(questions), "conversations")
+        rows = gathered(rank, rows)
+    if rank.number:
+        return {}
+    write_table(out / ANSWERS, rows, ANSWERS_SCHEMA)
+    groups: dict[str, dict[str, float]] = {}
+    for name in dict.fromkeys(row["group"] for row in rows):
+        correct = [row["correct"] for row in rows if row["group"] == name]
+        groups[name] = {"conversations": len(correct), "correct": sum(correct) / len(correct)}
+    return {"conversations": len(rows), "groups": groups}
+
+
 @stage(
     libraries=("torch", "transformers", "tokenizers", "jinja2", "safetensors", "numpy", "pyarrow", "regex"),
     role="evaluate",
@@ -127,9 +169,12 @@ def evaluate_answers(
     documents: Artifact,
     selection: Artifact,
     out: Path,
+    work: Path,
     machine: Machine,
 ) -> Metrics:
     """Write answers.parquet: the greedy answer to each held-out conversation, is it the expected one, and the nats of that.
+
+    Ranks share the conversations.
 
     Args:
         model: a Hugging Face folder, such as export_model writes.
@@ -137,30 +182,13 @@ def evaluate_answers(
     Raises:
         StageFailed: if a likelihood is not finite.
     """
-    import torch
-
-    from model.generate import Sampling, complete
-    from model.hugging_face import load_hugging_face_folder
-
-    resolved = machine.training()
-    torch.set_num_threads(resolved.threads or torch.get_num_threads())
-    loaded = load_hugging_face_folder(model.path).to(resolved.device)
-    tokenizer = load_tokenizer(model.path)
-    fast = fast_tokenizer(tokenizer, chat=True)
-    ends = frozenset([end_of_text_id(tokenizer)])
-    sampling = Sampling(max_tokens=config.max_tokens, temperature=0)
-    questions = _questions(documents, selection, config.limit)
-    rows: list[dict[str, Any]] = []
-    for start in range(0, len(questions), machine.evaluation_batch):
-        part = questions[start : start + machine.evaluation_batch]
-        asked = [_prompt_and_nats(loaded, fast, question["messages"], resolved.device) for question in part]
-        answers = complete(loaded, tokenizer, [prompt for prompt, _ in asked], sampling, ends)
-        for question, answer, (_, nats) in zip(part, answers, asked, strict=True):
-            rows.append(_answer_row(question, answer, nats))
-        progress(len(rows), len(questions), "conversations")
-    write_table(out / ANSWERS, rows, ANSWERS_SCHEMA)
-    groups: dict[str, dict[str, float]] = {}
-    for name in dict.fromkeys(row["group"] for row in rows):
-        correct = [row["correct"] for row in rows if row["group"] == name]
-        groups[name] = {"conversations": len(correct), "correct": sum(correct) / len(correct)}
-    return {"conversations": len(rows), "groups": groups}
+    arguments = {
+        "config": config.model_dump(mode="json"),
+        "model": str(model.path),
+        "documents": [str(shard) for shard in documents.shards],
+        "selection": [str(shard) for shard in selection.shards],
+        "out": str(out),
+        "batch": machine.evaluation_batch,
+    }
+    metrics: Metrics = call_on_ranks(answer_as_rank, arguments, machine, work)
+    return metrics

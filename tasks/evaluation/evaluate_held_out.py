@@ -6,26 +6,34 @@ from pathlib import Path
 from typing import Any
 
 from model.errors import StageFailed
+from model.machine import TrainingMachine
 from model.stock import load_stock_model
 from model.tokenizer import TOKEN_BYTES, end_of_text_id, load_tokenizer
 from tasks.engine.machine import Machine
-from tasks.engine.progress import progress
+from tasks.engine.on_ranks import call_on_ranks
+from tasks.engine.ranks import Rank
 from tasks.engine.stage import Artifact, Metrics, stage
 from tasks.evaluation.held_out import HELD_OUT, HELD_OUT_SCHEMA
+from tasks.evaluation.reading import gathered, reading
 from tasks.tables import read_table, write_table
 from tasks.text.documents import DOCUMENTS
 from tasks.text.selection import SELECTION
 
 
-def _texts(documents: Artifact, selection: Artifact) -> Iterator[tuple[str, str]]:
-    """Id and raw text, before cleaning, of every held-out document."""
+def _texts(documents: list[str], selection: list[str]) -> Iterator[tuple[str, str]]:
+    """Id and raw text, before cleaning, of every held-out document.
+
+    Args:
+        documents: folders of their shards.
+        selection: the same.
+    """
     wanted: set[str] = set()
-    for shard in selection.shards:
-        table = read_table(shard / SELECTION, ["id", "side"])
+    for shard in selection:
+        table = read_table(Path(shard) / SELECTION, ["id", "side"])
         ids, sides = (column.to_pylist() for column in table.columns)
         wanted.update(identifier for identifier, side in zip(ids, sides, strict=True) if side == "validation")
-    for shard in documents.shards:
-        table = read_table(shard / DOCUMENTS, ["id", "text"])
+    for shard in documents:
+        table = read_table(Path(shard) / DOCUMENTS, ["id", "text"])
         ids, texts = (column.to_pylist() for column in table.columns)
         yield from (
             (identifier, text) for identifier, text in zip(ids, texts, strict=True) if identifier in wanted
@@ -67,31 +75,20 @@ def _samples(model: Any, tokenizer: Any, texts: list[tuple[str, str]], device: s
     return written
 
 
-@stage(libraries=("transformers", "torch", "tokenizers", "numpy", "pyarrow"), retries=2, role="evaluate")
-def evaluate_held_out(
-    model: Artifact, documents: Artifact, selection: Artifact, out: Path, machine: Machine
-) -> Metrics:
-    """Write held_out.parquet: nats, tokens and bytes of each window of each held-out document; and figures/samples.json.
-
-    Each document stands alone after end-of-text, in windows of the context length, or of 4,096 tokens if that is shorter, that do not
-    overlap.
+def _measure(
+    loaded: Any, tokenizer: Any, token_bytes: Any, texts: list[tuple[str, str]], device: str, rank: Rank
+) -> list[list[dict[str, Any]]]:
+    """Rows of each document: nats, tokens and bytes of each of its windows.
 
     Raises:
         StageFailed: if a likelihood is not finite, or tokens do not spell the text.
     """
     import numpy as np
-    import torch
 
     from model.batches import next_token_windows
     from model.held_out import HeldOut, measure_windows
 
-    device = machine.training().device
-    torch.set_num_threads(machine.threads or torch.get_num_threads())
-    loaded = load_stock_model(model.path).to(device)
-    tokenizer = load_tokenizer(model.path)
     end_of_text = end_of_text_id(tokenizer)
-    token_bytes = np.array(json.loads((model.path / TOKEN_BYTES).read_text()), np.int64)
-    texts = list(_texts(documents, selection))
     owners: list[int] = []
     length = min(loaded.config.max_position_embeddings, _LONGEST_WINDOW)
 
@@ -109,27 +106,77 @@ def evaluate_held_out(
         )
         for i, window in enumerate(measured):
             parts[owners[i]].append(window)
-            progress(owners[i] + 1, len(texts), "documents")
+            rank.progress(rank.count * (owners[i] + 1), rank.count * len(texts), "documents")
     except ValueError as error:
         raise StageFailed(str(error)) from error
-    rows: list[dict[str, Any]] = []
-    whole = HeldOut()
+    rows = []
     for (identifier, text), own in zip(texts, parts, strict=True):
-        total = sum(own, HeldOut())
-        if total.n_bytes != len(text.encode()):
+        if sum(own, HeldOut()).n_bytes != len(text.encode()):
             raise StageFailed(f"the held-out tokens do not spell the text of {identifier}")
-        whole += total
-        rows += [
-            {"id": identifier, "window": i, "nats": part.nats, "tokens": part.n_tokens, "bytes": part.n_bytes}
-            for i, part in enumerate(own)
-        ]
-    write_table(out / HELD_OUT, rows, HELD_OUT_SCHEMA)
-    (out / "figures").mkdir()
+        rows.append(
+            [
+                {
+                    "id": identifier,
+                    "window": i,
+                    "nats": part.nats,
+                    "tokens": part.n_tokens,
+                    "bytes": part.n_bytes,
+                }
+                for i, part in enumerate(own)
+            ]
+        )
+    return rows
+
+
+def measure_as_rank(arguments: dict[str, Any], rank: Rank) -> Metrics:
+    """Measure the documents that are this rank's to read; the first rank writes what all of them found."""
+    import numpy as np
+
+    from model.held_out import HeldOut
+
+    model, out = Path(arguments["model"]), Path(arguments["out"])
+    with reading(TrainingMachine.model_validate(arguments["machine"]), rank) as device:
+        loaded = load_stock_model(model).to(device)
+        tokenizer = load_tokenizer(model)
+        token_bytes = np.array(json.loads((model / TOKEN_BYTES).read_text()), np.int64)
+        texts = list(_texts(arguments["documents"], arguments["selection"]))
+        rank.enter("step")
+        own = _measure(loaded, tokenizer, token_bytes, rank.share(texts), device, rank)
+        by_document = gathered(rank, own)
+    if rank.number:
+        return {}
+    write_table(out / HELD_OUT, [row for rows in by_document for row in rows], HELD_OUT_SCHEMA)
+    (out / SAMPLES).parent.mkdir()
     written = _samples(loaded, tokenizer, texts, device)
     (out / SAMPLES).write_text(json.dumps(written, indent=1, ensure_ascii=False))
+    whole = HeldOut()
+    for rows in by_document:
+        whole += sum((HeldOut(row["nats"], row["tokens"], row["bytes"]) for row in rows), HeldOut())
     return {
         "bits_per_byte": whole.bits_per_byte,
         "documents": len(texts),
         "bytes": whole.n_bytes,
         "tokens": whole.n_tokens,
     }
+
+
+@stage(libraries=("transformers", "torch", "tokenizers", "numpy", "pyarrow"), retries=2, role="evaluate")
+def evaluate_held_out(
+    model: Artifact, documents: Artifact, selection: Artifact, out: Path, work: Path, machine: Machine
+) -> Metrics:
+    """Write held_out.parquet: nats, tokens and bytes of each window of each held-out document; and figures/samples.json.
+
+    Each document stands alone after end-of-text, in windows of the context length, or of 4,096 tokens if that is shorter, that do not
+    overlap. Ranks share the documents.
+
+    Raises:
+        StageFailed: if a likelihood is not finite, or tokens do not spell the text.
+    """
+    arguments = {
+        "model": str(model.path),
+        "documents": [str(shard) for shard in documents.shards],
+        "selection": [str(shard) for shard in selection.shards],
+        "out": str(out),
+    }
+    metrics: Metrics = call_on_ranks(measure_as_rank, arguments, machine, work)
+    return metrics

@@ -9,12 +9,15 @@ from typing import Any
 
 from model.errors import InputError, StageFailed
 from model.imports import uncollected
+from model.machine import TrainingMachine
 from model.stock import load_stock_model
 from tasks.benchmarks.items import Benchmarks, fingerprint_benchmarks, item_texts, load_tasks
 from tasks.engine.machine import Machine
-from tasks.engine.progress import progress
+from tasks.engine.on_ranks import call_on_ranks
+from tasks.engine.ranks import Rank
 from tasks.engine.stage import Artifact, Metrics, stage
 from tasks.evaluation.items import ITEMS, ITEMS_SCHEMA
+from tasks.evaluation.reading import reading
 from tasks.tables import write_table
 
 SCORES = "scores.json"
@@ -92,11 +95,13 @@ class _Requests:
     """What a task asks of the model.
 
     Attributes:
+        items: of the task.
         number: of all questions with their answers.
         longest_answer: in tokens.
         truncated_items: items of which some request is longer than the context.
     """
 
+    items: int
     number: int
     longest_answer: int
     truncated_items: int
@@ -104,7 +109,8 @@ class _Requests:
 
 def _requests(task: Any, tokenizer: Any, context_length: int, limit: int | None) -> _Requests:
     number, longest, truncated = 0, 0, 0
-    for pairs in item_texts(task, limit).values():
+    texts = item_texts(task, limit)
+    for pairs in texts.values():
         encoded = tokenizer([question + answer for question, answer in pairs], add_special_tokens=False)[
             "input_ids"
         ]
@@ -112,25 +118,41 @@ def _requests(task: Any, tokenizer: Any, context_length: int, limit: int | None)
         longest = max([longest, *(len(answer) + 1 for answer in answers)])
         truncated += any(len(request) > context_length for request in encoded)
         number += len(pairs)
-    return _Requests(number, longest, truncated)
+    return _Requests(len(texts), number, longest, truncated)
 
 
 def _benchmarks(
-    config: EvaluateModelConfig, model: Any, tokenizer: Any, batch: int, device: str
+    config: EvaluateModelConfig, model: Any, tokenizer: Any, batch: int, device: str, rank: Rank
 ) -> tuple[dict[str, Any], list[Any]]:
+    """Scores by benchmark, and rows of items, on the first rank; nothing on others."""
     with uncollected():
         import lm_eval
+        import torch
+        import torch.distributed as dist
         import transformers
         from lm_eval.models.huggingface import HFLM
 
     class Counting(HFLM):  # type: ignore[misc]
-        """lm-eval's model, which says how far it is."""
+        """lm-eval's model, which says how far it is, and reads its rank's share of the items."""
 
         done, total = 0, 0
 
         def _count(self, inputs: Any) -> None:
-            self.done = min(self.total, self.done + len(inputs))
-            progress(self.done, self.total, "requests")
+            self.done = min(self.total, self.done + rank.count * len(inputs))
+            rank.progress(self.done, self.total, "requests")
+
+        def all_gather(self, tensor: Any) -> Any:
+            parts: list[Any] = [None] * rank.count
+            dist.all_gather_object(parts, tensor.cpu())
+            return torch.stack(parts)
+
+        def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
+            parts: list[Any] | None = [None] * rank.count if rank.number == dst else None
+            dist.gather_object(obj, parts, dst)
+            return parts
+
+        def barrier(self) -> None:
+            dist.barrier()
 
         def _model_call(self, inps: Any, *arguments: Any, **options: Any) -> Any:
             logits = super()._model_call(inps, *arguments, **options)
@@ -159,6 +181,11 @@ def _benchmarks(
         for task, requests in zip(tasks, asked, strict=True):
             # lm-eval cuts the beginning of a question that does not fit, and refuses an answer that does not.
             wrapped._max_length = max(context_length, requests.longest_answer)
+            # lm-eval cannot do without an item for each rank.
+            is_shared = requests.items >= rank.count
+            wrapped._rank, wrapped._world_size = (rank.number, rank.count) if is_shared else (0, 1)
+            if rank.number and not is_shared:
+                continue
             # `simple_evaluate` describes the computer, with pip and other programs, after each task.
             transformers.set_seed(0)
             task.set_fewshot_seed(seed=0)
@@ -169,16 +196,46 @@ def _benchmarks(
                 bootstrap_iters=1000,
                 log_samples=True,
             )
-            assert results is not None
-            for name, samples in results["samples"].items():
+            if results is None:
+                continue
+            for name, unsorted in results["samples"].items():
+                samples = sorted(
+                    unsorted, key=lambda sample: sample["doc_id"]
+                )  # ranks come one after another
                 # Filters repeat the items of a task; the first filter's stand for it.
                 first = samples[0].get("filter") if samples else None
                 rows = [_item(name, sample) for sample in samples if sample.get("filter") == first]
                 truncated = {"truncated_items": requests.truncated_items}
                 scores[name] = _score(name, rows, results["results"][name]) | truncated
                 items += rows
-    progress(wrapped.total, wrapped.total, "requests")
+    rank.progress(wrapped.total, wrapped.total, "requests")
     return scores, items
+
+
+def evaluate_as_rank(arguments: dict[str, Any], rank: Rank) -> Metrics:
+    """Evaluate the items that are this rank's; the first rank writes what all of them came to."""
+    import transformers
+
+    config = EvaluateModelConfig.model_validate(arguments["config"])
+    folder, out = Path(arguments["model"]), Path(arguments["out"])
+    with reading(TrainingMachine.model_validate(arguments["machine"]), rank) as device:
+        try:
+            loaded = load_stock_model(folder)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(
+                f"transformers cannot load the model: {' '.join(str(error).split())[:300]}"
+            ) from error
+        if not tokenizer.is_fast or tokenizer.eos_token_id is None:
+            raise InputError(
+                "the tokenizer of the model has no tokenizer.json, or no end-of-text token: add them to its folder"
+            )
+        rank.enter("step")
+        scores, items = _benchmarks(config, loaded.to(device), tokenizer, arguments["batch"], device, rank)
+    if rank.number == 0:
+        (out / SCORES).write_text(json.dumps({"benchmarks": scores}, indent=1, sort_keys=True))
+        write_table(out / ITEMS, sorted(items, key=lambda row: (row["task"], row["item"])), ITEMS_SCHEMA)
+    return {"benchmarks": scores}
 
 
 @stage(
@@ -199,8 +256,10 @@ def _benchmarks(
     role="evaluate",
     fingerprint=fingerprint_benchmarks,
 )
-def evaluate_model(config: EvaluateModelConfig, model: Artifact, out: Path, machine: Machine) -> Metrics:
-    """Write scores.json and items.parquet (one row for each benchmark item).
+def evaluate_model(
+    config: EvaluateModelConfig, model: Artifact, out: Path, work: Path, machine: Machine
+) -> Metrics:
+    """Write scores.json and items.parquet (one row for each benchmark item). Ranks share the items.
 
     Args:
         model: a folder that stock `transformers` loads, with safetensors and a fast tokenizer.
@@ -209,24 +268,11 @@ def evaluate_model(config: EvaluateModelConfig, model: Artifact, out: Path, mach
         InputError: if the folder is not such a folder.
         StageFailed: if a likelihood is not finite.
     """
-    import torch
-    import transformers
-
-    device = machine.training().device
-    torch.set_num_threads(machine.threads or torch.get_num_threads())
-    try:
-        loaded = load_stock_model(model.path)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(model.path, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(
-            f"transformers cannot load the model: {' '.join(str(error).split())[:300]}"
-        ) from error
-    if not tokenizer.is_fast or tokenizer.eos_token_id is None:
-        raise InputError(
-            "the tokenizer of the model has no tokenizer.json, or no end-of-text token: add them to its folder"
-        )
-    loaded = loaded.to(device)
-    scores, items = _benchmarks(config, loaded, tokenizer, machine.evaluation_batch, device)
-    (out / SCORES).write_text(json.dumps({"benchmarks": scores}, indent=1, sort_keys=True))
-    write_table(out / ITEMS, sorted(items, key=lambda row: (row["task"], row["item"])), ITEMS_SCHEMA)
-    return {"benchmarks": scores}
+    arguments = {
+        "config": config.model_dump(mode="json"),
+        "model": str(model.path),
+        "out": str(out),
+        "batch": machine.evaluation_batch,
+    }
+    metrics: Metrics = call_on_ranks(evaluate_as_rank, arguments, machine, work)
+    return metrics

@@ -16,7 +16,7 @@ from tasks.engine.stage import Artifact, Metrics, stage
 from tasks.text.new_documents import NEW
 from tasks.training.finetune_settings import FinetuneConfig, base_shape, describe_adapter, steps_for
 from tasks.training.settings import TrainModelConfig, check_corpus
-from tasks.training.torchrun import train_under_torchrun
+from tasks.training.train_on_ranks import train_on_ranks
 
 
 class ContinueTrainingConfig(Config):
@@ -125,7 +125,7 @@ def continue_training(
     windows = model.model_copy(update={"context_length": length})
     settings = TrainModelConfig.model_validate({"model": windows, "train": train})
     check_corpus(settings, shards)
-    metrics = train_under_torchrun(
+    metrics = train_on_ranks(
         settings,
         objective,
         tokens,

@@ -15,7 +15,7 @@ from tasks.engine.stage import Artifact, Metrics, stage
 from tasks.training.finetune_settings import FinetuneConfig, base_shape, describe_adapter, steps_for
 from tasks.training.reference import REFERENCE
 from tasks.training.settings import TrainModelConfig
-from tasks.training.torchrun import train_under_torchrun
+from tasks.training.train_on_ranks import train_on_ranks
 
 
 class FinetuneModelConfig(Config):
@@ -66,7 +66,7 @@ def finetune_model(
     # Of preferences, too: the chosen side of a pair may well become less likely, as long as the other one does so more.
     train = steps_for(chosen, n_rows, row, shape.d_model, keep="last")
     windows = shape.model_copy(update={"context_length": config.context_length})
-    metrics = train_under_torchrun(
+    metrics = train_on_ranks(
         TrainModelConfig(model=windows, train=train),
         objective,
         tokens,

@@ -19,9 +19,9 @@ from model.machine import TrainingMachine, available_cores
 from model.objectives.text import TextObjective
 from model.train_spec import METRICS, TrainSpec
 from tasks.engine import process
+from tasks.engine.team import rank_environment
 from tasks.training.fit import settled
 from tasks.training.settings import TrainModelConfig
-from tasks.training.team import training_environment
 
 PROBE_SECONDS = 3.0
 _TEXT = "The quick brown fox jumps over the lazy dog, and 7 others; " * 2_000
@@ -52,7 +52,7 @@ def probe_training(
         path = Path(folder) / "request.json"
         path.write_text(json.dumps(request))
         arguments = [sys.executable, "-m", __name__, str(path)]
-        environment = process.child_environment(training_environment(machine.device))
+        environment = process.child_environment(rank_environment(machine.device))
         done = subprocess.run(arguments, env=environment, capture_output=True, text=True)
     if done.returncode:
         lines = done.stderr.strip().splitlines()
@@ -104,7 +104,7 @@ def _measure(request: dict[str, Any], folder: Path) -> dict[str, float]:
     started = time.perf_counter()
     python_seconds = _python_seconds()
     from tasks.engine.call import peak_memory_bytes
-    from tasks.training.ranks import train_here
+    from tasks.training.rank import train_here
 
     config = TrainModelConfig.model_validate(request["config"])
     vocabulary_size = request["vocabulary_size"]

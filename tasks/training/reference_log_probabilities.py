@@ -1,5 +1,6 @@
 """reference_log_probabilities: what the base thinks of each side of the preference pairs, computed once."""
 
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -43,8 +44,12 @@ def reference_log_probabilities(
     from model.weights import load_model
 
     resolved = machine.training()
+    device: str = resolved.device
+    if device == "cuda":
+        # Workers share the devices of this computer; which of them has which changes no value.
+        device = f"cuda:{os.getpid() % torch.cuda.device_count()}"
     torch.set_num_threads(resolved.threads or torch.get_num_threads())
-    model = load_model(base.path)[0].to(resolved.device)
+    model = load_model(base.path)[0].to(device)
     if config.dtype == "bfloat16":
         model.bfloat16().fill_tables()
     documents = documents_of([open_tokens(tokens.path / "train.arrow")])
@@ -55,7 +60,7 @@ def reference_log_probabilities(
         for indices in pairs.alike_in_length(_TOKENS_AT_ONCE):
             rows = pairs.rows(indices)
             sides = (
-                torch.from_numpy(rows[name]).flatten(0, 1).to(resolved.device)
+                torch.from_numpy(rows[name]).flatten(0, 1).to(device)
                 for name in ("tokens", "targets", "places")
             )
             nats[indices] = log_probabilities(model, *sides).float().cpu().numpy().reshape(-1, 2)

@@ -11,7 +11,7 @@ from tasks.engine.machine import Machine
 from tasks.engine.stage import Artifact, Metrics, stage
 from tasks.training.mixture import epochs_by_source, windows_by_source
 from tasks.training.settings import TrainModelConfig, check_corpus
-from tasks.training.torchrun import train_under_torchrun
+from tasks.training.train_on_ranks import train_on_ranks
 
 
 @stage(
@@ -35,7 +35,7 @@ def train_model(
     check_corpus(config, shards)
     if not config.mixture.weights:
         objective = TextObjective(isolate_documents=config.train.isolate_documents)
-        return train_under_torchrun(config, objective, tokens, tokenizer, out, work, machine)
+        return train_on_ranks(config, objective, tokens, tokenizer, out, work, machine)
     per_step = config.train.tokens_per_batch // config.model.context_length
     sizes = {
         name: float(len(Windows(tokens_of_source(shards, name), config.model.context_length)))
@@ -43,6 +43,6 @@ def train_model(
     }
     phases = windows_by_source(config.mixture, sizes, config.train.n_steps, per_step)
     mixed = MixedTextObjective(phases=tuple(phases), isolate_documents=config.train.isolate_documents)
-    metrics = train_under_torchrun(config, mixed, tokens, tokenizer, out, work, machine)
+    metrics = train_on_ranks(config, mixed, tokens, tokenizer, out, work, machine)
     read = epochs_by_source(phases, sizes, config.train.n_steps * per_step)
     return {**metrics, "mixture": read}

@@ -270,7 +270,7 @@ def ranks_of(folder: Path) -> list[int]:
             command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
         except OSError:
             continue
-        if b"rank" in command and b"tasks.training.ranks" in command:
+        if b"rank" in command and b"tasks.engine.ranks" in command:
             found.append(pid)
     return found
 

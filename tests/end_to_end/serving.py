@@ -12,7 +12,7 @@ import httpx
 import psutil
 
 from tasks.engine.process import free_port
-from tests.end_to_end.conftest import Line
+from tests.end_to_end.conftest import Line, give_database
 from tests.waiting import ASKING_A_SERVER, HANGING_SECONDS, processes_of, wait_until
 
 TERMINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
@@ -27,6 +27,7 @@ class Serve:
         self.out = line.root / "serve.out"
         env = {**line.environment(), **environment}
         env.pop("PREFECT_API_URL", None)
+        give_database(line.store / "prefect")
         with self.out.open("w") as out:
             self.process = subprocess.Popen(
                 line.command("serve", "recipe.yaml", "--port", str(self.port), *options),

@@ -106,7 +106,7 @@ def test_kill_of_a_rank_is_retried_in_the_same_run(prepared: Line, undisturbed: 
     ranks = [
         pid
         for pid in processes_of(prepared.store)
-        if b"tasks.training.ranks\0" + verb in Path(f"/proc/{pid}/cmdline").read_bytes()
+        if b"tasks.engine.ranks\0" + verb in Path(f"/proc/{pid}/cmdline").read_bytes()
     ]
     assert len(ranks) == n_ranks
     os.kill(max(ranks), signal.SIGKILL)

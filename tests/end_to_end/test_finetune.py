@@ -11,6 +11,12 @@ from typing import Any
 import pytest
 import yaml
 
+from tasks.engine.machine import Machine
+from tasks.engine.stage import Artifact
+from tasks.engine.store import Store
+from tasks.evaluation.answers import ANSWERS
+from tasks.evaluation.evaluate_answers import EvaluateAnswersConfig, evaluate_answers
+from tasks.tables import read_table
 from tests.end_to_end.conftest import RECIPE, Line
 from tests.waiting import HANGING_SECONDS, assert_no_process_of, wait_until
 
@@ -101,6 +107,35 @@ def test_base_and_tuned_model_are_compared_and_the_rest_is_cached(tuned: tuple[L
     verdicts = json.loads(made.call("why", "latest", "chats/a.jsonl:3", "--json").stdout)
     assert verdicts[0]["stage"] == "read_conversations"
     assert verdicts[-1]["stage"] == "tokenize_conversations"
+
+
+def test_ranks_share_the_conversations_that_are_answered(tuned: tuple[Line, dict[str, Any]], tmp_path: Path):
+    made, done = tuned
+
+    def input_of(name: str) -> Artifact:
+        folder = Path(done["artifacts"][name]["path"]).parent
+        stored = Store(made.store).find("artifacts", folder.parent.name, folder.name)
+        assert stored is not None
+        return Artifact(stored.out, stored.shard_paths)
+
+    rows = []
+    for ranks in (1, 2):
+        out, work = tmp_path / f"out-{ranks}", tmp_path / f"work-{ranks}"
+        out.mkdir()
+        work.mkdir()
+        metrics = evaluate_answers.fn(
+            EvaluateAnswersConfig(max_tokens=8),
+            model=input_of("export_model"),
+            documents=input_of("read_conversations"),
+            selection=input_of("split"),
+            out=out,
+            work=work,
+            machine=Machine(device="cpu", ranks=ranks, threads=1),
+        )
+        rows.append(read_table(out / ANSWERS).to_pylist())
+        assert metrics["conversations"] == len(rows[-1]) > 5
+    for ours, theirs in zip(*rows, strict=True):
+        assert ours == {**theirs, "nats": pytest.approx(theirs["nats"], rel=1e-4)}
 
 
 def test_a_killed_fine_tuning_goes_on_to_the_same_bytes(

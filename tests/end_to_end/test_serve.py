@@ -136,7 +136,7 @@ def test_cancelled_training_saves_and_the_next_run_goes_on(served: Serve, silent
     cancel(served, run)
     assert served.end(run)["type"] == "CANCELLED"
     wait_until(lambda: not served.processes("flows.serving.flow_process"), "the end of its process")
-    assert not served.processes("tasks.training.ranks")
+    assert not served.processes("tasks.engine.ranks")
     assert not served.processes("tasks.engine.child")
     saved = int(checkpoints(folder)[-1].name.removeprefix("step-"))
     assert train_again(served, 2, folder) == saved
@@ -159,7 +159,7 @@ def test_a_killed_flow_is_crashed_and_the_next_one_goes_on(served: Serve, silent
     run, folder = start_training(served, 4)
     os.kill(served.processes("flows.serving.flow_process")[0], signal.SIGKILL)
     assert served.end(run)["type"] == "CRASHED"
-    assert not served.processes("tasks.training.ranks")
+    assert not served.processes("tasks.engine.ranks")
     saved = int(checkpoints(folder)[-1].name.removeprefix("step-"))
     assert train_again(served, 4, folder) == saved
 

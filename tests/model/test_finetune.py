@@ -29,7 +29,7 @@ from tasks.engine.machine import Machine
 from tasks.engine.stage import Artifact, Shard
 from tasks.training.finetune_settings import describe_adapter
 from tasks.training.hugging_face_folder import ExportModelConfig
-from tasks.training.ranks import train_here
+from tasks.training.rank import train_here
 from tasks.training.reference_log_probabilities import (
     ReferenceLogProbabilitiesConfig,
     reference_log_probabilities,

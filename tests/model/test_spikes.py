@@ -17,7 +17,7 @@ from model.objectives.mixed_text import tokens_of_source
 from model.objectives.text import TextObjective
 from model.spikes import Spikes
 from model.tokens import open_tokens, write_tokens
-from tasks.training.ranks import train_here
+from tasks.training.rank import train_here
 from tests.model.test_train import spec
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from model.errors import InputError
 from model.trackers import TENSORBOARD, Trackers, check_trackers
-from tasks.training.ranks import train_here
+from tasks.training.rank import train_here
 from tests.model.test_train import spec
 from tests.waiting import HANGING_SECONDS
 

@@ -21,7 +21,7 @@ from model.best import load_best
 from model.checkpoint import Checkpoints, checkpoint_states, newest_checkpoint
 from model.config import ModelConfig, TrainConfig
 from model.deepspeed_engine import Learner, deepspeed_config
-from model.errors import InputError
+from model.errors import InputError, StageFailed
 from model.files import write_record
 from model.first_weights import FirstModel
 from model.goodput import Attempts
@@ -34,7 +34,8 @@ from model.train import _Training, seconds_between_saves
 from model.train_spec import TrainSpec
 from model.transformer import Transformer
 from model.weights import load_model
-from tasks.training.ranks import explain_failure, first_error, train_here
+from tasks.engine.ranks import explain_failure, first_error
+from tasks.training.rank import too_large, train_here
 from tests.model.pair import pair
 
 
@@ -564,20 +565,25 @@ def test_a_stop_within_a_step_saves_the_last_finished_one(tmp_path: Path, monkey
 def test_whose_fault_the_failure_of_a_rank_is(tmp_path: Path):
     import torch
 
-    machine = TrainingMachine(device="cpu")
     peer = RuntimeError("[../gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:4711")
     for error, kind in (
         (peer, "retry"),
         (torch.distributed.DistBackendError("NCCL error: remote process exited"), "retry"),
-        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "input"),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes"), "input"),
         (InputError("the tokens are damaged"), "input"),
+        (StageFailed("stopped after step 1", retryable=True), "retry"),
         (OSError(errno.EIO, "of a file system on the network"), "retry"),
         (OSError(errno.ENOSPC, "no space left"), "stage"),
         (ValueError("a fault of ours"), "stage"),
     ):
-        assert explain_failure(error, machine)[0] == kind, error
-    assert "the disk is full" in explain_failure(OSError(errno.ENOSPC, "x"), machine)[1]
+        assert explain_failure(error)[0] == kind, error
+    assert "the disk is full" in explain_failure(OSError(errno.ENOSPC, "x"))[1]
+    machine = TrainingMachine(device="cpu")
+    for error in (
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes"),
+    ):
+        assert "lower machine.windows_per_micro_batch (now 0)" in (too_large(error, machine) or "")
+    assert too_large(peer, machine) is None
     # The rank that failed first says why; what the others then see is what it did to them.
     for rank, (at, kind, sentence) in enumerate([(20, "retry", "closed"), (10, "input", "too large")]):
         (tmp_path / f"error-{rank}.json").write_text(json.dumps([at, kind, sentence]))

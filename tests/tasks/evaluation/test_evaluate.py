@@ -71,6 +71,7 @@ def test_weights_that_are_a_pickle_are_not_loaded(tmp_path: Path):
             EvaluateModelConfig(tasks=()),
             model=Artifact(tmp_path),
             out=tmp_path / "out",
+            work=tmp_path / "work",
             machine=Machine(device="cpu"),
         )
 
@@ -117,7 +118,11 @@ def test_questions_of_ones_own_are_measured_and_looked_for_in_the_text(tmp_path:
     out = tmp_path / "out"
     out.mkdir()
     metrics = evaluate_model.fn(
-        benchmarks, model=Artifact(tmp_path / "model"), out=out, machine=Machine(device="cpu", threads=1)
+        benchmarks,
+        model=Artifact(tmp_path / "model"),
+        out=out,
+        work=tmp_path / "work",
+        machine=Machine(device="cpu", threads=1),
     )
     assert metrics["benchmarks"]["baking"]["items"] == 2
     assert metrics["benchmarks"]["baking"]["chance"] == pytest.approx((1 / 2 + 1 / 3) / 2)

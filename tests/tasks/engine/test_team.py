@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 
 from model.errors import StageFailed
-from tasks.engine import slurm_cluster
+from tasks.engine import slurm_cluster, team
 from tasks.engine.leases import hold
-from tasks.training import team
-from tasks.training.team import STOP, TEAM_FOLDER, Team, _claim_index, is_over, launch_team
+from tasks.engine.team import STOP, TEAM_FOLDER, Team, _claim_index, is_over, launch_team
 
 
 @pytest.fixture
@@ -21,7 +20,7 @@ def made(tmp_path: Path) -> Team:
         identity="b",
         key="k",
         store=tmp_path,
-        spec=tmp_path / "spec.json",
+        job=tmp_path / "job.json",
         folder=folder,
         lease=tmp_path / "lease",
         nodes=3,

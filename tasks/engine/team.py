@@ -46,7 +46,7 @@ class Team(BaseModel):
     identity: str
     key: str
     store: Path
-    spec: Path
+    job: Path
     folder: Path
     lease: Path
     nodes: int
@@ -72,7 +72,7 @@ class Launcher(Protocol):
         """What there is to say of it while no rank trains."""
 
 
-def training_environment(device: str) -> dict[str, str]:
+def rank_environment(device: str) -> dict[str, str]:
     """Variables with which ranks run.
 
     On a CPU the C library gives large blocks back to the system and asks for them again in every step, unless it is told not to:
@@ -86,7 +86,7 @@ class HereLauncher:
     """A process of this computer."""
 
     def __init__(self, arguments: list[str], device: str) -> None:
-        self.child = subprocess.Popen(arguments, env=process.child_environment(training_environment(device)))
+        self.child = subprocess.Popen(arguments, env=process.child_environment(rank_environment(device)))
 
     def poll(self) -> int | None:
         """Its exit status, if it has ended."""
@@ -103,7 +103,7 @@ class HereLauncher:
 
 def node_command(team: Path, index: int | str) -> list[str]:
     """The command that is one node of a team."""
-    return [sys.executable, "-m", "tasks.training.ranks", "node", str(team), str(index)]
+    return [sys.executable, "-m", "tasks.engine.ranks", "node", str(team), str(index)]
 
 
 class JoinedLauncher(HereLauncher):
@@ -286,7 +286,7 @@ def is_over(team: Team) -> bool:
 
 def run_node(team_path: Path, index: int) -> int:
     """Run torchrun as one node, until it ends or has to; returns its exit status."""
-    from tasks.training import ranks
+    from tasks.engine import ranks
 
     team = Team.model_validate_json(team_path.read_bytes())
     told = differences(team)
@@ -295,7 +295,7 @@ def run_node(team_path: Path, index: int) -> int:
             f"node {socket.gethostname()} has {'; '.join(told)}: install the same code and libraries there"
         )
         write_whole(
-            team.spec.parent / ranks.ERRORS.replace("*", str(index)),
+            team.job.parent / ranks.ERRORS.replace("*", str(index)),
             json.dumps((time.time_ns(), "input", sentence)),
         )
         return 1
@@ -307,7 +307,7 @@ def run_node(team_path: Path, index: int) -> int:
         ranks.__name__,
         "torchrun",
         str(team.ranks_per_node),
-        str(team.spec),
+        str(team.job),
         f"--nnodes={team.nodes}",
         "--rdzv-backend=c10d",
         f"--rdzv-endpoint={endpoint}",

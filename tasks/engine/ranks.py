@@ -1,13 +1,14 @@
-"""The processes of training: torchrun, and one rank of it.
+"""Ranks: processes that do one job together, started by torchrun, on this computer or on several.
 
-python -m tasks.training.ranks launch N SPEC     torchrun with N ranks, or the only rank, bound to its parent
-python -m tasks.training.ranks rank SPEC         one rank
-python -m tasks.training.ranks node TEAM INDEX   one node of several: checks, and torchrun, watched
-python -m tasks.training.ranks torchrun N SPEC RENDEZVOUS...   its torchrun
+python -m tasks.engine.ranks launch N JOB     torchrun with N ranks, or the only rank, bound to its parent
+python -m tasks.engine.ranks rank JOB         one rank
+python -m tasks.engine.ranks node TEAM INDEX   one node of several: checks, and torchrun, watched
+python -m tasks.engine.ranks torchrun N JOB RENDEZVOUS...   its torchrun
 
 Each is bound to its parent before it imports torch, which takes seconds in which a parent may be killed.
 """
 
+import importlib
 import json
 import os
 import re
@@ -18,11 +19,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from model.errors import InputError
+from pydantic import BaseModel, ConfigDict, Field
+
+from model.errors import InputError, StageFailed
 from model.files import read_json, write_whole
-from model.imports import uncollected
-from model.machine import TrainingMachine
-from model.train_spec import TrainSpec
 from tasks.engine import process
 from tasks.engine.failures import describe
 from tasks.engine.progress import progress
@@ -42,17 +42,75 @@ Kind = Literal["input", "retry", "stage"]
 """Of a failure: another attempt cannot help; will help; is not known to."""
 
 
-def launch(n_ranks: int, spec: str) -> None:
+class Job(BaseModel):
+    """What all ranks do.
+
+    Attributes:
+        call: module:function, which each rank calls with the arguments and its `Rank`. What the first rank gets is the result.
+        arguments: JSON values.
+        work: folder in which ranks leave word.
+        folder: that paths which are not absolute count from.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+    call: str
+    arguments: dict[str, Any]
+    work: Path
+    folder: Path = Field(default_factory=Path.cwd)
+
+    @property
+    def function(self) -> "Callable[[dict[str, Any], Rank], Any]":
+        """What is called."""
+        module, name = self.call.split(":")
+        called: Callable[[dict[str, Any], Rank], Any] = getattr(importlib.import_module(module), name)
+        return called
+
+
+class Rank:
+    """One of the processes that do a job together.
+
+    Args:
+        work: folder in which it says what it does; None for the only one, in a process that is watched itself.
+
+    Attributes:
+        number: 0 for the first.
+        count: how many there are, on all computers.
+    """
+
+    def __init__(self, work: Path | None = None) -> None:
+        self.work = work
+        self.number = int(os.environ["RANK"]) if work else 0
+        self.count = int(os.environ["WORLD_SIZE"]) if work else 1
+
+    def enter(self, phase: str) -> None:
+        """Say what it begins with."""
+        if self.work:
+            told = {"host": socket.gethostname(), "phase": phase, "since_ns": time.time_ns()}
+            write_whole(self.work / PRESENCE.replace("*", str(self.number)), json.dumps(told))
+
+    def progress(self, done: int, total: int, unit: str, note: str = "") -> None:
+        """Say how far all of them are; the first one speaks."""
+        if self.work is None:
+            progress(done, total, unit, note)
+        elif self.number == 0:
+            write_whole(self.work / PROGRESS, json.dumps((done, total, unit, note)))
+
+    def share(self, items: list[Any]) -> list[Any]:
+        """Those of many that are this one's to do: every `count`-th."""
+        return items[self.number :: self.count]
+
+
+def launch(n_ranks: int, job: str) -> None:
     """Become torchrun, or the only rank. No restarts: a dead rank ends all, and the stage is tried again."""
     if n_ranks == 1:
-        os.environ.update(_only_rank())
-        _train(Path(spec))
+        os.environ.update(only_rank())
+        _do(Path(job))
         return
 
-    run_torchrun(["--standalone"], n_ranks, spec)
+    run_torchrun(["--standalone"], n_ranks, job)
 
 
-def run_torchrun(rendezvous: list[str], n_ranks: int, spec: str) -> None:
+def run_torchrun(rendezvous: list[str], n_ranks: int, job: str) -> None:
     """Become the torchrun of so many ranks here.
 
     Args:
@@ -61,47 +119,30 @@ def run_torchrun(rendezvous: list[str], n_ranks: int, spec: str) -> None:
     from torch.distributed import run
 
     os.environ[_PARENT] = str(os.getpid())
-    ranks = ["--max-restarts=0", f"--nproc-per-node={n_ranks}", "-m", "tasks.training.ranks", "rank", spec]
+    ranks = ["--max-restarts=0", f"--nproc-per-node={n_ranks}", "-m", "tasks.engine.ranks", "rank", job]
     run.main([*rendezvous, *ranks])
 
 
-def explain_failure(error: Exception, machine: TrainingMachine, needs: str = "") -> tuple[Kind, str]:
+def explain_failure(error: Exception) -> tuple[Kind, str]:
     """Whose fault the failure of a rank is, and a sentence.
-
-    Args:
-        needs: what was foretold of its memory.
 
     A rank that is killed takes the others with it: they find their connections closed, which is no fault of theirs.
     """
-    import torch
     import torch.distributed as dist
 
     sentence = f"{type(error).__name__}: {error}"
     if isinstance(error, InputError):
         return "input", str(error)
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in sentence:
-        first_line = str(error).split("\n")[0][:300]
-        return "input", (
-            f"training does not fit into memory ({first_line}){needs}: lower machine.windows_per_micro_batch (now "
-            f"{machine.windows_per_micro_batch}), or set machine.activation_checkpointing: full, or a higher "
-            "machine.zero_stage on more ranks, or say in machine.memory_gigabytes what there is"
-        )
     if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and _PEER.search(sentence)):
         return "retry", f"{_LOST} ({sentence})"
-    if isinstance(error, OSError):
+    if isinstance(error, OSError | StageFailed):
         described = describe(error)
         return "retry" if described["retryable"] else "stage", described["error"]
     return "stage", sentence
 
 
-def _needs(spec: TrainSpec) -> str:
-    from tasks.training.fit import lay_out_spec
-
-    return f"; it was estimated to need {lay_out_spec(spec, None).memory.total / 1e9:.1f} GB on each rank"
-
-
 def first_error(work: Path) -> tuple[Kind, str] | None:
-    """Why training failed, and on which rank: what the first that failed says; None if none came to say it.
+    """Why a job failed, and on which rank: what the first that failed says; None if none came to say it.
 
     One that lost another rank says so, and speaks only if nobody has another reason; then the rank that ended without a
     word is named.
@@ -132,7 +173,7 @@ def where(rank: int, presence: dict[int, dict[str, Any]]) -> str:
     return f"rank {rank} on {seen['host']} ({seen['phase']})" if seen else f"rank {rank}"
 
 
-def _only_rank() -> dict[str, str]:
+def only_rank() -> dict[str, str]:
     """What torchrun would say to rank 0 of 1."""
     return {
         "RANK": "0",
@@ -143,63 +184,27 @@ def _only_rank() -> dict[str, str]:
     }
 
 
-def rank(spec_path: Path) -> None:
-    """Train as the rank that the environment names; rank 0 writes progress and result, a failing rank its error."""
+def rank(job_path: Path) -> None:
+    """Do a job as the rank that the environment names; rank 0 writes progress and result, a failing rank its error."""
     process.die_with_parent(int(os.environ.pop(_PARENT)))
-    _train(spec_path)
+    _do(job_path)
 
 
-def _train(spec_path: Path) -> None:
-    spec = TrainSpec.model_validate_json(spec_path.read_bytes())
-    if spec.machine.device == "cpu" and not spec.is_compiled:
-        # DeepSpeed would compile an optimizer that is not used, and take a second for it.
-        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
-    with uncollected():
-        from model import train as training
-
-    own_rank = os.environ["RANK"]
-
-    def enter(phase: str) -> None:
-        told = {"host": socket.gethostname(), "phase": phase, "since_ns": time.time_ns()}
-        write_whole(spec.work / PRESENCE.replace("*", own_rank), json.dumps(told))
-
-    def fail(kind: Kind, sentence: str) -> None:
-        path = spec.work / ERRORS.replace("*", own_rank)
-        write_whole(path, json.dumps((time.time_ns(), kind, sentence)))
-
+def _do(job_path: Path) -> None:
+    job = Job.model_validate_json(job_path.read_bytes())
+    own = Rank(job.work)
     try:
-        enter("load")
-        metrics = training.train(
-            spec, lambda *state: write_whole(spec.work / PROGRESS, json.dumps(state)), enter
-        )
-    except training.Stopped as stopped:
-        fail("retry", str(stopped))
-        raise SystemExit(1) from None
+        os.chdir(job.folder)
+        own.enter("load")
+        result = job.function(job.arguments, own)
     except Exception as error:
-        fail(*explain_failure(error, spec.machine, _needs(spec)))
+        told = (time.time_ns(), *explain_failure(error))
+        write_whole(job.work / ERRORS.replace("*", str(own.number)), json.dumps(told))
+        if isinstance(error, InputError | StageFailed):
+            raise SystemExit(1) from None  # it is told, and no fault of the code
         raise
-    if own_rank == "0":
-        write_whole(spec.work / RESULT, json.dumps(metrics))
-
-
-def train_here(spec: TrainSpec, on_step: Callable[..., None] = progress) -> dict[str, Any]:
-    """Train in this process as rank 0 of 1, without torchrun: for a debugger, and to try how fast it is.
-
-    Raises:
-        KeyboardInterrupt: if it was asked to stop; a checkpoint was written first.
-    """
-    from model import train as training
-
-    before = dict(os.environ)
-    os.environ.update(_only_rank(), DS_ACCELERATOR=spec.machine.device)
-    try:
-        return training.train(spec, on_step)
-    except training.Stopped as stopped:
-        raise KeyboardInterrupt(str(stopped)) from None
-    finally:
-        for name in set(os.environ) - set(before):
-            del os.environ[name]
-        os.environ.update(before)
+    if own.number == 0:
+        write_whole(job.work / RESULT, json.dumps(result))
 
 
 if __name__ == "__main__":
@@ -210,7 +215,7 @@ if __name__ == "__main__":
         case "torchrun":
             run_torchrun(sys.argv[4:], int(sys.argv[2]), sys.argv[3])
         case "node":
-            from tasks.training.team import run_node
+            from tasks.engine.team import run_node
 
             process.exit_on_sigterm()
             sys.exit(run_node(Path(sys.argv[2]), int(sys.argv[3])))

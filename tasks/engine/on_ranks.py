@@ -1,0 +1,154 @@
+"""A job on ranks: started where the machine says, watched, and its result brought back."""
+
+import json
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from model.errors import InputError, StageFailed
+from model.files import read_json
+from model.machine import TrainingMachine
+from tasks.engine import ranks
+from tasks.engine.machine import Machine
+from tasks.engine.progress import progress
+from tasks.engine.team import TEAM_FOLDER, HereLauncher, Launcher, Team, launch_team
+from tasks.engine.worker import examine
+
+JOB = "job.json"
+_STOP_SECONDS = 20.0
+_PHASE_PATIENCE = {"step": 1, "load": 4, "validation": 4, "save": 4}
+"""How much longer than a step each phase of a rank may take."""
+
+
+def has_ranks_elsewhere(machine: Machine) -> bool:
+    """Whether a job runs on other computers, or on this one and others."""
+    return not machine.in_process and (machine.nodes > 1 or bool(machine.nodes and not machine.is_local))
+
+
+def _launch(job_path: Path, work: Path, resolved: TrainingMachine, machine: Machine) -> Launcher:
+    """Start the ranks: on this computer, or on as many nodes as the machine has."""
+    if not has_ranks_elsewhere(machine):
+        arguments = [sys.executable, "-m", ranks.__name__, "launch", str(resolved.ranks), str(job_path)]
+        return HereLauncher(arguments, resolved.device)
+    # The working folder of a stage lies in its store, under the name of its lock.
+    store, identity = work.parent.parent, f"{work.name[-12:]}-{uuid.uuid4().hex[:8]}"
+    team = Team(
+        identity=identity,
+        key=work.name[-32:],
+        store=store,
+        job=job_path,
+        folder=work / f"{TEAM_FOLDER}{identity}",
+        lease=store / "locks" / f"{work.name}.lease",
+        nodes=machine.nodes,
+        ranks_per_node=resolved.ranks // machine.nodes,
+        device=resolved.device,
+        has=examine(store),
+    )
+    return launch_team(machine, team, store)
+
+
+def _stuck(work: Path, seconds: float, hang_seconds: float) -> str | None:
+    """What to say of ranks that have not moved for so long; None if they may take that time."""
+    presence = ranks.presences(work)
+    if not presence:
+        patience = _PHASE_PATIENCE["load"]
+        told = f"no rank has begun for {seconds:.0f} seconds (machine.hang_seconds {hang_seconds:g}, times {patience}); they were ended"
+        return told if seconds > hang_seconds * patience else None
+    slowest = min(presence, key=lambda rank: presence[rank]["since_ns"])
+    patience = max(_PHASE_PATIENCE.get(seen["phase"], 1) for seen in presence.values())
+    if seconds <= hang_seconds * patience:
+        return None
+    return (
+        f"the ranks made no step for {seconds:.0f} seconds (machine.hang_seconds {hang_seconds:g}, times {patience} in this phase) "
+        f"and were ended: longest without news is {ranks.where(slowest, presence)}"
+    )
+
+
+def _watch(launcher: Launcher, work: Path, hang_seconds: float) -> int:
+    """Wait for the ranks, and tell how far they are; returns the status with which they ended."""
+    last_change, last_seen = time.monotonic(), None
+    while (status := launcher.poll()) is None:
+        time.sleep(0.2)
+        steps = read_json(work / ranks.PROGRESS)
+        if steps:
+            progress(*steps)
+        elif not ranks.presences(work) and (told := launcher.told()):
+            progress(0, 0, "ranks", told)
+            last_change = time.monotonic()  # computers are waited for, and ranks are not
+        seen = (steps, ranks.presences(work))
+        if seen != last_seen:
+            last_change, last_seen = time.monotonic(), seen
+        stuck = _stuck(work, time.monotonic() - last_change, hang_seconds)
+        if stuck:
+            raise StageFailed(stuck, retryable=True)
+    return status
+
+
+def run_on_ranks(
+    function: Callable[[dict[str, Any], ranks.Rank], Any],
+    arguments: dict[str, Any],
+    resolved: TrainingMachine,
+    machine: Machine,
+    work: Path,
+) -> Any:
+    """Call a function on every rank of a machine; returns what the first one gets.
+
+    Args:
+        function: of a module. It is given the arguments, and its rank.
+        arguments: JSON values.
+        resolved: the machine with its device and its ranks.
+        work: the working folder of a stage.
+
+    Raises:
+        InputError: if a rank found that recipe or data make it impossible.
+        StageFailed: if a rank failed, was killed, or hung.
+    """
+    for stale in (
+        work / ranks.PROGRESS,
+        work / ranks.RESULT,
+        *work.glob(ranks.ERRORS),
+        *work.glob(ranks.PRESENCE),
+    ):
+        stale.unlink(missing_ok=True)
+    job = ranks.Job(call=f"{function.__module__}:{function.__name__}", arguments=arguments, work=work)
+    (work / JOB).write_text(job.model_dump_json())
+    launcher = _launch(work / JOB, work, resolved, machine)
+    try:
+        status = _watch(launcher, work, machine.hang_seconds)
+    finally:
+        launcher.stop(_STOP_SECONDS)
+    error = ranks.first_error(work)
+    if error:
+        kind, message = error
+        raise InputError(message) if kind == "input" else StageFailed(message, retryable=kind == "retry")
+    if status or not (work / ranks.RESULT).exists():
+        presence = ranks.presences(work)
+        there = "; ".join(ranks.where(rank, presence) for rank in sorted(presence))
+        raise StageFailed(
+            f"a rank ended with status {status}{f' ({there})' if there else ''}", retryable=True
+        )
+    return json.loads((work / ranks.RESULT).read_text())
+
+
+def call_on_ranks(
+    function: Callable[[dict[str, Any], ranks.Rank], Any],
+    arguments: dict[str, Any],
+    machine: Machine,
+    work: Path,
+) -> Any:
+    """Call a function on the ranks that train, each with its share of what is to be read; returns what the first one gets.
+
+    With the machine among its arguments. In this process where there is only one rank. Computers on which somebody runs
+    `scratchlm join` take part in trainings alone; a cluster's nodes in this, too.
+    """
+    resolved = machine.training()
+    if machine.nodes > 1 and machine.is_local:
+        resolved = resolved.model_copy(update={"ranks": resolved.ranks // machine.nodes})
+        machine = machine.model_copy(update={"nodes": 0})
+    arguments = arguments | {"machine": resolved.model_dump(mode="json")}
+    if resolved.ranks == 1 and not has_ranks_elsewhere(machine):
+        return function(arguments, ranks.Rank())
+    return run_on_ranks(function, arguments, resolved, machine, work)

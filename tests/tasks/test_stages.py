@@ -198,7 +198,7 @@ def test_the_training_process_is_in_the_key():
         "model.checkpoint",
         "model.loss",
     }
-    assert training | {"model.objectives.text", "tasks.engine.ranks"} <= set(
+    assert training | {"model.objectives.text", "tasks.training.rank"} <= set(
         code_digests("tasks.training.train_model")
     )
 

@@ -129,6 +129,8 @@ def _torch() -> Iterator[Finding]:
         gflops[dtype] = 4 * 2 * 768**3 / (time.perf_counter() - started) / 1e9
     speed = f"float32 {gflops[torch.float32]:.0f}, bfloat16 {gflops[torch.bfloat16]:.0f} GFLOP/s"
     advice = f"train_model.dtype auto is {fast_dtype('cpu')} here"
+    if torch.backends.mps.is_available():
+        advice += "; Apple's GPU is not used, since DeepSpeed's ZeRO does not run there"
     yield Finding(
         "torch", OK, f"{torch.__version__} on the CPU, {torch.get_num_threads()} threads: {speed}; {advice}"
     )

@@ -130,7 +130,8 @@ def test_a_folder_of_the_caller_is_on_no_childs_path(toy: Toy, tmp_path: Path):
 def test_a_hanging_training_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from model.errors import StageFailed
     from model.machine import TrainingMachine
-    from tasks.training import team, torchrun
+    from tasks.engine import team
+    from tasks.engine.on_ranks import run_on_ranks
 
     started: list[subprocess.Popen[bytes]] = []
 
@@ -149,13 +150,13 @@ def test_a_hanging_training_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyP
     machine = Machine(device="cpu", hang_seconds=0.5)
     resolved = TrainingMachine(device="cpu", ranks=1)
     with pytest.raises(StageFailed, match="no rank has begun for 2 seconds") as failure:
-        torchrun._run_ranks(tmp_path / "spec.json", tmp_path, resolved, machine)
+        run_on_ranks(print, {}, resolved, machine, tmp_path)
     assert failure.value.retryable
     assert started[0].poll() is not None
 
     monkeypatch.setattr(team.subprocess, "Popen", hang_in_a_step)
     with pytest.raises(StageFailed, match=r"longest without news is rank 1 on n1 \(step\)"):
-        torchrun._run_ranks(tmp_path / "spec.json", tmp_path, resolved, machine)
+        run_on_ranks(print, {}, resolved, machine, tmp_path)
 
 
 def test_two_that_remove_the_same_do_not_trip_over_each_other(

@@ -27,7 +27,8 @@ class Serve:
         self.out = line.root / "serve.out"
         env = {**line.environment(), **environment}
         env.pop("PREFECT_API_URL", None)
-        give_database(line.store / "prefect")
+        if "PREFECT_SERVER_DATABASE_CONNECTION_URL" not in env:
+            give_database(line.store / "prefect")
         with self.out.open("w") as out:
             self.process = subprocess.Popen(
                 line.command("serve", "recipe.yaml", "--port", str(self.port), *options),

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from tasks.engine.sources import SourceDigests, walk
 from tasks.text.clean import CleanConfig, ReplacePersonalData
 from tasks.text.cleaning import Cleaning
+from tasks.text.filters.replace_personal_data import _NO_DOMAINS
 from tasks.text.judging import Documents, Fault, Faults, Filter, Mender
 from tasks.text.pieces import list_pieces
 from tasks.text.sources import IngestConfig, Source

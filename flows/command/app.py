@@ -14,6 +14,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from flows.command.errors import exit_codes
 from flows.command.say import say
+from model.imports import uncollected
 
 COMMANDS = {
     "init": (
@@ -85,7 +86,8 @@ COMMANDS = {
 
 def load_command(name: str) -> Any:
     """A command with its options, from its file."""
-    module = importlib.import_module(f"flows.command.{COMMANDS[name][0]}")
+    with uncollected():
+        module = importlib.import_module(f"flows.command.{COMMANDS[name][0]}")
     group = typer.main.get_group(module.app)
     return group.commands.get(name, group)
 

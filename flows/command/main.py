@@ -29,6 +29,9 @@ def main() -> None:
     if fault:
         print(f"error: {fault}", file=sys.stderr)
         raise SystemExit(2)
-    from flows.command.app import app
+    from model.imports import uncollected
+
+    with uncollected():
+        from flows.command.app import app
 
     app(prog_name="scratchlm")

@@ -27,6 +27,7 @@ from filelock import FileLock
 
 from flows.serving.served import Served
 from model.errors import InputError, StageFailed
+from model.imports import uncollected
 from tasks.engine import process
 
 API_URL = "PREFECT_API_URL"
@@ -142,7 +143,8 @@ def prefect_server(store: Path) -> Iterator[None]:
                 return StageFailed("the Prefect server of this run did not start", log=server.tail())
 
             try:
-                import prefect  # noqa: F401  (a second or two, while the server starts)
+                with uncollected():
+                    import prefect  # noqa: F401  (a second or two, while the server starts)
 
                 wait_until_up(own[API_URL], server.child, fault)
             except BaseException:

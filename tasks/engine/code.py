@@ -26,6 +26,7 @@ ENGINE = (
     "model.errors",
     "model.files",
     "model.goodput",
+    "model.imports",
     "model.machine",
     "model.trackers",
 )

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 from model.base_config import Config
+from model.imports import uncollected
 from tasks.engine.code import code_digests
 from tasks.engine.machine import Machine
 from tasks.engine.sources import SourceDigests
@@ -290,6 +291,7 @@ def map_stage(
 def load_stage(reference: str) -> Stage:
     """The stage that MODULE:FUNCTION names."""
     module, name = reference.split(":")
-    loaded = getattr(importlib.import_module(module), name)
+    with uncollected():
+        loaded = getattr(importlib.import_module(module), name)
     assert isinstance(loaded, Stage)
     return loaded

@@ -17,7 +17,8 @@ class TrainingMachine(Config):
     )
     threads: int = Field(0, ge=0, description="CPU threads of each rank; 0 shares the cores among the ranks.")
     device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="Where tensors live; auto takes cuda if there is one, else cpu. Apple's GPUs (mps) are not used."
+        "auto",
+        description="Where tensors live; auto takes cuda if there is one, else cpu. Apple's GPUs (mps) are not used.",
     )
     windows_per_micro_batch: int = Field(
         0,

@@ -107,7 +107,7 @@ class _Told:
     def __init__(self, name: str, begin: Callable[[], Tracker]) -> None:
         self.name, self.begin = name, begin
         self.waiting: queue.Queue[tuple[int, Mapping[str, float]] | None] = queue.Queue(_MOST_WAITING)
-        self.dropped = 0
+        self.dropped, self.has_failed = 0, False
         # A daemon: a service that does not answer keeps no process.
         self.thread = threading.Thread(target=self._work, name=f"tells {name}", daemon=True)
         self.thread.start()
@@ -119,6 +119,7 @@ class _Told:
                 tracker.log(*figures)
             tracker.close()
         except Exception as error:
+            self.has_failed = True
             self._say(f"gets no more figures, the training goes on: {type(error).__name__}: {error}")
 
     def _say(self, what: str) -> None:
@@ -126,6 +127,8 @@ class _Told:
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Hand over the figures of a step, unless it is too far behind."""
+        if self.has_failed:
+            return
         try:
             self.waiting.put_nowait((step, values))
         except queue.Full:
@@ -138,7 +141,7 @@ class _Told:
         self.thread.join(max(0.0, deadline - time.monotonic()))
         if self.thread.is_alive():
             self._say(f"did not take all figures in {_CLOSING_SECONDS:.0f} seconds, and is left")
-        elif self.dropped:
+        elif self.dropped and not self.has_failed:
             self._say(f"was too slow for the figures of {self.dropped} steps")
 
 

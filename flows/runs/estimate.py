@@ -20,6 +20,7 @@ from model.budget import (
 from model.config import flops_per_token
 from model.errors import InputError
 from model.machine import TrainingMachine
+from tasks.engine.on_ranks import has_ranks_elsewhere
 from tasks.training.fit import lay_out_training, memory_of_rank
 
 
@@ -116,6 +117,8 @@ def estimate(
     if hardware:
         spent = tokens * (per_token + recomputed_flops_per_token(recipe.model, plan.recompute))
         seconds = spent / (hardware[0].peak * ASSUMED_SHARE_OF_PEAK * ranks)
+    elif has_ranks_elsewhere(recipe.machine):
+        fault = f"machine.nodes is {recipe.machine.nodes}: what this computer does says nothing of those, --on does"
     elif plan.fits:
         try:
             found = probed(recipe, vocabulary_size, place, tell)

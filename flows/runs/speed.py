@@ -12,6 +12,7 @@ from model.errors import InputError
 from model.files import read_record, write_record
 from model.machine import TrainingMachine
 from tasks.engine.keys import digest
+from tasks.engine.on_ranks import has_ranks_elsewhere
 from tasks.training.fit import LIBRARIES_BYTES, lay_out_training, memory_of_rank
 from tasks.training.probe import probe_training
 from tasks.training.settings import TrainModelConfig
@@ -34,7 +35,7 @@ class Speed:
     Attributes:
         start_seconds: until its first step.
         step_seconds: of one step, by all ranks.
-        token_seconds: of one token that is read and not learnt from, by one rank.
+        token_seconds: of one token that is read and not learnt from, by all ranks that read.
         slower: how many times longer work on text takes here than where the rates of the stages were measured.
         memory_bytes: of this computer, of all ranks that run here.
         caution: what a person should know of these figures; empty if there is nothing.
@@ -105,6 +106,8 @@ def foresee_training(
     train = recipe.train_model
     machine: TrainingMachine = place.machine.training() if is_waiting else place.machine
     ranks, nodes = max(1, machine.ranks), max(1, place.machine.nodes)
+    # Computers that were joined by hand train, and read nothing else.
+    readers = max(1, ranks // nodes) if place.machine.is_local else ranks
     memory_bytes = memory_of_rank(machine, nodes)
     layout = lay_out_training(recipe.model, train, vocabulary_size, machine, memory_bytes)
     on_host = layout.memory.total if machine.device == "cpu" else 0.0
@@ -119,7 +122,7 @@ def foresee_training(
         assumed = "two cores"
     probe, caution = None, ""
     if is_waiting and train.n_steps * one_rank_seconds / ranks > _WORTH_A_PROBE_SECONDS:
-        if nodes > 1:
+        if has_ranks_elsewhere(place.machine):
             caution = (
                 f"the training is not tried, since machine.nodes is {nodes}; its time is that of {assumed}"
             )
@@ -138,7 +141,7 @@ def foresee_training(
     return Speed(
         start_seconds=probe["start_seconds"] if probe else 5.0,
         step_seconds=one_rank_seconds / ranks,
-        token_seconds=one_rank_seconds / train.tokens_per_batch / 3,
+        token_seconds=one_rank_seconds / train.tokens_per_batch / 3 / readers,
         slower=probe["python_seconds"] / _PYTHON_SECONDS if probe else 1.0,
         memory_bytes=one_rank_bytes * -(-ranks // nodes),
         caution=caution,

@@ -19,18 +19,20 @@ class Machine(TrainingMachine):
     nodes: int = Field(
         0,
         ge=0,
-        description="Computers that train, each with its part of the ranks. 0: this one. More: so many nodes of the Ray or Slurm "
+        description="Computers that train and evaluate, each with its part of the ranks. 0: this one. More: so many nodes of the Ray or Slurm "
         "cluster; without one, this computer and others on which `scratchlm join` runs.",
     )
     in_process: bool = Field(
         False,
-        description="Build and train in one process, without workers, torchrun and its watch; `scratchlm task` does.",
+        description="Build, train and evaluate in one process, without workers, torchrun and its watch; `scratchlm task` does.",
     )
-    evaluation_batch: int = Field(32, ge=1, description="Requests in one forward pass of the benchmarks.")
+    evaluation_batch: int = Field(
+        32, ge=1, description="Requests or conversations in one forward pass of an evaluation."
+    )
     hang_seconds: float = Field(
         900.0,
         gt=0,
-        description="Seconds without a finished training step after which training counts as hung.",
+        description="Seconds without news of a rank, a training step or something read, after which the ranks count as hung.",
     )
 
     @model_validator(mode="after")

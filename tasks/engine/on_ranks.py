@@ -1,6 +1,7 @@
 """A job on ranks: started where the machine says, watched, and its result brought back."""
 
 import json
+import shutil
 import sys
 import time
 import uuid
@@ -17,7 +18,7 @@ from tasks.engine.progress import progress
 from tasks.engine.team import TEAM_FOLDER, HereLauncher, Launcher, Team, launch_team
 from tasks.engine.worker import examine
 
-JOB = "job.json"
+JOB, _ATTEMPT = "job.json", "ranks-"
 _STOP_SECONDS = 20.0
 _PHASE_PATIENCE = {"step": 1, "load": 4, "validation": 4, "save": 4}
 """How much longer than a step each phase of a rank may take."""
@@ -78,7 +79,8 @@ def _watch(launcher: Launcher, work: Path, hang_seconds: float) -> int:
         elif not ranks.presences(work) and (told := launcher.told()):
             progress(0, 0, "ranks", told)
             last_change = time.monotonic()  # computers are waited for, and ranks are not
-        seen = (steps, ranks.presences(work))
+        told_ns = (work / ranks.PROGRESS).stat().st_mtime_ns if steps else 0
+        seen = (told_ns, ranks.presences(work))
         if seen != last_seen:
             last_change, last_seen = time.monotonic(), seen
         stuck = _stuck(work, time.monotonic() - last_change, hang_seconds)
@@ -106,31 +108,29 @@ def run_on_ranks(
         InputError: if a rank found that recipe or data make it impossible.
         StageFailed: if a rank failed, was killed, or hung.
     """
-    for stale in (
-        work / ranks.PROGRESS,
-        work / ranks.RESULT,
-        *work.glob(ranks.ERRORS),
-        *work.glob(ranks.PRESENCE),
-    ):
-        stale.unlink(missing_ok=True)
-    job = ranks.Job(call=f"{function.__module__}:{function.__name__}", arguments=arguments, work=work)
-    (work / JOB).write_text(job.model_dump_json())
-    launcher = _launch(work / JOB, work, resolved, machine)
+    for former in work.glob(f"{_ATTEMPT}*"):
+        shutil.rmtree(former, ignore_errors=True)
+    # Each attempt has a folder of its own: ranks of a former one, elsewhere, may not have ended yet.
+    attempt = work / f"{_ATTEMPT}{uuid.uuid4().hex[:8]}"
+    attempt.mkdir(mode=0o700)
+    job = ranks.Job(call=f"{function.__module__}:{function.__name__}", arguments=arguments, work=attempt)
+    (attempt / JOB).write_text(job.model_dump_json())
+    launcher = _launch(attempt / JOB, work, resolved, machine)
     try:
-        status = _watch(launcher, work, machine.hang_seconds)
+        status = _watch(launcher, attempt, machine.hang_seconds)
     finally:
         launcher.stop(_STOP_SECONDS)
-    error = ranks.first_error(work)
+    error = ranks.first_error(attempt)
     if error:
         kind, message = error
         raise InputError(message) if kind == "input" else StageFailed(message, retryable=kind == "retry")
-    if status or not (work / ranks.RESULT).exists():
-        presence = ranks.presences(work)
+    if status or not (attempt / ranks.RESULT).exists():
+        presence = ranks.presences(attempt)
         there = "; ".join(ranks.where(rank, presence) for rank in sorted(presence))
         raise StageFailed(
             f"a rank ended with status {status}{f' ({there})' if there else ''}", retryable=True
         )
-    return json.loads((work / ranks.RESULT).read_text())
+    return json.loads((attempt / ranks.RESULT).read_text())
 
 
 def call_on_ranks(
@@ -145,7 +145,7 @@ def call_on_ranks(
     `scratchlm join` take part in trainings alone; a cluster's nodes in this, too.
     """
     resolved = machine.training()
-    if machine.nodes > 1 and machine.is_local:
+    if machine.nodes > 1 and machine.is_local and not machine.in_process:
         resolved = resolved.model_copy(update={"ranks": resolved.ranks // machine.nodes})
         machine = machine.model_copy(update={"nodes": 0})
     arguments = arguments | {"machine": resolved.model_dump(mode="json")}

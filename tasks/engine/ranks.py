@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from model.errors import InputError, StageFailed
 from model.files import read_json, write_whole
 from tasks.engine import process
+from tasks.engine.code import import_from_here
 from tasks.engine.failures import describe
 from tasks.engine.progress import progress
 
@@ -37,6 +38,7 @@ _PEER = re.compile(
 """What torch.distributed says, as plain RuntimeErrors of gloo too, when it cannot reach another rank."""
 
 _LOST = "another rank is gone"
+_NEWS_SECONDS = 1.0
 
 Kind = Literal["input", "retry", "stage"]
 """Of a failure: another attempt cannot help; will help; is not known to."""
@@ -48,7 +50,7 @@ class Job(BaseModel):
     Attributes:
         call: module:function, which each rank calls with the arguments and its `Rank`. What the first rank gets is the result.
         arguments: JSON values.
-        work: folder in which ranks leave word.
+        work: folder of this attempt, in which ranks leave word.
         folder: that paths which are not absolute count from.
     """
 
@@ -81,23 +83,23 @@ class Rank:
         self.work = work
         self.number = int(os.environ["RANK"]) if work else 0
         self.count = int(os.environ["WORLD_SIZE"]) if work else 1
+        self.phase, self.told_at = "load", 0.0
 
     def enter(self, phase: str) -> None:
         """Say what it begins with."""
+        self.phase, self.told_at = phase, time.monotonic()
         if self.work:
             told = {"host": socket.gethostname(), "phase": phase, "since_ns": time.time_ns()}
             write_whole(self.work / PRESENCE.replace("*", str(self.number)), json.dumps(told))
 
     def progress(self, done: int, total: int, unit: str, note: str = "") -> None:
-        """Say how far all of them are; the first one speaks."""
+        """Say how far all of them are: the first one speaks, and of others it is seen that they move."""
         if self.work is None:
             progress(done, total, unit, note)
         elif self.number == 0:
             write_whole(self.work / PROGRESS, json.dumps((done, total, unit, note)))
-
-    def share(self, items: list[Any]) -> list[Any]:
-        """Those of many that are this one's to do: every `count`-th."""
-        return items[self.number :: self.count]
+        elif time.monotonic() - self.told_at > _NEWS_SECONDS:
+            self.enter(self.phase)
 
 
 def launch(n_ranks: int, job: str) -> None:
@@ -135,7 +137,7 @@ def explain_failure(error: Exception) -> tuple[Kind, str]:
         return "input", str(error)
     if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and _PEER.search(sentence)):
         return "retry", f"{_LOST} ({sentence})"
-    if isinstance(error, OSError | StageFailed):
+    if isinstance(error, OSError | MemoryError | StageFailed):
         described = describe(error)
         return "retry" if described["retryable"] else "stage", described["error"]
     return "stage", sentence
@@ -194,7 +196,9 @@ def _do(job_path: Path) -> None:
     job = Job.model_validate_json(job_path.read_bytes())
     own = Rank(job.work)
     try:
-        os.chdir(job.folder)
+        if job.folder.is_dir():  # other computers may do without it
+            os.chdir(job.folder)
+        import_from_here()
         own.enter("load")
         result = job.function(job.arguments, own)
     except Exception as error:

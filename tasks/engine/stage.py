@@ -7,6 +7,7 @@ nothing; `stage.fn(...)` is the plain function.
 
 import importlib
 import inspect
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -291,7 +292,9 @@ def map_stage(
 def load_stage(reference: str) -> Stage:
     """The stage that MODULE:FUNCTION names."""
     module, name = reference.split(":")
-    with uncollected():
-        loaded = getattr(importlib.import_module(module), name)
+    if module not in sys.modules:
+        with uncollected():
+            importlib.import_module(module)
+    loaded = getattr(sys.modules[module], name)
     assert isinstance(loaded, Stage)
     return loaded

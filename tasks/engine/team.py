@@ -1,7 +1,7 @@
-"""Training on several computers: who takes part, how they find each other, and how all of them end together.
+"""Ranks on several computers: who takes part, how they find each other, and how all of them end together.
 
 What all have to know is a file of the store: the team. The first node says in a file beside it where the others meet it
-(torchrun's c10d rendezvous). Each node watches that whoever asked for the training is there still.
+(torchrun's c10d rendezvous). Each node watches that whoever asked is there still.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from tasks.engine.machine import Machine
 
 TEAM, STOP, MEETING = "team.json", "stop", "meeting.json"
 TEAM_FOLDER = "team-"
-"""Below the working folder of a training: a folder for each attempt to start its nodes."""
+"""Below the working folder of a stage: a folder for each attempt to start its nodes."""
 WAITING = "teams"
 """Folder of a store with the teams that wait for a computer on which `scratchlm join` runs."""
 _POLL_SECONDS, _STOP_SECONDS = 0.5, 15.0
@@ -36,9 +36,9 @@ class Team(BaseModel):
 
     Attributes:
         identity: of this attempt.
-        key: of the training.
+        key: of the result that is built.
         folder: where the nodes leave word for each other.
-        lease: touched by whoever asked for the training, for as long as that lives.
+        lease: touched by whoever asked, for as long as that lives.
         has: what whoever asked has, see `tasks.engine.worker.examine`.
     """
 
@@ -258,7 +258,7 @@ def write_team(team: Team) -> Path:
 
 
 def differences(team: Team) -> list[str]:
-    """How this computer differs from the one that asked for the training."""
+    """How this computer differs from the one that asked."""
     from tasks.engine.worker import compare, examine
 
     return compare(team.has, examine(team.folder))
@@ -280,7 +280,7 @@ def _meet(team: Team, index: int) -> tuple[str, bool]:
 
 
 def is_over(team: Team) -> bool:
-    """Whether the nodes have to end: they were asked to, or whoever asked for the training is gone."""
+    """Whether the nodes have to end: they were asked to, or whoever asked is gone."""
     return (team.folder / STOP).exists() or not is_held(team.lease)
 
 

@@ -18,7 +18,7 @@ from tasks.engine.on_ranks import call_on_ranks
 from tasks.engine.ranks import Rank
 from tasks.engine.stage import Artifact, Metrics, stage
 from tasks.evaluation.answers import ANSWERS, ANSWERS_SCHEMA
-from tasks.evaluation.reading import gathered, reading
+from tasks.evaluation.reading import gathered, reading, share_of
 from tasks.tables import read_table, write_table
 from tasks.text.documents import DOCUMENTS
 from tasks.text.selection import SELECTION
@@ -139,7 +139,8 @@ def answer_as_rank(arguments: dict[str, Any], rank: Rank) -> Metrics:
         fast = fast_tokenizer(tokenizer, chat=True)
         ends = frozenset([end_of_text_id(tokenizer)])
         sampling = Sampling(max_tokens=config.max_tokens, temperature=0)
-        questions = rank.share(_questions(arguments["documents"], arguments["selection"], config.limit))
+        asked_of_all = _questions(arguments["documents"], arguments["selection"], config.limit)
+        questions = share_of(asked_of_all, rank)
         rank.enter("step")
         for start in range(0, len(questions), batch):
             part = questions[start : start + batch]
@@ -147,7 +148,7 @@ def answer_as_rank(arguments: dict[str, Any], rank: Rank) -> Metrics:
             answers = complete(loaded, tokenizer, [prompt for prompt, _ in asked], sampling, ends)
             for question, answer, (_, nats) in zip(part, answers, asked, strict=True):
                 rows.append(_answer_row(question, answer, nats))
-            rank.progress(rank.count * len(rows), rank.count * len(questions), "conversations")
+            rank.progress(min(len(asked_of_all), rank.count * len(rows)), len(asked_of_all), "conversations")
         rows = gathered(rank, rows)
     if rank.number:
         return {}

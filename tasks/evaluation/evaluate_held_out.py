@@ -14,7 +14,7 @@ from tasks.engine.on_ranks import call_on_ranks
 from tasks.engine.ranks import Rank
 from tasks.engine.stage import Artifact, Metrics, stage
 from tasks.evaluation.held_out import HELD_OUT, HELD_OUT_SCHEMA
-from tasks.evaluation.reading import gathered, reading
+from tasks.evaluation.reading import gathered, reading, share_of
 from tasks.tables import read_table, write_table
 from tasks.text.documents import DOCUMENTS
 from tasks.text.selection import SELECTION
@@ -76,9 +76,18 @@ def _samples(model: Any, tokenizer: Any, texts: list[tuple[str, str]], device: s
 
 
 def _measure(
-    loaded: Any, tokenizer: Any, token_bytes: Any, texts: list[tuple[str, str]], device: str, rank: Rank
+    loaded: Any,
+    tokenizer: Any,
+    token_bytes: Any,
+    texts: list[tuple[str, str]],
+    n_texts: int,
+    device: str,
+    rank: Rank,
 ) -> list[list[dict[str, Any]]]:
     """Rows of each document: nats, tokens and bytes of each of its windows.
+
+    Args:
+        texts: those of this rank, of `n_texts`.
 
     Raises:
         StageFailed: if a likelihood is not finite, or tokens do not spell the text.
@@ -106,7 +115,7 @@ def _measure(
         )
         for i, window in enumerate(measured):
             parts[owners[i]].append(window)
-            rank.progress(rank.count * (owners[i] + 1), rank.count * len(texts), "documents")
+            rank.progress(min(n_texts, rank.count * (owners[i] + 1)), n_texts, "documents")
     except ValueError as error:
         raise StageFailed(str(error)) from error
     rows = []
@@ -141,12 +150,12 @@ def measure_as_rank(arguments: dict[str, Any], rank: Rank) -> Metrics:
         token_bytes = np.array(json.loads((model / TOKEN_BYTES).read_text()), np.int64)
         texts = list(_texts(arguments["documents"], arguments["selection"]))
         rank.enter("step")
-        own = _measure(loaded, tokenizer, token_bytes, rank.share(texts), device, rank)
+        own = _measure(loaded, tokenizer, token_bytes, share_of(texts, rank), len(texts), device, rank)
         by_document = gathered(rank, own)
     if rank.number:
         return {}
     write_table(out / HELD_OUT, [row for rows in by_document for row in rows], HELD_OUT_SCHEMA)
-    (out / SAMPLES).parent.mkdir()
+    (out / SAMPLES).parent.mkdir(exist_ok=True)
     written = _samples(loaded, tokenizer, texts, device)
     (out / SAMPLES).write_text(json.dumps(written, indent=1, ensure_ascii=False))
     whole = HeldOut()

@@ -17,7 +17,7 @@ from tasks.engine.on_ranks import call_on_ranks
 from tasks.engine.ranks import Rank
 from tasks.engine.stage import Artifact, Metrics, stage
 from tasks.evaluation.items import ITEMS, ITEMS_SCHEMA
-from tasks.evaluation.reading import reading
+from tasks.evaluation.reading import in_turn, reading
 from tasks.tables import write_table
 
 SCORES = "scores.json"
@@ -121,6 +121,14 @@ def _requests(task: Any, tokenizer: Any, context_length: int, limit: int | None)
     return _Requests(len(texts), number, longest, truncated)
 
 
+def _together(parts: list[Any]) -> Any:
+    """What ranks have below equal names, in the order of items, as if one had asked for all: lm-eval deals them out in turn."""
+    if isinstance(parts[0], dict):
+        names = dict.fromkeys(name for part in parts for name in part)
+        return {name: _together([part[name] for part in parts if name in part]) for name in names}
+    return in_turn(parts)
+
+
 def _benchmarks(
     config: EvaluateModelConfig, model: Any, tokenizer: Any, batch: int, device: str, rank: Rank
 ) -> tuple[dict[str, Any], list[Any]]:
@@ -142,14 +150,13 @@ def _benchmarks(
             rank.progress(self.done, self.total, "requests")
 
         def all_gather(self, tensor: Any) -> Any:
-            parts: list[Any] = [None] * rank.count
-            dist.all_gather_object(parts, tensor.cpu())
-            return torch.stack(parts)
+            # Asked for, how many requests each has: with equal numbers lm-eval pads none, and ranks may differ here.
+            return torch.stack([tensor.cpu()] * rank.count)
 
         def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
             parts: list[Any] | None = [None] * rank.count if rank.number == dst else None
             dist.gather_object(obj, parts, dst)
-            return parts
+            return [_together(parts)] if parts else None
 
         def barrier(self) -> None:
             dist.barrier()
@@ -178,6 +185,7 @@ def _benchmarks(
         manager, tasks = load_tasks(config, Path(folder))
         asked = [_requests(task, tokenizer, context_length, config.limit) for task in tasks]
         wrapped.total = sum(requests.number for requests in asked)
+        rank.enter("step")
         for task, requests in zip(tasks, asked, strict=True):
             # lm-eval cuts the beginning of a question that does not fit, and refuses an answer that does not.
             wrapped._max_length = max(context_length, requests.longest_answer)
@@ -230,7 +238,6 @@ def evaluate_as_rank(arguments: dict[str, Any], rank: Rank) -> Metrics:
             raise InputError(
                 "the tokenizer of the model has no tokenizer.json, or no end-of-text token: add them to its folder"
             )
-        rank.enter("step")
         scores, items = _benchmarks(config, loaded.to(device), tokenizer, arguments["batch"], device, rank)
     if rank.number == 0:
         (out / SCORES).write_text(json.dumps({"benchmarks": scores}, indent=1, sort_keys=True))

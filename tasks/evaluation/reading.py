@@ -3,9 +3,11 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from itertools import chain
 from typing import Any
 
+from model.errors import InputError
 from model.machine import TrainingMachine, available_cores
 from tasks.engine.ranks import Rank
 
@@ -24,14 +26,48 @@ def reading(machine: TrainingMachine, rank: Rank) -> Iterator[str]:
     if device == "cuda":
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0') if rank.work else 0}"
     if rank.count == 1:
-        yield device
+        with fitting():
+            yield device
         return
-    # They exchange rows and figures, which are on the host.
-    dist.init_process_group("gloo")
+    # They exchange rows and figures, which are on the host. Who hangs is found by whoever watches them.
+    dist.init_process_group("gloo", timeout=timedelta(weeks=52))
     try:
-        yield device
+        with fitting():
+            yield device
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def fitting() -> Iterator[None]:
+    """Say what to do where memory runs out in the body.
+
+    Raises:
+        InputError: if it does.
+    """
+    import torch
+
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        is_full = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        if not is_full and "can't allocate memory" not in str(error):
+            raise
+        first_line = str(error).split("\n")[0][:300]
+        raise InputError(
+            f"the model cannot be read in this memory ({first_line}): lower machine.evaluation_batch, or take another device"
+        ) from error
+
+
+def share_of(items: list[Any], rank: Rank) -> list[Any]:
+    """Those of many that are a rank's to read: every n-th of n ranks."""
+    return items[rank.number :: rank.count]
+
+
+def in_turn(parts: list[list[Any]]) -> list[Any]:
+    """What was dealt out by `share_of`, in the order that it had."""
+    longest = max(map(len, parts), default=0)
+    return list(chain.from_iterable([part[i] for part in parts if i < len(part)] for i in range(longest)))
 
 
 def gathered(rank: Rank, found: list[Any]) -> list[Any]:
@@ -44,6 +80,4 @@ def gathered(rank: Rank, found: list[Any]) -> list[Any]:
     dist.gather_object(found, parts)
     if parts is None:
         return []
-    # `Rank.share` deals them out one by one.
-    longest = max(map(len, parts))
-    return list(chain.from_iterable([part[i] for part in parts if i < len(part)] for i in range(longest)))
+    return in_turn(parts)

@@ -12,23 +12,24 @@ from tasks.engine.progress import progress
 from tasks.engine.ranks import Rank, only_rank
 
 
-def too_large(error: Exception, machine: TrainingMachine, needs: str = "") -> str | None:
-    """What to do about a failure for want of memory; None if it is another one.
+def refuse_too_large(error: Exception, machine: TrainingMachine, needs: str = "") -> None:
+    """Say what to do about a failure, if it is for want of memory.
 
     Args:
         needs: what was foretold of its memory.
+
+    Raises:
+        InputError: if it is.
     """
     import torch
 
     sentence = f"{type(error).__name__}: {error}"
-    if not (isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in sentence):
-        return None
-    first_line = str(error).split("\n")[0][:300]
-    return (
-        f"training does not fit into memory ({first_line}){needs}: lower machine.windows_per_micro_batch (now "
-        f"{machine.windows_per_micro_batch}), or set machine.activation_checkpointing: full, or a higher "
-        "machine.zero_stage on more ranks, or say in machine.memory_gigabytes what there is"
-    )
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in sentence:
+        raise InputError(
+            f"training does not fit into memory ({str(error).split(chr(10))[0][:300]}){needs}: lower "
+            f"machine.windows_per_micro_batch (now {machine.windows_per_micro_batch}), or set machine.activation_checkpointing: "
+            "full, or a higher machine.zero_stage on more ranks, or say in machine.memory_gigabytes what there is"
+        ) from error
 
 
 def _needs(spec: TrainSpec) -> str:
@@ -59,8 +60,7 @@ def train_as_rank(arguments: dict[str, Any], rank: Rank) -> dict[str, Any]:
     except training.Stopped as stopped:
         raise StageFailed(str(stopped), retryable=True) from None
     except Exception as error:
-        if told := too_large(error, spec.machine, _needs(spec)):
-            raise InputError(told) from error
+        refuse_too_large(error, spec.machine, _needs(spec))
         raise
 
 

@@ -124,7 +124,7 @@ def test_sigterm_saves_and_leaves(prepared: Line, undisturbed: dict):
     )
     process = start(prepared)
     progress = prepared.store / "work"
-    wait_until(lambda: list(progress.glob("train_model-*/progress.json")), "training", process)
+    wait_until(lambda: list(progress.glob("train_model-*/ranks-*/progress.json")), "training", process)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=HANGING_SECONDS)
     assert process.returncode == 130

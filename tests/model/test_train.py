@@ -35,7 +35,7 @@ from model.train_spec import TrainSpec
 from model.transformer import Transformer
 from model.weights import load_model
 from tasks.engine.ranks import explain_failure, first_error
-from tasks.training.rank import too_large, train_here
+from tasks.training.rank import refuse_too_large, train_here
 from tests.model.pair import pair
 
 
@@ -582,8 +582,9 @@ def test_whose_fault_the_failure_of_a_rank_is(tmp_path: Path):
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes"),
     ):
-        assert "lower machine.windows_per_micro_batch (now 0)" in (too_large(error, machine) or "")
-    assert too_large(peer, machine) is None
+        with pytest.raises(InputError, match=r"lower machine\.windows_per_micro_batch \(now 0\)"):
+            refuse_too_large(error, machine)
+    refuse_too_large(peer, machine)
     # The rank that failed first says why; what the others then see is what it did to them.
     for rank, (at, kind, sentence) in enumerate([(20, "retry", "closed"), (10, "input", "too large")]):
         (tmp_path / f"error-{rank}.json").write_text(json.dumps([at, kind, sentence]))

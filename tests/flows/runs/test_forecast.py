@@ -9,6 +9,7 @@ import pytest
 
 from flows.pretrain import graph
 from flows.recipe.recipe import Recipe
+from flows.runs.estimate import estimate
 from flows.runs.execute import Place, open_place
 from flows.runs.forecast import Forecast, forecast, foretell, round_down, with_seconds
 from flows.runs.plan import plan
@@ -164,3 +165,20 @@ def test_checkpoints_that_stay_need_room(tmp_path: Path):
     few = foresee(tmp_path, train_model=LONG)[2]
     kept = {"device": "cpu", "keep_checkpoint_every_hours": 0.01}
     assert foresee(tmp_path, train_model=LONG, machine=kept)[2].disk_bytes > few.disk_bytes
+
+
+def test_ranks_share_what_is_evaluated(tmp_path: Path):
+    one, four = (
+        foresee(tmp_path, **of_nodes(nodes=1, ranks=ranks))[2].by_rates["evaluate_model"] for ranks in (1, 4)
+    )
+    start = 9.0
+    assert one - start == pytest.approx(4 * (four - start))
+
+
+def test_what_other_computers_do_is_not_estimated_by_trying_it_here(tmp_path: Path):
+    recipe = recipe_for(tmp_path, **of_nodes(nodes=1, ranks=1))
+    tried: list[str] = []
+    estimated = estimate(recipe, open_place(recipe, tmp_path / "store"), None, tried.append)
+    assert not tried
+    assert estimated.seconds is None
+    assert "machine.nodes is 1" in estimated.fault

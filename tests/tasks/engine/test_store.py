@@ -142,7 +142,7 @@ def test_a_hanging_training_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def hang_in_a_step(arguments: list[str], **options: Any) -> subprocess.Popen[bytes]:
         for rank in (0, 1):
             seen = {"host": f"n{rank}", "phase": "step", "since_ns": 10 - rank}
-            (tmp_path / f"rank-{rank}.json").write_text(json.dumps(seen))
+            (Path(arguments[-1]).parent / f"rank-{rank}.json").write_text(json.dumps(seen))
         return hang(arguments, **options)
 
     real = subprocess.Popen

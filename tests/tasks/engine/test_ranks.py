@@ -1,0 +1,111 @@
+"""A job on ranks: where it runs, what is shared, and when a rank counts as hung."""
+
+import gc
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model.errors import InputError
+from tasks.engine.machine import Machine
+from tasks.engine.on_ranks import call_on_ranks, has_ranks_elsewhere
+from tasks.engine.ranks import Job, Rank
+from tasks.engine.stage import load_stage
+from tasks.evaluation.evaluate_model import _together
+from tasks.evaluation.reading import fitting, in_turn, share_of
+
+
+def told(arguments: dict[str, Any], rank: Rank) -> dict[str, Any]:
+    return {"process": os.getpid(), "rank": rank.number, "of": rank.count, "given": arguments["x"]}
+
+
+def failing(arguments: dict[str, Any], rank: Rank) -> None:
+    raise InputError(f"rank {rank.number} cannot do it")
+
+
+def machine(**fields: Any) -> Machine:
+    return Machine.model_validate({"device": "cpu", "threads": 1, **fields})
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"in_process": True, "nodes": 2, "ranks": 2},
+        {"in_process": True, "ranks": 4},
+        {"nodes": 2, "ranks": 2},
+    ],
+)
+def test_one_rank_is_this_process(fields: dict[str, Any], tmp_path: Path):
+    done = call_on_ranks(told, {"x": 1}, machine(**fields), tmp_path)
+    assert done == {"process": os.getpid(), "rank": 0, "of": 1, "given": 1}
+
+
+def test_several_are_processes_of_their_own_and_the_first_speaks(tmp_path: Path):
+    done = call_on_ranks(told, {"x": 1}, machine(ranks=2), tmp_path)
+    assert done["process"] != os.getpid()
+    assert (done["rank"], done["of"]) == (0, 2)
+    with pytest.raises(InputError, match=r"rank \d on \S+ \(load\): rank \d cannot do it"):
+        call_on_ranks(failing, {"x": 1}, machine(ranks=2), tmp_path)
+
+
+def test_what_is_elsewhere():
+    slurm = {"kind": "slurm", "partition": "main"}
+    assert not has_ranks_elsewhere(machine(ranks=8))
+    assert not has_ranks_elsewhere(machine(cluster=slurm))
+    assert has_ranks_elsewhere(machine(cluster=slurm, nodes=1, ranks=1))
+    assert has_ranks_elsewhere(machine(nodes=2, ranks=2))
+    assert not has_ranks_elsewhere(machine(nodes=2, ranks=2, in_process=True))
+
+
+def test_a_rank_that_is_not_the_first_is_seen_to_move(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("tasks.engine.ranks._NEWS_SECONDS", 0.0)
+    rank, presence = Rank(tmp_path), tmp_path / "rank-1.json"
+    rank.enter("step")
+    before = json.loads(presence.read_text())
+    rank.progress(1, 2, "documents")
+    after = json.loads(presence.read_text())
+    assert after["since_ns"] > before["since_ns"]
+    assert after["phase"] == "step"
+    assert not (tmp_path / "progress.json").exists()
+
+
+def test_a_job_finds_its_function():
+    job = Job(call=f"{told.__module__}:{told.__name__}", arguments={}, work=Path())
+    assert job.function is told
+    assert Job.model_validate_json(job.model_dump_json()) == job
+
+
+@given(st.lists(st.integers()), st.integers(1, 5))
+def test_what_is_shared_comes_together_in_its_order(items: list[int], count: int):
+    ranks = []
+    for number in range(count):
+        rank = Rank()
+        rank.number, rank.count = number, count
+        ranks.append(rank)
+    shares = [share_of(items, rank) for rank in ranks]
+    assert in_turn(shares) == items
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    # What lm-eval brings together has names around the lists.
+    named = [{"task": {("acc", "none"): share}} for share in shares]
+    assert _together(named) == {"task": {("acc", "none"): items}}
+
+
+def test_want_of_memory_names_the_field():
+    with pytest.raises(InputError, match=r"lower machine\.evaluation_batch"), fitting():
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
+    with pytest.raises(RuntimeError, match="of another kind"), fitting():
+        raise RuntimeError("of another kind")
+
+
+def test_a_stage_that_is_loaded_again_makes_no_garbage_immortal():
+    load_stage("tasks.text.clean:clean")
+    before = gc.get_freeze_count()
+    load_stage("tasks.text.clean:clean")
+    assert gc.get_freeze_count() == before

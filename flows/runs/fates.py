@@ -1,7 +1,7 @@
 """What became of every document of a run, as tables of a database: duckdb reads the files of the stages where they lie."""
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -145,7 +145,10 @@ class Fates:
             try:
                 return asked.result()
             except KeyboardInterrupt:
-                self.database.interrupt()
+                # DuckDB forgets an interruption that comes before the query runs.
+                while not asked.done():
+                    self.database.interrupt()
+                    wait([asked], timeout=0.05)
                 raise
 
     def _ask(self, statement: Any, most: int | None) -> tuple[list[dict[str, Any]], int]:

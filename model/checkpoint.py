@@ -97,6 +97,7 @@ class Checkpoints:
         self.folder, self.masters, self.optimizer, self.averages = folder, masters, optimizer, averages
         self.keep, self.keep_every_seconds = keep, keep_every_seconds
         self.latest: int | None = None
+        self.damaged: list[int] = []
         self.thread: threading.Thread | None = None
         self.failure: Exception | None = None
 
@@ -200,6 +201,7 @@ class Checkpoints:
         newest = newest_checkpoint(self.folder)
         for folder in self.folder.glob("step-*"):
             if newest is None or folder.name > newest.name:
+                self.damaged.append(int(folder.name.removeprefix("step-")))
                 shutil.rmtree(folder)
         for stale in self.folder.glob(".building-*"):
             shutil.rmtree(stale)

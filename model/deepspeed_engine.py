@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from model.errors import InputError
@@ -61,36 +62,8 @@ class Learner(nn.Module):
         return self.objective.loss(self.model, {"tokens": tokens, **batch}) / denominator
 
 
-_MAY_BE_ADDED = {
-    "machine.deepspeed": frozenset(
-        {"aio", "comms_logger", "flops_profiler", "memory_breakdown", "wall_clock_breakdown"}
-    ),
-    "machine.deepspeed.zero_optimization": frozenset(
-        {
-            "allgather_bucket_size",
-            "allgather_partitions",
-            "contiguous_gradients",
-            "log_trace_cache_warnings",
-            "offload_optimizer",
-            "offload_param",
-            "overlap_comm",
-            "reduce_bucket_size",
-            "reduce_scatter",
-            "round_robin_gradients",
-            "stage3_allgather_sequential",
-            "stage3_max_live_parameters",
-            "stage3_max_reuse_distance",
-            "stage3_module_granularity_threshold",
-            "stage3_param_persistence_threshold",
-            "stage3_prefetch_bucket_size",
-            "stage3_use_all_reduce_for_fetch_params",
-            "sub_group_size",
-            "zero_hpz_partition_size",
-        }
-    ),
-}
-"""What decides where and how fast. Other keys, such as gradient_allreduce_op or zero_quantized_gradients, change what is learnt, and
-no key of a result would tell."""
+_LEAST_STAGE = {"offload_optimizer": 1, "offload_param": 3, "zero_hpz_partition_size": 3}
+"""Keys that DeepSpeed passes over at lower stages."""
 
 
 def deepspeed_config(spec: TrainSpec) -> dict[str, Any]:
@@ -118,19 +91,20 @@ def deepspeed_config(spec: TrainSpec) -> dict[str, Any]:
     else:
         # Weights that are computed with in bfloat16; what the optimizer moves, and gradients that add up, in float32.
         own |= {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
-    return _merged(own, spec.machine.deepspeed, "machine.deepspeed")
+    config = _merged(own, spec.machine.deepspeed, "machine.deepspeed")
+    for name, least in _LEAST_STAGE.items():
+        if name in config["zero_optimization"] and spec.zero_stage < least:
+            raise InputError(
+                f"machine.deepspeed.zero_optimization.{name} does nothing at ZeRO stage {spec.zero_stage}: set machine.zero_stage to "
+                f"{least}{' or more' if least < 3 else ''}, or leave it out"
+            )
+    return config
 
 
 def _merged(own: dict[str, Any], added: dict[str, Any], path: str) -> dict[str, Any]:
     merged = dict(own)
     for name, value in added.items():
         at = f"{path}.{name}"
-        allowed = _MAY_BE_ADDED.get(path, frozenset())
-        if name not in own and name not in allowed:
-            others = f"; what may be added is {', '.join(sorted(allowed))}" if allowed else ""
-            raise InputError(
-                f"{at} may change what is learnt, which the recipe decides, and no machine: leave it out{others}"
-            )
         if isinstance(own.get(name), dict) and isinstance(value, dict):
             merged[name] = _merged(own[name], value, at)
         elif name in own and own[name] != value:
@@ -160,7 +134,14 @@ def start_engine(learner: Learner, optimizer: Together, spec: TrainSpec) -> Any:
     """
     import deepspeed
 
-    engine, _, _, _ = deepspeed.initialize(model=learner, optimizer=optimizer, config=deepspeed_config(spec))
+    try:
+        engine, _, _, _ = deepspeed.initialize(
+            model=learner, optimizer=optimizer, config=deepspeed_config(spec)
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        at = ".".join(map(str, first["loc"]))
+        raise InputError(f"machine.deepspeed: {at} is {first['input']!r}: {first['msg']}") from error
     # Angles of positions in bfloat16 would be wrong from some hundreds on; it cast them with the weights.
     learner.model.fill_tables()
     return engine

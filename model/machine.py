@@ -4,9 +4,81 @@ import os
 from functools import cache
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from model.base_config import Config
+
+_MAY_BE_ADDED = {
+    "deepspeed": frozenset(
+        {
+            "aio",
+            "comms_logger",
+            "flops_profiler",
+            "memory_breakdown",
+            "wall_clock_breakdown",
+            "zero_optimization",
+        }
+    ),
+    "deepspeed.zero_optimization": frozenset(
+        {
+            "allgather_bucket_size",
+            "allgather_partitions",
+            "contiguous_gradients",
+            "log_trace_cache_warnings",
+            "offload_optimizer",
+            "offload_param",
+            "overlap_comm",
+            "reduce_bucket_size",
+            "reduce_scatter",
+            "round_robin_gradients",
+            "stage3_allgather_sequential",
+            "stage3_max_live_parameters",
+            "stage3_max_reuse_distance",
+            "stage3_module_granularity_threshold",
+            "stage3_param_persistence_threshold",
+            "stage3_prefetch_bucket_size",
+            "stage3_use_all_reduce_for_fetch_params",
+            "sub_group_size",
+            "zero_hpz_partition_size",
+        }
+    ),
+}
+"""What decides where and how fast. Other keys, such as gradient_allreduce_op or zero_quantized_gradients, change what is learnt, and
+no key of a result would tell."""
+
+_FOLLOWS = {
+    "deepspeed": frozenset(
+        {
+            "bf16",
+            "data_types",
+            "gradient_accumulation_steps",
+            "gradient_clipping",
+            "steps_per_print",
+            "timers",
+            "train_micro_batch_size_per_gpu",
+            "zero_allow_untested_optimizer",
+            "zero_force_ds_cpu_optimizer",
+        }
+    ),
+    "deepspeed.zero_optimization": frozenset({"stage"}),
+    "deepspeed.bf16": frozenset({"enabled"}),
+    "deepspeed.data_types": frozenset({"grad_accum_dtype"}),
+    "deepspeed.timers": frozenset({"throughput"}),
+}
+"""What recipe and machine decide: it may be repeated, and not contradicted (`model.deepspeed_engine`)."""
+
+
+def _check_deepspeed(given: dict[str, Any], path: str = "deepspeed") -> None:
+    allowed, follows = _MAY_BE_ADDED.get(path, frozenset()), _FOLLOWS.get(path)
+    for name, value in given.items():
+        if name not in allowed and name not in (follows or ()):
+            others = f"; what may be added is {', '.join(sorted(allowed))}" if allowed else ""
+            raise ValueError(
+                f"{path}.{name} is unknown, or may change what is learnt, which the recipe decides, and no machine: leave it out{others}"
+            )
+        at = f"{path}.{name}"
+        if isinstance(value, dict) and (at in _FOLLOWS or at in _MAY_BE_ADDED):
+            _check_deepspeed(value, at)
 
 
 class TrainingMachine(Config):
@@ -72,6 +144,12 @@ class TrainingMachine(Config):
         description="More of DeepSpeed's own configuration, such as zero_optimization: {overlap_comm: true}; what follows from recipe "
         "and machine cannot be changed here.",
     )
+
+    @field_validator("deepspeed")
+    @classmethod
+    def _is_allowed(cls, given: dict[str, Any]) -> dict[str, Any]:
+        _check_deepspeed(given)
+        return given
 
 
 @cache

@@ -134,10 +134,13 @@ class _Told:
         except queue.Full:
             self.dropped += 1
 
-    def close(self, deadline: float) -> None:
-        """Have it end, for as long as there is time until then."""
+    def end(self) -> None:
+        """Tell it that nothing more comes."""
         with suppress(queue.Full):
-            self.waiting.put(None, timeout=max(0.0, deadline - time.monotonic()))
+            self.waiting.put_nowait(None)
+
+    def close(self, deadline: float) -> None:
+        """Wait for its end, for as long as there is time until then."""
         self.thread.join(max(0.0, deadline - time.monotonic()))
         if self.thread.is_alive():
             self._say(f"did not take all figures in {_CLOSING_SECONDS:.0f} seconds, and is left")
@@ -170,5 +173,7 @@ class Trackers:
     def close(self) -> None:
         """End each; one that does not end in some seconds is left."""
         deadline = time.monotonic() + _CLOSING_SECONDS
+        for tracker in self.all:
+            tracker.end()
         for tracker in self.all:
             tracker.close(deadline)

@@ -396,6 +396,7 @@ class _Training:
             "flops_per_second": round(speed * flops_per_token(spec.model, spec.vocabulary_size)),
             "epochs": round(spec.train.n_steps * spec.rows_per_batch / len(self.rows), 3),
             "resumed_from_step": self.first_step or None,
+            "damaged_checkpoints": sorted(self.checkpoints.damaged),
             "skipped_steps": state.get("skipped_steps", 0),
             "spikes": state.get("spikes", 0),
             "device": "cpu" if self.device == "cpu" else torch.cuda.get_device_name(),

@@ -43,6 +43,7 @@ from flows.runs.record import (
     unchanged_run,
 )
 from flows.runs.result import RunResult
+from flows.runs.speed import check_memory
 from flows.serving.server import API_URL, prefect_server
 from flows.views.report import render_report
 from flows.views.terminal import TerminalDisplay, forecast_lines, print_result, stage_line
@@ -121,6 +122,7 @@ def _run_recipe(
             check_machine(
                 TrainModelConfig(model=recipe.model, train=recipe.train_model), place.machine.training()
             )
+            check_memory(recipe, place)
         foretold = foresee(recipe, nodes, rows, place, console)
         for line in forecast_lines(rows, foretold) if foretold else ():
             console.print(line, highlight=False)

@@ -13,7 +13,7 @@ from model.files import read_record, write_record
 from model.machine import TrainingMachine
 from tasks.engine.keys import digest
 from tasks.engine.on_ranks import has_ranks_elsewhere
-from tasks.training.fit import LIBRARIES_BYTES, lay_out_training, memory_of_rank
+from tasks.training.fit import LIBRARIES_BYTES, lay_out_training, memory_of_rank, want_of_memory
 from tasks.training.probe import probe_training
 from tasks.training.settings import TrainModelConfig
 
@@ -86,6 +86,22 @@ def probed(
     return figures
 
 
+def check_memory(recipe: Recipe, place: Place) -> None:
+    """Refuse a training that needs far more memory than this computer has, if it is to do it.
+
+    Raises:
+        InputError: with what it needs, and what there is.
+    """
+    machine = place.machine.training()
+    if not has_ranks_elsewhere(place.machine):
+        size, memory_bytes = recipe.train_tokenizer.vocabulary_size, memory_of_rank(machine)
+        told = want_of_memory(
+            lay_out_training(recipe.model, recipe.train_model, size, machine, memory_bytes), memory_bytes
+        )
+        if told:
+            raise InputError(told)
+
+
 def foresee_training(
     recipe: Recipe,
     vocabulary_size: int,
@@ -110,6 +126,13 @@ def foresee_training(
     readers = max(1, ranks // nodes) if place.machine.is_local else ranks
     memory_bytes = memory_of_rank(machine, nodes)
     layout = lay_out_training(recipe.model, train, vocabulary_size, machine, memory_bytes)
+    alone = layout
+    alone_bytes = memory_bytes
+    if ranks > 1:
+        # As it is tried: one rank, in all the memory that there is.
+        one = machine.model_copy(update={"ranks": 1, "zero_stage": "auto"})
+        alone_bytes = memory_of_rank(one)
+        alone = lay_out_training(recipe.model, train, vocabulary_size, one, alone_bytes)
     on_host = layout.memory.total if machine.device == "cpu" else 0.0
     one_rank_bytes = LIBRARIES_BYTES + on_host
     flops = train.tokens_per_batch * flops_per_token(recipe.model, vocabulary_size)
@@ -126,7 +149,7 @@ def foresee_training(
             caution = (
                 f"the training is not tried, since machine.nodes is {nodes}; its time is that of {assumed}"
             )
-        else:
+        elif not (caution := want_of_memory(alone, alone_bytes)):
             try:
                 probe = probed(recipe, vocabulary_size, place, tell)
             except InputError as error:

@@ -36,6 +36,7 @@ from flows.views.rows import (
     text_difference_rows,
     worth_rows,
 )
+from model.errors import StageFailed
 from tasks.engine.build import Outcome
 from tasks.engine.progress import Progress as Amount
 from tasks.engine.stage import Node
@@ -116,7 +117,8 @@ class TerminalDisplay:
         """Print the line of a finished stage."""
         self._remove(node)
         self.console.print(stage_line(node.name, outcome), highlight=False)
-        for line in [*fate_lines(node.stage.name, outcome), *reading_lines(node, outcome)]:
+        lines = [*fate_lines(node.stage.name, outcome), *reading_lines(node, outcome), *damage_lines(outcome)]
+        for line in lines:
             self.console.print(line, highlight=False)
 
     def failed(self, node: Node, error: BaseException) -> None:
@@ -124,10 +126,26 @@ class TerminalDisplay:
         self._remove(node)
         word = "failed" if isinstance(error, Exception) else "stopped"
         self.console.print(f"[red]✗[/] {node.name:<18} {word}", highlight=False)
+        if isinstance(error, StageFailed) and error.retryable and node.stage.retries:
+            # If it is tried again and comes to its end, this is all that a person hears of it.
+            reason = str(error).removeprefix(f"{node.name}: ").split("\n")[0][:300]
+            self.console.print(f"  {escape(reason)}", highlight=False)
 
     def _remove(self, node: Node) -> None:
         if node in self.rows:
             self.bars.remove_task(self.rows.pop(node))
+
+
+def damage_lines(outcome: Outcome) -> list[str]:
+    """Checkpoints that a training found damaged, and did without."""
+    metrics = outcome.stored.manifest.metrics
+    damaged, first = metrics.get("damaged_checkpoints"), metrics.get("resumed_from_step")
+    if outcome.cached or not damaged:
+        return []
+    began = f"went on from step {first:,}" if first else "began anew"
+    return [
+        f"  [yellow]{began}: damaged checkpoints of {', '.join(f'step {step:,}' for step in damaged)} were removed[/]"
+    ]
 
 
 _BEGINNING = 100

@@ -10,6 +10,7 @@ from pathlib import Path
 from model.adapters import LowRankAdapter
 from model.budget import Plan, lay_out
 from model.config import ModelConfig, TrainConfig
+from model.errors import InputError
 from model.machine import TrainingMachine
 from model.train_spec import TrainSpec
 
@@ -92,8 +93,15 @@ def lay_out_spec(spec: TrainSpec, memory_bytes: float | None) -> Plan:
 
 
 def settled(spec: TrainSpec, nodes: int = 1) -> TrainSpec:
-    """The training with its layout chosen, on so many computers."""
-    plan = lay_out_spec(spec, memory_of_rank(spec.machine, nodes))
+    """The training with its layout chosen, on so many computers.
+
+    Raises:
+        InputError: if it needs far more memory than this computer has, and no other one takes part.
+    """
+    memory_bytes = memory_of_rank(spec.machine, nodes)
+    plan = lay_out_spec(spec, memory_bytes)
+    if nodes <= 1 and (told := want_of_memory(plan, memory_bytes)):
+        raise InputError(told)
     chosen = {"windows_per_micro_batch": max(1, plan.micro_batch // spec.objective.windows_per_row)}
     machine = spec.machine
     if machine.zero_stage == "auto":
@@ -102,3 +110,21 @@ def settled(spec: TrainSpec, nodes: int = 1) -> TrainSpec:
     if machine.activation_checkpointing == "auto":
         update["activation_checkpointing"] = plan.recompute
     return spec.model_copy(update={"machine": TrainingMachine.model_validate(update)})
+
+
+_HOPELESS = 1.2
+"""Times the memory that there is: what is foretold is right to a sixth."""
+
+
+def want_of_memory(plan: Plan, memory_bytes: float | None) -> str:
+    """What to say of a layout that needs far more than a rank has; empty if it may fit."""
+    if memory_bytes is None or plan.memory.total <= _HOPELESS * memory_bytes:
+        return ""
+    needs, has = (
+        f"{value / 1e9:,.1f} GB" if value > 1e8 else f"{value / 1e6:,.1f} MB"
+        for value in (plan.memory.total, memory_bytes)
+    )
+    return (
+        f"training needs about {needs} on each rank, which has {has}: take a smaller model, more ranks (machine.ranks; each then "
+        "holds less), or another device; if there is more memory than that, say so in machine.memory_gigabytes"
+    )

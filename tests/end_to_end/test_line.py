@@ -54,11 +54,11 @@ def test_a_second_run_is_cached_and_shows_so_in_prefect(line: Line):
     assert second["resumed_from_step"] is None
     assert second["results"] == line.first["results"]
     named = {"flow_runs": {"name": {"like_": "pretrain again "}}}
-    (run,) = httpx.post(f"{line.server}/flow_runs/filter", json=named).json()
+    (run,) = httpx.post(f"{line.server}/flow_runs/filter", json=named, timeout=HANGING_SECONDS).json()
     assert run["state"]["type"] == "COMPLETED"
 
     def states() -> dict[str, str]:
-        tasks = httpx.post(f"{line.server}/task_runs/filter", json=named).json()
+        tasks = httpx.post(f"{line.server}/task_runs/filter", json=named, timeout=HANGING_SECONDS).json()
         return {task["name"]: task["state"]["name"] for task in tasks}
 
     # The server takes the states of tasks from its queue of events, a moment after the run has ended.

@@ -20,7 +20,7 @@ from tasks.engine.process import free_port
 from tasks.engine.store import Store
 from tests.end_to_end.conftest import RECIPE, Line
 from tests.end_to_end.serving import Serve
-from tests.waiting import ASKING_A_SERVER, assert_no_process_of, wait_until
+from tests.waiting import ASKING_A_SERVER, HANGING_SECONDS, assert_no_process_of, wait_until
 
 pytestmark = pytest.mark.end_to_end
 
@@ -231,7 +231,7 @@ def test_the_page_of_a_run(served: Serve):
     assert "bits per byte" in artifacts["summary"]["data"]
     link = artifacts["summary"]["data"].split("[report](")[1].rstrip(")")
     assert served.api.get(link).text.startswith("<!doctype html>")
-    assert httpx.get(link).status_code == httpx.codes.UNAUTHORIZED
+    assert httpx.get(link, timeout=HANGING_SECONDS).status_code == httpx.codes.UNAUTHORIZED
 
 
 def test_nobody_gets_in_without_the_auth_string(served: Serve):
@@ -243,20 +243,30 @@ def test_nobody_gets_in_without_the_auth_string(served: Serve):
     auth = served.api.auth
     token = {name: value for name, value in served.api.headers.items() if name.startswith("prefect-csrf")}
     for path in ("/api/flow_runs/filter", "/api/block_documents/filter", "/api/deployments/filter"):
-        assert httpx.post(url + path, json={}, headers=token).status_code == httpx.codes.UNAUTHORIZED
+        assert (
+            httpx.post(url + path, json={}, headers=token, timeout=HANGING_SECONDS).status_code
+            == httpx.codes.UNAUTHORIZED
+        )
     # A page of another site whose name is made to point here sends its own name.
     there = {"Host": f"evil.example:{served.port}"}
-    assert httpx.get(f"{url}/api/deployments/name/pretrain/tiny", headers=there, auth=auth).status_code == 400
+    assert (
+        httpx.get(
+            f"{url}/api/deployments/name/pretrain/tiny", headers=there, auth=auth, timeout=HANGING_SECONDS
+        ).status_code
+        == 400
+    )
     asked = {"Origin": "http://evil.example", "Access-Control-Request-Method": "POST"}
-    preflight = httpx.options(f"{url}/api/flow_runs/filter", headers=asked)
+    preflight = httpx.options(f"{url}/api/flow_runs/filter", headers=asked, timeout=HANGING_SECONDS)
     assert "access-control-allow-origin" not in preflight.headers
     own = {**asked, "Origin": url}
     assert (
-        httpx.options(f"{url}/api/flow_runs/filter", headers=own).headers["access-control-allow-origin"]
+        httpx.options(f"{url}/api/flow_runs/filter", headers=own, timeout=HANGING_SECONDS).headers[
+            "access-control-allow-origin"
+        ]
         == url
     )
     # A form of another page, which a browser sends with what its person has signed in with.
-    answer = httpx.post(f"{url}/api/flow_runs/filter", content="{}", auth=auth)
+    answer = httpx.post(f"{url}/api/flow_runs/filter", content="{}", auth=auth, timeout=HANGING_SECONDS)
     assert (answer.status_code, "CSRF" in answer.text) == (403, True)
     for address in (name for name in own_names() if name.replace(".", "").isdigit()):
         with pytest.raises(httpx.TransportError):

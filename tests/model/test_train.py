@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -297,28 +298,33 @@ def test_a_persons_deepspeed_settings_are_taken_and_contradict_nothing(tmp_path:
     config = deepspeed_config(spec(tmp_path / "x", zero_stage=2, deepspeed=more))
     assert config["zero_optimization"] == {"stage": 2, "overlap_comm": True}
     assert config["wall_clock_breakdown"] is False
+    for added, named in (
+        ({"scheduler": {}}, r"deepspeed\.scheduler is unknown, or may change what is learnt"),
+        ({"gradient_allreduce_op": "sum"}, r"gradient_allreduce_op is unknown, .*added is aio"),
+        (
+            {"zero_optimization": {"zero_quantized_gradients": True}},
+            r"deepspeed\.zero_optimization\.zero_quantized_gradients .*offload_optimizer",
+        ),
+        ({"bf16": {"immediate_grad_update": True}}, r"deepspeed\.bf16\.immediate_grad_update is unknown"),
+    ):
+        with pytest.raises(ValidationError, match=named):
+            TrainingMachine(deepspeed=added)
     refused = (
         (
             {"gradient_clipping": 5.0},
             r"machine\.deepspeed\.gradient_clipping is 5\.0, and recipe and machine make it 1\.0",
         ),
         ({"bf16": {"enabled": True}}, r"machine\.deepspeed\.bf16\.enabled is True"),
-        ({"scheduler": {}}, r"machine\.deepspeed\.scheduler may change what is learnt"),
-        (
-            {"gradient_allreduce_op": "sum"},
-            r"deepspeed\.gradient_allreduce_op may change what is learnt.*added is aio",
-        ),
-        (
-            {"zero_optimization": {"zero_quantized_gradients": True}},
-            r"deepspeed\.zero_optimization\.zero_quantized_gradients may change what is learnt.*offload_optimizer",
-        ),
-        ({"bf16": {"immediate_grad_update": True}}, r"deepspeed\.bf16\.immediate_grad_update may change"),
         ({"zero_optimization": {"stage": 3}}, r"machine\.deepspeed\.zero_optimization\.stage is 3"),
+        ({"zero_optimization": {"zero_hpz_partition_size": 8}}, "does nothing at ZeRO stage 2: set .* to 3"),
     )
     for i, (added, named) in enumerate(refused):
         made = spec(tmp_path / str(i), zero_stage=2, deepspeed=added)
         with pytest.raises(InputError, match=named):
             deepspeed_config(made)
+    banana = {"zero_optimization": {"reduce_bucket_size": "banana"}}
+    with pytest.raises(InputError, match=r"machine\.deepspeed: .*reduce_bucket_size.* is 'banana'"):
+        train(tmp_path / "banana", zero_stage=2, deepspeed=banana)
 
 
 def test_goodput_counts_all_attempts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -17,7 +17,8 @@ import httpx
 from flows.serving.server import prefect_server
 with prefect_server(Path(sys.argv[1])):
     url = os.environ["PREFECT_API_URL"]
-    print(httpx.post(f"{url}/flows/filter", json={}).status_code, httpx.get(f"{url}/health").status_code)
+    asked = httpx.Client(timeout=600)
+    print(asked.post(f"{url}/flows/filter", json={}).status_code, asked.get(f"{url}/health").status_code)
     from prefect.client.orchestration import get_client
     with get_client(sync_client=True) as client:
         print(client.api_healthcheck())
@@ -28,6 +29,7 @@ print(os.environ.get("PREFECT_API_URL"), os.environ.get("PREFECT_API_AUTH_STRING
 @pytest.mark.end_to_end
 def test_two_first_runs_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    monkeypatch.setenv("PREFECT_API_REQUEST_TIMEOUT", str(HANGING_SECONDS))
     command = [sys.executable, "-c", PROGRAM, str(tmp_path)]
     both = [
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)
@@ -63,6 +65,7 @@ def test_a_server_that_is_killed_is_started_again_and_knows_what_it_knew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    monkeypatch.setenv("PREFECT_API_REQUEST_TIMEOUT", str(HANGING_SECONDS))
     command = [sys.executable, "-c", KILLED, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=HANGING_SECONDS)
     assert done.stdout.splitlines() == ["True", "[]"], done.stderr

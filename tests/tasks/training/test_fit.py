@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from model.config import ModelConfig, TrainConfig
+from model.errors import InputError
 from model.machine import TrainingMachine
 from model.objectives.preferences import PreferenceObjective
 from model.objectives.text import TextObjective
@@ -45,7 +46,7 @@ def test_what_is_open_is_chosen_to_fit_and_what_is_said_is_kept():
         "none",
     )
     said = {"windows_per_micro_batch": 8, "zero_stage": 0, "activation_checkpointing": 3}
-    kept = settled(spec(TextObjective(), memory_gigabytes=1, **said)).machine
+    kept = settled(spec(TextObjective(), memory_gigabytes=1, **said), nodes=2).machine
     assert kept.model_dump(include=set(said)) == said
     # Settled once more, it stays as it is.
     assert settled(spec(TextObjective()).model_copy(update={"machine": tight})).machine == tight
@@ -57,7 +58,8 @@ def test_pairs_stay_together_and_every_layout_is_one(windows: int, memory: int):
     objective = PreferenceObjective(beta=0.1, reference=Path("nowhere"))
     for made in (spec(objective, 2 * windows), spec(TextObjective(), windows)):
         found = settled(
-            made.model_copy(update={"machine": made.machine.model_copy(update={"memory_gigabytes": memory})})
+            made.model_copy(update={"machine": made.machine.model_copy(update={"memory_gigabytes": memory})}),
+            nodes=2,
         )
         rows, passes = found.micro_batch
         assert rows >= 1
@@ -90,3 +92,13 @@ def test_auto_is_what_the_hardware_says_and_a_value_that_is_given_stays(
     assert with_dtype(given, "train_model") == given
     on_cuda = with_dtype({"machine": {"device": "cuda"}, "train_model": {"tokens": 5}}, "train_model")
     assert on_cuda["train_model"] == {"tokens": 5, "dtype": "bfloat16"}
+
+
+def test_a_training_that_needs_far_more_than_there_is_is_refused_with_what_it_needs():
+    made = spec(TextObjective(), memory_gigabytes=0.001)
+    with pytest.raises(
+        InputError, match=r"needs about .* on each rank, which has 1\.0 MB: .*machine\.memory_gigabytes"
+    ):
+        settled(made)
+    # Nobody knows what another computer has.
+    assert settled(made, nodes=2)

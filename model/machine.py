@@ -69,9 +69,9 @@ _FOLLOWS = {
 
 
 def _check_deepspeed(given: dict[str, Any], path: str = "deepspeed") -> None:
-    allowed, follows = _MAY_BE_ADDED.get(path, frozenset()), _FOLLOWS.get(path)
+    allowed, follows = _MAY_BE_ADDED.get(path, frozenset()), _FOLLOWS.get(path, frozenset())
     for name, value in given.items():
-        if name not in allowed and name not in (follows or ()):
+        if name not in allowed | follows:
             others = f"; what may be added is {', '.join(sorted(allowed))}" if allowed else ""
             raise ValueError(
                 f"{path}.{name} is unknown, or may change what is learnt, which the recipe decides, and no machine: leave it out{others}"
@@ -156,3 +156,9 @@ class TrainingMachine(Config):
 def available_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def threads_of_rank(machine: TrainingMachine) -> int:
+    """CPU threads of this process, which torchrun started as one of LOCAL_WORLD_SIZE on this computer."""
+    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return machine.threads or max(1, available_cores() // ranks_here)

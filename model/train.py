@@ -30,7 +30,7 @@ from model.feed import Batch, Feed
 from model.first_weights import FirstModel, whole_model
 from model.goodput import Attempts
 from model.held_out import measure_held_out
-from model.machine import TrainingMachine, available_cores
+from model.machine import TrainingMachine, threads_of_rank
 from model.masters import Masters
 from model.metrics import JsonLines, Taken, told
 from model.optimizer import build_optimizer, set_rates
@@ -52,8 +52,7 @@ class Diverged(InputError):
 
 def _claim_device(machine: TrainingMachine) -> str:
     """Set this rank's threads, and take its device."""
-    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    torch.set_num_threads(machine.threads or max(1, available_cores() // ranks_here))
+    torch.set_num_threads(threads_of_rank(machine))
     if machine.device == "cpu":
         return "cpu"
     # Products of float32 matrices in TF32, ten times as fast on tensor cores; the weights stay float32.

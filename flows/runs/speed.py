@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from flows.recipe.recipe import Recipe
 from flows.runs.execute import Place
-from model.budget import ACCELERATORS
+from model.budget import ACCELERATORS, Plan
 from model.config import flops_per_token
 from model.errors import InputError
 from model.files import read_record, write_record
@@ -86,19 +86,24 @@ def probed(
     return figures
 
 
+def _laid_out(
+    recipe: Recipe, vocabulary_size: int, machine: TrainingMachine, nodes: int = 1
+) -> tuple[Plan, float | None]:
+    """The layout of the training, and the memory of a rank that it is chosen for."""
+    memory_bytes = memory_of_rank(machine, nodes)
+    train = recipe.train_model
+    return lay_out_training(recipe.model, train, vocabulary_size, machine, memory_bytes), memory_bytes
+
+
 def check_memory(recipe: Recipe, place: Place) -> None:
     """Refuse a training that needs far more memory than this computer has, if it is to do it.
 
     Raises:
         InputError: with what it needs, and what there is.
     """
-    machine = place.machine.training()
     if not has_ranks_elsewhere(place.machine):
-        size, memory_bytes = recipe.train_tokenizer.vocabulary_size, memory_of_rank(machine)
-        told = want_of_memory(
-            lay_out_training(recipe.model, recipe.train_model, size, machine, memory_bytes), memory_bytes
-        )
-        if told:
+        size, machine = recipe.train_tokenizer.vocabulary_size, place.machine.training()
+        if told := want_of_memory(*_laid_out(recipe, size, machine)):
             raise InputError(told)
 
 
@@ -124,15 +129,7 @@ def foresee_training(
     ranks, nodes = max(1, machine.ranks), max(1, place.machine.nodes)
     # Computers that were joined by hand train, and read nothing else.
     readers = max(1, ranks // nodes) if place.machine.is_local else ranks
-    memory_bytes = memory_of_rank(machine, nodes)
-    layout = lay_out_training(recipe.model, train, vocabulary_size, machine, memory_bytes)
-    alone = layout
-    alone_bytes = memory_bytes
-    if ranks > 1:
-        # As it is tried: one rank, in all the memory that there is.
-        one = machine.model_copy(update={"ranks": 1, "zero_stage": "auto"})
-        alone_bytes = memory_of_rank(one)
-        alone = lay_out_training(recipe.model, train, vocabulary_size, one, alone_bytes)
+    layout, _ = _laid_out(recipe, vocabulary_size, machine, nodes)
     on_host = layout.memory.total if machine.device == "cpu" else 0.0
     one_rank_bytes = LIBRARIES_BYTES + on_host
     flops = train.tokens_per_batch * flops_per_token(recipe.model, vocabulary_size)
@@ -144,12 +141,14 @@ def foresee_training(
         one_rank_seconds = flops / _CPU_FLOPS_PER_SECOND * ranks / nodes
         assumed = "two cores"
     probe, caution = None, ""
+    alone = machine.model_copy(update={"ranks": 1, "zero_stage": "auto"}) if ranks > 1 else machine
     if is_waiting and train.n_steps * one_rank_seconds / ranks > _WORTH_A_PROBE_SECONDS:
         if has_ranks_elsewhere(place.machine):
             caution = (
                 f"the training is not tried, since machine.nodes is {nodes}; its time is that of {assumed}"
             )
-        elif not (caution := want_of_memory(alone, alone_bytes)):
+        # As it is tried: one rank, in all the memory that there is.
+        elif not (caution := want_of_memory(*_laid_out(recipe, vocabulary_size, alone))):
             try:
                 probe = probed(recipe, vocabulary_size, place, tell)
             except InputError as error:

@@ -8,7 +8,7 @@ from itertools import chain
 from typing import Any
 
 from model.errors import InputError
-from model.machine import TrainingMachine, available_cores
+from model.machine import TrainingMachine, threads_of_rank
 from tasks.engine.ranks import Rank
 
 
@@ -18,13 +18,11 @@ def reading(machine: TrainingMachine, rank: Rank) -> Iterator[str]:
     import torch
     import torch.distributed as dist
 
-    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if rank.work else 1
-    torch.set_num_threads(
-        machine.threads or (max(1, available_cores() // ranks_here) if rank.work else torch.get_num_threads())
-    )
+    own_threads = machine.threads or torch.get_num_threads()
+    torch.set_num_threads(threads_of_rank(machine) if rank.work else own_threads)
     device: str = machine.device
     if device == "cuda":
-        device = f"cuda:{os.environ.get('LOCAL_RANK', '0') if rank.work else 0}"
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     if rank.count == 1:
         with fitting():
             yield device

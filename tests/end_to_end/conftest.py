@@ -86,6 +86,18 @@ class Line:
         assert not any(canary in done.stdout + done.stderr for canary in CANARIES.values())
         return done
 
+    def start(self) -> subprocess.Popen:
+        """Begin to run the recipe, in a process group of its own."""
+        return subprocess.Popen(
+            self.command("run", "recipe.yaml", "--json"),
+            cwd=self.root,
+            env=self.environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
     def run(self, *arguments: str) -> dict[str, Any]:
         """Run the recipe; returns its line of JSON."""
         return json.loads(self.call("run", "recipe.yaml", "--json", *arguments).stdout.splitlines()[-1])

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -43,15 +42,7 @@ def test_two_ranks_read_the_same_and_one_that_is_killed_costs_no_run(line: Line,
     for stage in STAGES:
         shutil.rmtree(copy.store / "artifacts" / stage)
     copy.write_recipe(machine={**RECIPE["machine"], "ranks": 2})
-    process = subprocess.Popen(
-        copy.command("run", "recipe.yaml", "--json"),
-        cwd=copy.root,
-        env=copy.environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    process = copy.start()
     ranks = wait_until(
         lambda: two if len(two := ranks_of(copy, "evaluate_held_out")) == 2 else None, "two ranks", process
     )

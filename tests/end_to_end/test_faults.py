@@ -51,7 +51,7 @@ def manifests(line: Line, stage: str) -> list[Path]:
 
 def finish(line: Line, process: subprocess.Popen | None = None, last: str = "train_model") -> dict[str, Any]:
     """Let a run go on until it has trained, or exported, the new model, and end it: what it came to."""
-    process = process or start(line)
+    process = process or line.start()
     wait_until(lambda: len(manifests(line, last)) == 2, f"the end of {last}", process)
     process.terminate()
     process.communicate(timeout=HANGING_SECONDS)
@@ -67,18 +67,6 @@ def finish(line: Line, process: subprocess.Popen | None = None, last: str = "tra
     }
 
 
-def start(line: Line) -> subprocess.Popen:
-    return subprocess.Popen(
-        line.command("run", "recipe.yaml", "--json"),
-        cwd=line.root,
-        env=line.environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
 def assert_same_end(done: dict[str, Any], undisturbed: dict[str, Any]) -> None:
     assert done["losses"] == undisturbed["losses"]
     assert done["digests"].items() <= undisturbed["digests"].items()
@@ -86,7 +74,7 @@ def assert_same_end(done: dict[str, Any], undisturbed: dict[str, Any]) -> None:
 
 
 def test_kill_of_the_command_in_training_goes_on_to_the_same_bytes(prepared: Line, undisturbed: dict):
-    process = start(prepared)
+    process = prepared.start()
     wait_until(lambda: len(checkpoints(prepared)) == 2, "two checkpoints", process)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
@@ -100,7 +88,7 @@ def test_kill_of_the_command_in_training_goes_on_to_the_same_bytes(prepared: Lin
 def test_kill_of_a_rank_is_retried_in_the_same_run(prepared: Line, undisturbed: dict, n_ranks: int):
     """With two, the survivor fails as well: its connection is closed, and that is not why the training failed."""
     prepared.write_recipe(train_model=TRAINING, machine={**EVERY_STEP, "ranks": n_ranks})
-    process = start(prepared)
+    process = prepared.start()
     wait_until(lambda: len(checkpoints(prepared)) == 2, "two checkpoints", process)
     verb = b"launch" if n_ranks == 1 else b"rank"
     ranks = [
@@ -122,7 +110,7 @@ def test_sigterm_saves_and_leaves(prepared: Line, undisturbed: dict):
     prepared.write_recipe(
         train_model=TRAINING, machine={**RECIPE["machine"], "checkpoint_every_seconds": 1000}
     )
-    process = start(prepared)
+    process = prepared.start()
     progress = prepared.store / "work"
     wait_until(lambda: list(progress.glob("train_model-*/ranks-*/progress.json")), "training", process)
     process.send_signal(signal.SIGTERM)
@@ -137,7 +125,7 @@ def test_sigterm_saves_and_leaves(prepared: Line, undisturbed: dict):
 
 
 def test_a_rotten_checkpoint_is_passed_over(prepared: Line, undisturbed: dict):
-    process = start(prepared)
+    process = prepared.start()
     wait_until(lambda: len(checkpoints(prepared)) == 2, "two checkpoints", process)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
@@ -153,7 +141,7 @@ def test_a_rotten_checkpoint_is_passed_over(prepared: Line, undisturbed: dict):
 
 
 def test_another_machine_goes_on_with_other_ranks_at_another_stage(prepared: Line):
-    process = start(prepared)
+    process = prepared.start()
     wait_until(lambda: len(checkpoints(prepared)) == 2, "two checkpoints", process)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
@@ -172,7 +160,7 @@ def test_kill_in_the_middle_of_stages_of_every_kind(line: Line, tmp_path: Path):
     copy.write_recipe()
     line.lend(copy, "index_benchmarks", "evaluate_model")
     for stage in ("ingest", "clean", "train_tokenizer", "train_model", "export_model"):
-        process = start(copy)
+        process = copy.start()
 
         def is_built(stage: str = stage) -> bool:
             building = list((copy.store / "building").glob(f"{stage}-*"))
@@ -204,7 +192,7 @@ def test_a_killed_server_costs_nothing_and_a_killed_run_leaves_none_behind(line:
             found += [pid] if b"flows.serving.server" in command else []
         return found
 
-    process = start(copy)
+    process = copy.start()
     wait_until(lambda: (copy.store / "artifacts" / "ingest").exists(), "ingest", process)
     (server,) = servers()
     os.kill(server, signal.SIGKILL)
@@ -219,7 +207,7 @@ def test_two_commands_at_once_build_once(line: Line, tmp_path: Path):
     copy = Line(tmp_path / "copy", line.server)
     shutil.copytree(line.untouched, copy.root, symlinks=True)
     copy.write_recipe(train_model={**RECIPE["train_model"], "seed": 1})
-    both = [start(copy) for _ in range(2)]
+    both = [copy.start() for _ in range(2)]
     answers = []
     for process in both:
         out, err = process.communicate(timeout=HANGING_SECONDS)

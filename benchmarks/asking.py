@@ -20,7 +20,8 @@ from model.errors import InputError
 from tasks.tables import write_table
 from tasks.text.documents import DOCUMENTS, DOCUMENTS_SCHEMA
 from tasks.text.languages import LANGUAGES, LANGUAGES_SCHEMA
-from tasks.text.selection import SELECTION, SELECTION_SCHEMA
+from tasks.text.selection import SELECTION, SELECTION_SCHEMA, TRAIN
+from tasks.text.split import selection_row
 from tasks.text.verdicts import VERDICTS, VERDICTS_SCHEMA, dropped, kept
 
 _SHARD_DOCUMENTS, _WORDS = 20_000, 150
@@ -62,7 +63,7 @@ def write_run(folder: Path, n_documents: int) -> tuple[Any, Any]:
         )
         for stage in ("deduplicate", "decontaminate"):
             write_table(of[stage] / VERDICTS, [kept()] * len(good), VERDICTS_SCHEMA)
-        sides = [{"id": row["id"], "side": "train", "reason": None, "text_digest": 0} for row in good]
+        sides = [selection_row(row["id"], row["text"], TRAIN) for row in good]
         write_table(of["split"] / SELECTION, sides, SELECTION_SCHEMA)
     record = {"stages": {stage: {} for stage in _STAGES}, "claimed": {}}
     stored = {

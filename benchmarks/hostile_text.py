@@ -26,8 +26,9 @@ from tasks.tables import write_table
 from tasks.text.clean import CleanConfig, clean
 from tasks.text.ingest import ingest
 from tasks.text.pieces import list_pieces
-from tasks.text.selection import SELECTION, SELECTION_SCHEMA
+from tasks.text.selection import SELECTION, SELECTION_SCHEMA, TRAIN
 from tasks.text.sources import IngestConfig, Source
+from tasks.text.split import selection_row
 from tasks.tokens.train_tokenizer import TrainTokenizerConfig, train_tokenizer
 
 PROSE = "The state of the Union depends on the care that its people take of what they have in common. "
@@ -90,7 +91,7 @@ def measure(case: str, results: Any) -> None:
                 out=root / "clean",
             )
             rows = pq.read_table(root / "clean" / "documents.parquet").to_pylist()
-            selection = [{"id": row["id"], "side": "train", "reason": None, "text_digest": 0} for row in rows]
+            selection = [selection_row(row["id"], row["text"], TRAIN) for row in rows]
             write_table(root / "selection" / SELECTION, selection, SELECTION_SCHEMA)
             artifacts = {name: Artifact(root, (root / name,)) for name in ("clean", "selection")}
             train_tokenizer.fn(

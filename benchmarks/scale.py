@@ -4,6 +4,7 @@ python -m benchmarks.scale overhead --shards 2000 [--cluster machine.yaml]   mil
 python -m benchmarks.scale workers TEXT_FOLDER                               ingest, clean and minhash with 1 and with 2 workers
 python -m benchmarks.scale memory TEXT_FOLDER                                peak memory of each stage at once and ten times the text
 python -m benchmarks.scale duplicates --documents 1000000                    deduplicate on random signatures
+python -m benchmarks.scale sample --shards 2000                              what a tokenizer learns from, chosen of so much text
 python -m benchmarks.scale driver --shards 160000                            a stage of so many shards of nothing
 """
 
@@ -36,7 +37,9 @@ from tasks.engine.store import Store, Stored
 from tasks.tables import write_arrays
 from tasks.text.deduplicate import DeduplicateConfig, deduplicate
 from tasks.text.find_duplicates import find_duplicates, list_buckets
+from tasks.text.selection import SELECTION, SELECTION_SCHEMA, TRAIN
 from tasks.text.signatures import ROWS, SIGNATURES, SIGNED, SIGNED_SCHEMA, MinhashConfig
+from tasks.tokens.train_tokenizer import Sample
 
 
 def build(nodes: list[Node], store: Path, machine: Machine) -> dict[str, Outcome]:
@@ -161,6 +164,31 @@ def duplicates(n_documents: int) -> None:
         )
 
 
+def sample(n_shards: int) -> None:
+    """Seconds and memory of choosing what a tokenizer learns from, of shards of 64 MB in documents of 5 KB that are not there."""
+    generator, per_shard = np.random.default_rng(0), 12_800
+    with store_on_disk() as folder:
+        shards = [folder / f"{number:06d}" for number in range(n_shards)]
+        for shard in shards:
+            columns = {
+                "id": [f"text/{shard.name}/{row}" for row in range(per_shard)],
+                "side": [TRAIN] * per_shard,
+                "reason": [None] * per_shard,
+                "text_digest": generator.integers(0, 2**63, per_shard, np.uint64),
+                "bytes": generator.integers(1, 10_000, per_shard),
+            }
+            write_arrays(shard / SELECTION, columns, SELECTION_SCHEMA)
+        selection = Artifact(folder, tuple(shards))
+        before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+        _, chosen = Sample(selection, selection, TRAIN, 200_000_000).choose()
+        seconds, peak = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        holding = sum(1 for rows in chosen if len(rows))
+        print(
+            f"{n_shards * per_shard:,} documents in {n_shards} shards: {seconds:.1f} s, {(peak - before) / 1024:.0f} MB above the "
+            f"{before / 1024:.0f} MB before; {sum(map(len, chosen)):,} documents are taken, from {holding} shards"
+        )
+
+
 def driver(n_shards: int) -> None:
     """What the keys of so many shards, the file that workers read, and their build cost the driver."""
     with store_on_disk() as folder:
@@ -183,7 +211,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = options.add_subparsers(dest="what", required=True)
-    for name in ("overhead", "driver"):
+    for name in ("overhead", "sample", "driver"):
         commands.add_parser(name).add_argument("--shards", type=int, default=2000)
     commands.choices["overhead"].add_argument(
         "--cluster", type=Path, help="a machine file; this machine if left out"
@@ -204,6 +232,8 @@ def main() -> None:
             memory(given.text)
         case "duplicates":
             duplicates(given.documents)
+        case "sample":
+            sample(given.shards)
         case _:
             driver(given.shards)
 

@@ -25,9 +25,10 @@ from tasks.text.documents import DOCUMENTS
 from tasks.text.ingest import ingest
 from tasks.text.minhash import minhash
 from tasks.text.pieces import list_pieces
-from tasks.text.selection import SELECTION, SELECTION_SCHEMA
+from tasks.text.selection import SELECTION, SELECTION_SCHEMA, TRAIN
 from tasks.text.signatures import MinhashConfig
 from tasks.text.sources import IngestConfig, Source
+from tasks.text.split import selection_row
 from tasks.tokens.tokenize import tokenize
 from tasks.tokens.train_tokenizer import TrainTokenizerConfig, train_tokenizer
 
@@ -64,8 +65,8 @@ def write_source(path: Path, source: Path, megabytes: float) -> None:
 
 
 def _all_for_training(cleaned: Path, out: Path) -> None:
-    ids = read_column(cleaned / DOCUMENTS, "id")
-    sides = [{"id": one, "side": "train", "reason": None, "text_digest": 0} for one in ids]
+    ids, texts = (read_column(cleaned / DOCUMENTS, column) for column in ("id", "text"))
+    sides = [selection_row(*row, TRAIN) for row in zip(ids, texts, strict=True)]
     write_table(out / SELECTION, sides, SELECTION_SCHEMA)
 
 

@@ -18,6 +18,7 @@ from tasks.tokens.tokenize_conversations import TokenizeConversationsConfig, tok
 from tasks.training.continue_training import ContinueTrainingConfig, continue_training
 from tasks.training.export_tuned_model import export_tuned_model
 from tasks.training.finetune_model import FinetuneModelConfig, finetune_model
+from tasks.training.finetune_settings import check_batch
 from tasks.training.reference_log_probabilities import (
     ReferenceLogProbabilitiesConfig,
     reference_log_probabilities,
@@ -42,17 +43,21 @@ _LONGEST_WINDOW = 4096
 """Of training, unless the recipe says otherwise: bases with a context of 131,072 tokens are tuned on what is shorter."""
 
 
-def _window_length(recipe: FinetuneRecipe, base: Base) -> int:
+def _window_length(recipe: FinetuneRecipe, base: Base, windows_per_row: int = 1) -> int:
     """Tokens of a training window.
 
+    Args:
+        windows_per_row: windows that stay together in a batch: two for preferences.
+
     Raises:
-        InputError: if the base cannot read so many.
+        InputError: if the base cannot read so many, or if a batch is not made of whole rows of them.
     """
     length = recipe.context_length or min(base.shape.context_length, _LONGEST_WINDOW)
     if length > base.shape.context_length:
         raise InputError(
             f"context_length ({length}) is more than the base's ({base.shape.context_length}): lower it, or leave it out"
         )
+    check_batch(recipe.finetune, length * windows_per_row)
     return length
 
 
@@ -102,7 +107,8 @@ def _learn_text(recipe: FinetuneRecipe, base: Base) -> list[Node]:
 def _learn_answers(recipe: FinetuneRecipe, base: Base) -> list[Node]:
     """Conversations or preferences; the last node is the exported model."""
     assert recipe.read_conversations is not None
-    context_length = _window_length(recipe, base)
+    kind = recipe.read_conversations.kind
+    context_length = _window_length(recipe, base, windows_per_row=2 if kind == "preferences" else 1)
     # What is learnt, and what is held out.
     conversations = read_conversations(recipe.read_conversations)
     duplicates = deduplicate_conversations(documents=conversations)
@@ -117,7 +123,6 @@ def _learn_answers(recipe: FinetuneRecipe, base: Base) -> list[Node]:
     )
 
     # Training, beside a reference if there are preferences.
-    kind = recipe.read_conversations.kind
     reference = {}
     if kind == "preferences":
         how = ReferenceLogProbabilitiesConfig(context_length=context_length, dtype=recipe.finetune.dtype)

@@ -28,6 +28,28 @@ for name, value in {
     os.environ.setdefault(name, value)
 
 
+_FIRST = (
+    "end_to_end/test_retrain.py",
+    "end_to_end/test_faults.py",
+    "faults/test_chaos.py",
+    "end_to_end/test_serve.py",
+    "end_to_end/test_finetune.py",
+)
+"""The longest files. Several processes begin with one each, and of the first three one alone makes the line of all tests,
+for which others would have to wait."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that no process is left alone with one of them in the end."""
+    tests = ROOT / "tests"
+
+    def place(item: pytest.Item) -> int:
+        name = item.path.relative_to(tests).as_posix()
+        return _FIRST.index(name) if name in _FIRST else len(_FIRST)
+
+    items.sort(key=place)
+
+
 @dataclass
 class Toy:
     """A copy of the toy package, a folder of numbers and a store, all of which a test may change."""

@@ -92,11 +92,17 @@ def _both_sides_have_text(config: SplitConfig, parts: Parts) -> Metrics:
     return metrics
 
 
+def selection_row(identifier: str, text: str, side: str, reason: str | None = None) -> dict[str, Any]:
+    """What becomes of one document, as a row of selection.parquet."""
+    decision = {"id": identifier, "side": side, "reason": reason}
+    return {**decision, "text_digest": text_digest(text), "bytes": len(text.encode())}
+
+
 @map_stage(libraries=("pyarrow",), finish=_both_sides_have_text)
 def split(
     config: SplitConfig, documents: Shard, duplicates: Shard, contaminated: Shard, out: Path
 ) -> Metrics:
-    """Write selection.parquet: id, side (train, validation or dropped), reason and digest of the text, row by row.
+    """Write selection.parquet: id, side (train, validation or dropped), reason, digest and size of the text, row by row.
 
     Documents that the recipe lists as validation are dropped by no verdict, and those that are alike to one of
     them are trained on by none.
@@ -113,8 +119,9 @@ def split(
     groups = read_table(duplicates.path / GROUPS).to_pylist() if (duplicates.path / GROUPS).exists() else None
     for row, document in enumerate(table.to_pylist()):
         identifier, source, text = document["id"], document["source"], document["text"]
-        digest = text_digest(text)
-        group: dict[str, Any] = groups[row] if groups else {"draw": draw(config.seed, digest), "held": ""}
+        group: dict[str, Any] = (
+            groups[row] if groups else {"draw": draw(config.seed, text_digest(text)), "held": ""}
+        )
         reason = None
         against = next((verdict for column in verdicts if not (verdict := column[row])["kept"]), None)
         if config.is_listed(identifier, source):
@@ -128,6 +135,6 @@ def split(
         if side != DROPPED:
             metrics[side]["documents"] += 1
             metrics[side]["bytes"] += len(text.encode())
-        rows.append({"id": identifier, "side": side, "reason": reason, "text_digest": digest})
+        rows.append(selection_row(identifier, text, side, reason))
     write_table(out / SELECTION, rows, SELECTION_SCHEMA)
     return metrics

@@ -11,11 +11,12 @@ from pydantic import Field
 from model.base_config import Config
 from model.tokenizer import END_OF_TEXT, TOKEN_BYTES, TOKENIZER, load_tokenizer
 from tasks.engine.stage import Artifact, Metrics, stage
-from tasks.tables import read_column, read_table
-from tasks.text.documents import DOCUMENTS, document_digest
+from tasks.tables import read_table
+from tasks.text.documents import DOCUMENTS
 from tasks.text.selection import SELECTION, TRAIN, VALIDATION
 
 if TYPE_CHECKING:
+    import numpy as np
     from tokenizers import Tokenizer
 
 # The pre-tokenizer of GPT-4 (tiktoken's cl100k_base), without possessive quantifiers. Without
@@ -25,20 +26,6 @@ SPLIT_PATTERN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,
 
 _UNBROKEN = re.compile(r"[^\W\d_]{1000,}|[^\w\s]{1000,}|\s{1000,}")
 """Runs of letters, of marks and of white space, which the pattern above leaves in one piece."""
-
-_PIECES = 100
-"""A sample is made of about so many pieces at least, so that it comes near the size that was asked for."""
-
-
-def _pieces(text: str, size: int) -> Iterator[str]:
-    """A text in pieces of about `size` bytes, cut at white space."""
-    start = 0
-    while len(text) - start > size:
-        cut = text.rfind(" ", start + size // 2, start + size)
-        cut = cut if cut > start else start + size
-        yield text[start:cut]
-        start = cut
-    yield text[start:]
 
 
 class TrainTokenizerConfig(Config):
@@ -57,18 +44,9 @@ class TrainTokenizerConfig(Config):
         200_000_000,
         ge=1,
         le=4_000_000_000,
-        description="Most text to learn from, in bytes, chosen by hash; beyond about 4 GB the pair counts would overflow.",
+        description="Most text to learn from, in bytes, chosen by hash, and most held-out text to measure it on; beyond about "
+        "4 GB the pair counts would overflow.",
     )
-
-
-def selected_texts(documents: Artifact, selection: Artifact, side: str) -> Iterator[tuple[str, str]]:
-    """Id and text of every document on one side, in order."""
-    for shard, chosen in zip(documents.shards, selection.shards, strict=True):
-        sides = read_column(chosen / SELECTION, "side")
-        ids, texts = (column.to_pylist() for column in read_table(shard / DOCUMENTS, ["id", "text"]).columns)
-        for identifier, text, own in zip(ids, texts, sides, strict=True):
-            if own == side:
-                yield identifier, text
 
 
 def _learnable(text: str) -> Iterator[str]:
@@ -80,39 +58,100 @@ def _learnable(text: str) -> Iterator[str]:
     yield text[start:]
 
 
-def _bytes_on_side(documents: Artifact, selection: Artifact, side: str) -> int:
-    """Bytes of text on one side, without making a Python object of any."""
-    import pyarrow.compute as pc
+_PIECES = 100
+"""A sample that is not the whole text is made of about so many pieces at least, so that it comes near the size asked for."""
 
-    total = 0
-    for shard, chosen in zip(documents.shards, selection.shards, strict=True):
-        table = read_table(shard / DOCUMENTS, ["text"])
-        on_side = pc.equal(read_table(chosen / SELECTION, ["side"]).column("side"), side)
-        total += pc.sum(pc.binary_length(table.filter(on_side).column("text"))).as_py() or 0
-    return total
+_MORE = 1.5
+"""So much more is drawn than is taken, since how much is drawn is a matter of chance."""
 
 
-class _Sample:
-    """Training documents, about `sample_bytes` of them, chosen by hash: so the choice does not depend on their order.
+def _draws(digests: "np.ndarray", pieces: "np.ndarray") -> "np.ndarray":
+    """64 bits for each piece of each text, by the mixing of SplitMix64 (Steele et al. 2014, figure 15): uint64."""
+    import numpy as np
 
-    Whole documents where there are enough of them; of a corpus with few and large ones, pieces.
+    mixed = digests + (pieces.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
+
+
+def _piece(text: str, number: int, size: int) -> str:
+    """One of the pieces of `size` bytes of a text, never larger, and without the words that lie across its ends."""
+    data = text.encode()
+    start, end = number * size, (number + 1) * size
+    piece = data[start:end]
+    # Where there is no white space, as in Japanese, a letter at most is lost.
+    if start > 0 and 0 < (space := piece.find(b" ")) <= size // 2:
+        piece = piece[space:]
+    if end < len(data) and (space := piece.rfind(b" ")) >= size // 2:
+        piece = piece[:space]
+    return piece.decode(errors="ignore")
+
+
+class Sample:
+    """Documents of a side, at most `sample_bytes` of them, chosen by hashes of their texts, whatever their order.
+
+    Whole documents where there are enough of them; of a corpus with few and large ones, pieces. The choice is made by the
+    selection alone, and of the documents only those shards are read that hold some of it.
 
     Attributes:
         n_bytes: what was read of it so far.
     """
 
-    def __init__(self, documents: Artifact, selection: Artifact, sample_bytes: int) -> None:
-        self.documents, self.selection, self.sample_bytes = documents, selection, sample_bytes
-        self.n_bytes = 0
+    def __init__(self, documents: Artifact, selection: Artifact, side: str, sample_bytes: int) -> None:
+        self.documents, self.selection, self.side = documents, selection, side
+        self.sample_bytes, self.n_bytes = sample_bytes, 0
 
     def __iter__(self) -> Iterator[str]:
-        total = _bytes_on_side(self.documents, self.selection, TRAIN)
-        bound = 2**64 * min(1.0, self.sample_bytes / max(1, total))
-        for identifier, text in selected_texts(self.documents, self.selection, TRAIN):
-            for piece in _pieces(text, max(1, self.sample_bytes // _PIECES)):
-                if document_digest(identifier, piece) < bound:
-                    self.n_bytes += len(piece.encode())
-                    yield from _learnable(piece)
+        self.n_bytes = 0
+        size, chosen = self.choose()
+        for shard, picked in zip(self.documents.shards, chosen, strict=True):
+            if not len(picked):
+                continue
+            texts = read_table(shard / DOCUMENTS, ["text"]).column("text").take(picked[:, 0])
+            for text, number in zip(texts.to_pylist(), picked[:, 1].tolist(), strict=True):
+                piece = _piece(text, number, size) if size else text
+                self.n_bytes += len(piece.encode())
+                yield piece
+
+    def choose(self) -> "tuple[int, list[np.ndarray]]":
+        """Size of a piece in bytes, 0 for whole documents; and of each shard rows and numbers of pieces, int64 (n, 2)."""
+        import numpy as np
+        import pyarrow.compute as pc
+
+        def on_side(shard: Path, *columns: str) -> list[np.ndarray]:
+            table = read_table(shard / SELECTION, ["side", *columns])
+            rows = np.flatnonzero(pc.equal(table.column("side"), self.side).to_numpy())
+            return [rows, *(table.column(column).to_numpy()[rows] for column in columns)]
+
+        total = sum(int(on_side(shard, "bytes")[1].sum()) for shard in self.selection.shards)
+        if total <= self.sample_bytes:
+            whole = [on_side(shard)[0] for shard in self.selection.shards]
+            return 0, [np.stack([rows, np.zeros_like(rows)], axis=1) for rows in whole]
+
+        # What is drawn, with a little more than is needed, shard by shard: draw, bytes, shard, row, piece.
+        size = max(1, self.sample_bytes // _PIECES)
+        bound = np.uint64(min(2**64 - 1, int(2**64 * _MORE * self.sample_bytes / total)))
+        parts = []
+        for shard, folder in enumerate(self.selection.shards):
+            rows, digests, n_bytes = on_side(folder, "text_digest", "bytes")
+            n_pieces = np.maximum(1, -(-n_bytes // size))
+            place = np.repeat(np.arange(len(rows)), n_pieces)
+            piece = np.arange(len(place)) - np.repeat(np.cumsum(n_pieces) - n_pieces, n_pieces)
+            draws = _draws(digests[place], piece)
+            sizes = np.minimum(size, n_bytes[place] - piece * size)
+            drawn = draws <= bound
+            columns = (sizes, np.full_like(piece, shard), rows[place], piece)
+            parts.append((draws[drawn], np.stack(columns, axis=1)[drawn]))
+        draws = np.concatenate([draws for draws, _ in parts])
+        pieces = np.concatenate([columns for _, columns in parts])
+
+        # Of that the lowest, up to the size asked for; read in the order in which it lies.
+        pieces = pieces[np.argsort(draws, kind="stable")]
+        pieces = pieces[np.cumsum(pieces[:, 0]) <= self.sample_bytes][:, 1:]
+        pieces = pieces[np.lexsort(pieces.T[::-1])]
+        cuts = np.searchsorted(pieces[:, 0], np.arange(1, len(self.selection.shards)))
+        return size, [part[:, 1:] for part in np.split(pieces, cuts)]
 
 
 def _train(config: TrainTokenizerConfig, texts: Iterable[str]) -> "Tokenizer":
@@ -144,8 +183,9 @@ def train_tokenizer(
     import numpy as np
 
     out.mkdir(parents=True, exist_ok=True)
-    sample = _Sample(documents, selection, config.sample_bytes)
-    _train(config, sample).save(str(out / TOKENIZER))
+    sample = Sample(documents, selection, TRAIN, config.sample_bytes)
+    parts = (part for text in sample for part in _learnable(text))
+    _train(config, parts).save(str(out / TOKENIZER))
     tokenizer = load_tokenizer(out)
     names = {number: token for token, number in tokenizer.get_vocab().items()}
     # In a byte-level vocabulary each character of an entry stands for one byte.
@@ -155,7 +195,7 @@ def train_tokenizer(
     n_tokens, n_bytes = 0, 0
     examples: list[list[str]] = []
     encoder = fastokens.Tokenizer.from_file(str(out / TOKENIZER))
-    for _, text in selected_texts(documents, selection, VALIDATION):
+    for text in Sample(documents, selection, VALIDATION, config.sample_bytes):
         ids = np.frombuffer(encoder.encode_batch_flat([text], split_special_tokens=True)[0], np.uint32)
         n_tokens, n_bytes = n_tokens + len(ids), n_bytes + len(text.encode())
         if len(examples) < 3:

@@ -82,6 +82,19 @@ _STEPS, _EPOCHS, _MOST_EPOCHS, _TOKENS_PER_BATCH = 50, 3.0, 15.0, 4096
 """What becomes of fields that are empty: fewer steps than these learn little, whatever the rate."""
 
 
+def check_batch(config: FinetuneConfig, row_tokens: int) -> None:
+    """Refuse a batch that is no whole number of rows of so many tokens.
+
+    Raises:
+        InputError: naming the field and the mend.
+    """
+    if config.tokens_per_batch and config.tokens_per_batch % row_tokens:
+        raise InputError(
+            f"finetune.tokens_per_batch ({config.tokens_per_batch}) must be a multiple of {row_tokens} tokens, the windows of "
+            "a row: take another, or leave it out"
+        )
+
+
 def steps_for(
     config: FinetuneConfig, n_rows: float, row_tokens: int, d_model: int, keep: Keep = "best"
 ) -> TrainConfig:
@@ -96,11 +109,7 @@ def steps_for(
     Raises:
         InputError: if a batch is no whole number of rows.
     """
-    if config.tokens_per_batch and config.tokens_per_batch % row_tokens:
-        raise InputError(
-            f"finetune.tokens_per_batch ({config.tokens_per_batch}) must be a multiple of {row_tokens} tokens, the windows of "
-            "a row: take another, or leave it out"
-        )
+    check_batch(config, row_tokens)
     epochs = config.epochs or max(_EPOCHS, min(_MOST_EPOCHS, _STEPS / max(1.0, n_rows)))
     fitting = max(1, min(_TOKENS_PER_BATCH // row_tokens, int(epochs * n_rows / _STEPS)))
     fitting = 2 ** (fitting.bit_length() - 1)  # so that two, four, eight ranks can share it

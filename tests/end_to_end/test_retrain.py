@@ -17,6 +17,7 @@ pytestmark = pytest.mark.end_to_end
 SECTIONS = {
     "train_model": {**RECIPE["train_model"], "tokens": 65_536, "tokens_per_batch": 1024},
     "retrain": {"min_new_documents": 10},
+    "evaluate_model": {"tasks": []},
 }
 
 
@@ -135,7 +136,6 @@ def test_going_on_from_the_champions_weights_once_a_person_approves(first: Line)
         served.post("/block_documents/", block)
         deployment = served.deployment("retrain/tiny")
         recipe = {**deployment["parameters"]["recipe"], "retrain": {"start": "champion", "approval": True}}
-        recipe["evaluate_model"] = {"tasks": []}
         parameters = {
             **deployment["parameters"],
             "recipe": recipe,

@@ -282,8 +282,8 @@ def toy_subject(root: Path) -> Subject:
     shutil.copytree(ROOT / "tests" / "toy", toy.library / "toy", ignore=shutil.ignore_patterns("__pycache__"))
     toy.set_library_version("1.0")
     toy.write(a=1, b=2, c=3)
-    choices = itertools.product((2, 3), (1000, 7), ("is", "was"), (1, 2))
-    names = ("factor", "modulus", "word", "workers")
+    choices = itertools.product((2, 3), ("is", "was"), (1, 2))
+    names = ("factor", "word", "workers")
     return Subject(
         toy.store,
         lambda options, store: toy.command(store=store, **options),

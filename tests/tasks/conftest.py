@@ -8,6 +8,7 @@ from tasks.engine.stage import Artifact
 from tasks.tables import write_table
 from tasks.text.documents import DOCUMENTS_SCHEMA
 from tasks.text.selection import SELECTION_SCHEMA
+from tasks.text.split import selection_row
 from tasks.tokens.train_tokenizer import TrainTokenizerConfig, train_tokenizer
 
 
@@ -19,7 +20,9 @@ def write(folder: Path, texts: list[str], sides: list[str] | None = None) -> tup
     ]
     write_table(folder / "documents" / "documents.parquet", rows, DOCUMENTS_SCHEMA)
     chosen = sides or ["train"] * len(texts)
-    selected = [{"id": name, "side": side, "reason": None} for name, side in zip(names, chosen, strict=True)]
+    selected = [
+        selection_row(name, text, side) for name, text, side in zip(names, texts, chosen, strict=True)
+    ]
     write_table(folder / "selection" / "selection.parquet", selected, SELECTION_SCHEMA)
     return Artifact(folder, (folder / "documents",)), Artifact(folder, (folder / "selection",))
 

@@ -10,7 +10,7 @@ from model.tokenizer import END_OF_TEXT, end_of_text_id, load_tokenizer
 from model.tokens import open_tokens
 from tasks.engine.stage import Artifact, Shard
 from tasks.tokens.tokenize import tokenize
-from tasks.tokens.train_tokenizer import TrainTokenizerConfig, train_tokenizer
+from tasks.tokens.train_tokenizer import Sample, TrainTokenizerConfig, train_tokenizer
 from tests.tasks.conftest import write
 
 
@@ -61,7 +61,62 @@ def test_training_is_deterministic_and_bounded(tmp_path: Path, speeches: list[Pa
     assert (tmp_path / "a" / "tokenizer.json").read_bytes() == (
         tmp_path / "b" / "tokenizer.json"
     ).read_bytes()
-    assert 5_000 < metrics["training_bytes"] < 80_000
+    assert 20_000 < metrics["training_bytes"] <= 30_000
+
+
+def shards_of(folder: Path, shards: list[list[str]]) -> tuple[Artifact, Artifact]:
+    """Documents and selection of several shards."""
+    written = [write(folder / str(i), texts) for i, texts in enumerate(shards)]
+    documents, selections = zip(*written, strict=True)
+    return tuple(Artifact(folder, tuple(one.shards[0] for one in each)) for each in (documents, selections))
+
+
+TEXTS = st.lists(st.text("ab é日\n", max_size=300), min_size=1, max_size=8)
+
+
+@given(st.lists(TEXTS, min_size=1, max_size=3), st.integers(1, 2_000), st.randoms())
+@settings(deadline=None)
+def test_a_sample_is_bounded_and_does_not_depend_on_shards_or_order(
+    tmp_path_factory, shards: list[list[str]], most: int, random
+):
+    folder = tmp_path_factory.mktemp("sample")
+    sample = Sample(*shards_of(folder / "one", shards), "train", most)
+    taken = list(sample)
+    texts = [text for shard in shards for text in shard]
+    total = sum(len(text.encode()) for text in texts)
+    assert sample.n_bytes == sum(len(piece.encode()) for piece in taken) <= most
+    assert all(any(piece in text for text in texts) for piece in taken)
+    if total <= most:
+        assert taken == texts
+    # Equal texts have equal draws, and which of them is taken is a matter of their order.
+    other = list(dict.fromkeys(texts))
+    if len(other) == len(texts):
+        random.shuffle(other)
+        again = Sample(*shards_of(folder / "other", [other]), "train", most)
+        assert sorted(again) == sorted(taken)
+
+
+def test_a_sample_is_near_its_size_and_opens_only_what_it_takes(tmp_path: Path, speeches: list[Path]):
+    text = "".join(path.read_text() for path in speeches)
+    shards = [[text[2_000 * i + 500 * j :][:500] for j in range(4)] for i in range(100)]
+    documents, selection = shards_of(tmp_path, shards)
+    taken = sum(len(piece.encode()) for piece in Sample(documents, selection, "train", 100_000))
+    assert 0.9 * 100_000 < taken <= 100_000
+    few = list(Sample(documents, selection, "train", 5_000))
+    for folder, texts in zip(documents.shards, shards, strict=True):
+        if not any(piece in text for text in texts for piece in few):
+            (folder / "documents.parquet").unlink()
+    assert sum((folder / "documents.parquet").exists() for folder in documents.shards) < 75
+    assert list(Sample(documents, selection, "train", 5_000)) == few
+
+
+def test_of_one_large_document_pieces_are_taken(tmp_path: Path, speeches: list[Path]):
+    text = " ".join("".join(path.read_text() for path in speeches).split())[:1_000_000]
+    pieces = list(Sample(*write(tmp_path, [text]), "train", 100_000))
+    assert 0.8 * 100_000 < sum(len(piece.encode()) for piece in pieces) <= 100_000
+    assert len(pieces) == 100
+    words = set(text.split())
+    assert all(word in words for piece in pieces for word in piece.split())
 
 
 def test_a_small_text_gives_a_small_vocabulary(tmp_path: Path):

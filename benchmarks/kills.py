@@ -1,6 +1,6 @@
 """Kills of any process of one training, at random: whether it ends with the same bits, and how long it stood still.
 
-python -m benchmarks.kills [--kills 20] [--ranks 2] [--zero-stage 2] [--size 3M] [--steps 400] [--seed 0]
+python -m benchmarks.kills [--kills 20] [--ranks 2] [--zero-stage 2] [--size 3M] [--steps 150] [--seed 0]
 
 Each kill hits torchrun or one of its ranks (SIGKILL), at a random moment of an attempt that has begun to train; the next attempt goes on
 from the newest checkpoint, as the retries of the stage do. Then the same training undisturbed, whose weights must be equal to the bit.

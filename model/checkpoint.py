@@ -41,7 +41,9 @@ class ResumeError(InputError):
 
 
 def xxh3_of_file(path: Path) -> str:
-    """XXH3 (128 bits) of a file's content: 32 hexadecimal digits. Finds what went wrong by itself, not what somebody forged."""
+    """XXH3 (128 bits) of a file's content: 32 hexadecimal digits. Finds what went wrong by itself, not what somebody forged:
+    what is published, the trained weights, has SHA-256 in the store, and whoever writes into a folder of checkpoints may write the
+    digest, too."""
     digest: Any = xxhash.xxh3_128
     with path.open("rb") as file:
         return hashlib.file_digest(file, digest).hexdigest()

@@ -1,9 +1,10 @@
-"""How much of the time that processes ran went into steps that are in the weights: goodput, over all attempts."""
+"""How fast a training is: what a step computes in a second, and goodput over all attempts."""
 
 import json
 import time
 from pathlib import Path
 
+from model.budget import accelerator_named
 from model.files import read_json, write_whole
 
 ATTEMPTS = "attempts.json"
@@ -35,3 +36,14 @@ class Attempts:
         """
         ran = self.former_seconds + time.time() - self.began
         return useful_seconds / ran if ran > 0 else 0.0
+
+
+def speed(tokens: int, seconds: float, flops_per_token: float, device: str, ranks: int) -> dict[str, float]:
+    """Tokens and FLOPs a second, of all ranks; and of devices that are known, the share of their bfloat16 peak (MFU)."""
+    tokens_per_second = tokens / seconds if seconds > 0 else 0.0
+    figures = {
+        "tokens_per_second": round(tokens_per_second, 1),
+        "flops_per_second": round(tokens_per_second * flops_per_token),
+    }
+    kind = accelerator_named(device)
+    return figures | ({"mfu": round(figures["flops_per_second"] / (kind.peak * ranks), 4)} if kind else {})

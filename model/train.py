@@ -28,7 +28,7 @@ from model.deepspeed_engine import Learner, process_group, start_engine
 from model.errors import InputError
 from model.feed import Batch, Feed
 from model.first_weights import FirstModel, whole_model
-from model.goodput import Attempts
+from model.goodput import Attempts, speed
 from model.held_out import measure_held_out
 from model.machine import TrainingMachine, threads_of_rank
 from model.masters import Masters
@@ -102,16 +102,13 @@ def train(
     began = Attempts(spec.work, spec.work / METRICS) if os.environ["RANK"] == "0" else None
     device = _claim_device(spec.machine)
     with process_group(spec.machine.device), signals() as heard:
-        training = _Training(spec, device, heard, progress, enter)
+        training = _Training(spec, device, heard, progress, enter, began)
         try:
             training.run()
         finally:
             training.feed.close()
             training.trackers.close()
-        figures = training.figures()
-    if began:
-        figures["goodput"] = round(began.goodput(figures["step_seconds"]), 4)
-    return figures
+        return training.figures()
 
 
 class _Training:
@@ -124,8 +121,9 @@ class _Training:
         heard: Signals,
         progress: Callable[[int, int, str, str], None],
         enter: Callable[[str], None],
+        attempts: Attempts | None,
     ) -> None:
-        self.spec, self.device, self.heard = spec, device, heard
+        self.spec, self.device, self.heard, self.attempts = spec, device, heard, attempts
         self.progress, self.enter = progress, enter
         config = spec.train
 
@@ -301,6 +299,7 @@ class _Training:
             record |= {"learning_rate": taken.learning_rate, "data_wait_seconds": self.feed.waited_seconds}
             record["seconds"] = self.state["step_seconds"] - self.told_seconds
             record["memory_bytes"] = _memory_bytes(self.device)
+            record |= self._speed(self.spec.train.tokens_per_batch, record["seconds"])
             if not is_finite or (spike and self.spec.train.spikes == "skip"):
                 record["skipped"] = 1
             if spike and is_finite:
@@ -311,6 +310,15 @@ class _Training:
             self.trackers.log(taken.step, record | taken.measured)
             total = self.spec.train.n_steps * self.spec.train.tokens_per_batch
             self.progress(tokens, total, "tokens", told(record, self.state))
+
+    def _speed(self, tokens: int, seconds: float) -> dict[str, float]:
+        """How fast so many tokens were, and goodput up to now, which the first rank knows."""
+        spec, state = self.spec, self.state
+        flops = flops_per_token(spec.model, spec.vocabulary_size)
+        figures = speed(tokens, seconds, flops, _name_of(self.device), spec.machine.ranks)
+        if self.attempts:
+            figures["goodput"] = round(self.attempts.goodput(state["step_seconds"]), 4)
+        return figures
 
     def _name(self, record: dict[str, Any]) -> None:
         """Write down what was read in a step that is a spike."""
@@ -379,7 +387,6 @@ class _Training:
         """What a finished training came to, and how fast it was."""
         spec, state = self.spec, self.state
         tokens = spec.train.n_steps * spec.train.tokens_per_batch
-        speed = tokens / state["step_seconds"]
         return {
             **self.sizes,
             "vocabulary_size": spec.vocabulary_size,
@@ -391,14 +398,13 @@ class _Training:
             "best_validation_bits_per_byte": state["best_bits_per_byte"],
             "kept_step": state["best_steps"] or spec.train.n_steps,
             "step_seconds": round(state["step_seconds"], 3),
-            "tokens_per_second": round(speed, 1),
-            "flops_per_second": round(speed * flops_per_token(spec.model, spec.vocabulary_size)),
+            **self._speed(tokens, state["step_seconds"]),
             "epochs": round(spec.train.n_steps * spec.rows_per_batch / len(self.rows), 3),
             "resumed_from_step": self.first_step or None,
             "damaged_checkpoints": sorted(self.checkpoints.damaged),
             "skipped_steps": state.get("skipped_steps", 0),
             "spikes": state.get("spikes", 0),
-            "device": "cpu" if self.device == "cpu" else torch.cuda.get_device_name(),
+            "device": _name_of(self.device),
             "ranks": spec.machine.ranks,
         }
 
@@ -431,6 +437,10 @@ def _stopped(steps: int, config: TrainConfig) -> Stopped:
 
 _MOST_SKIPPED = 10
 """Steps in a row that may be skipped: a training whose every step is not finite is not one."""
+
+
+def _name_of(device: str) -> str:
+    return "cpu" if device == "cpu" else torch.cuda.get_device_name()
 
 
 def _memory_bytes(device: str) -> int:

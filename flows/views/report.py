@@ -22,7 +22,6 @@ from flows.views.rows import (
     worth_rows,
 )
 from flows.views.terminal import training_lines_of
-from model.budget import accelerator_named
 from model.files import read_json, write_whole
 from tasks.engine.store import Store, Stored
 from tasks.tables import read_json_lines
@@ -34,12 +33,6 @@ REPORTS_VARIABLE = "SCRATCHLM_REPORTS_URL"
 
 _MOST_ERRORS = 50
 _EXAMPLES, _EXAMPLE_CHARACTERS = 3, 500
-
-
-def share_of_peak(training: dict[str, Any]) -> float | None:
-    """Model FLOPs utilisation: of the bfloat16 peak of the devices; None on a CPU, and on devices that are not known."""
-    kind = accelerator_named(training.get("device", ""))
-    return training["flops_per_second"] / (kind.peak * training["ranks"]) if kind else None
 
 
 def training_lines(run: Run, stored: dict[str, Stored]) -> list[dict[str, Any]]:
@@ -93,7 +86,7 @@ def render_report(run: Run, store: Store) -> Path:
             metrics=metrics,
             read=metrics.get(read) if read else None,
             training=metrics.get(train) if train else None,
-            mfu=share_of_peak(metrics[train]) if train in metrics else None,
+            mfu=metrics[train].get("mfu") if train in metrics else None,
             training_notes=_notes(metrics[train]) if train in metrics else [],
             forecast=run.record.get("forecast"),
             took=_seconds_between(run.record),

@@ -1,4 +1,7 @@
-"""index_benchmarks: the n-grams of every benchmark item, for finding them in the text."""
+"""index_benchmarks: the n-grams of every benchmark item, for finding them in the text.
+
+One process: it reads benchmarks, some ten thousand items of a few hundred words, and no text, however much there is of that.
+"""
 
 import tempfile
 from itertools import takewhile

@@ -1,4 +1,7 @@
-"""compare_models: is a challenger better than the champion, item by item and byte by byte?"""
+"""compare_models: is a challenger better than the champion, item by item and byte by byte?
+
+One process: it reads one row for each held-out document and benchmark item, figures that others have computed.
+"""
 
 import json
 from pathlib import Path

@@ -1,4 +1,7 @@
-"""split: joins all verdicts into the one selection that later stages read."""
+"""split: joins all verdicts into the one selection that later stages read.
+
+A map, since `deduplicate` has decided what documents of different shards have to do with each other.
+"""
 
 from pathlib import Path
 from typing import Any, Self

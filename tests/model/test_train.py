@@ -6,7 +6,9 @@ import os
 import shutil
 import signal
 import traceback
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -341,20 +343,38 @@ def test_goodput_counts_all_attempts(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 class Waits(TorchDispatchMode):
-    """Counts where a value is brought from the device, as `.item()`, `.tolist()` and `if tensor` do."""
+    """Where values are brought from the device: `.item()`, `if tensor`, and what `watch` adds. File and function of each."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.callers: list[str] = []
+        self.places: list[str] = []
+
+    def note(self) -> None:
+        ours = str(Path(training.__file__).parent)
+        frames = reversed(traceback.extract_stack())
+        frame = next(
+            each for each in frames if each.filename.startswith(ours) or "deepspeed/" in each.filename
+        )
+        library = "" if frame.filename.startswith(ours) else "deepspeed "
+        self.places.append(f"{library}{Path(frame.filename).stem}.{frame.name}")
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func is torch.ops.aten._local_scalar_dense.default:
-            files = [frame.filename for frame in traceback.extract_stack()]
-            ours = str(Path(training.__file__).parent)
-            self.callers += [
-                next(file for file in reversed(files) if file.startswith(ours) or "deepspeed" in file)
-            ]
+            self.note()
         return func(*args, **(kwargs or {}))
+
+    def watch(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Notes what torch does below its dispatcher, too."""
+
+        def noting(method: Any) -> Any:
+            def noted(tensor: torch.Tensor, *args: Any) -> Any:
+                self.note()
+                return method(tensor, *args)
+
+            return noted
+
+        for name in ("tolist", "numpy", "cpu"):
+            monkeypatch.setattr(torch.Tensor, name, noting(getattr(torch.Tensor, name)))
 
 
 def test_older_checkpoints_are_kept_by_age(tmp_path: Path):
@@ -374,9 +394,13 @@ def test_older_checkpoints_are_kept_by_age(tmp_path: Path):
 
 
 @pytest.mark.end_to_end
-@pytest.mark.parametrize("stage", [0, 1, 2])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_no_step_waits_for_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int):
-    """Without ZeRO nothing does; with it DeepSpeed does at the end of a step, where it looks at the norm, and nothing of ours."""
+    """Without ZeRO nothing does; with it DeepSpeed does at the end of a step, where it looks at the norm, and nothing of ours.
+
+    What is read here has arrived, or was never elsewhere: a step's figures one step later, what ranks ask each other, and
+    the weights at the end. At stage 3 DeepSpeed also compares lists of what its ranks fetch.
+    """
     made = spec(tmp_path / "x", optimizer="muon", zero_stage=stage, windows_per_micro_batch=2)
     made = made.model_copy(update={"train": made.train.model_copy(update={"evaluations": 0})})
     made.work.mkdir()
@@ -388,9 +412,22 @@ def test_no_step_waits_for_the_device(tmp_path: Path, monkeypatch: pytest.Monkey
             run_all(self)
 
     monkeypatch.setattr(_Training, "run", watched)
+    waits.watch(monkeypatch)
     train_here(made)
-    assert not [caller for caller in waits.callers if "deepspeed" not in caller]
-    assert len(waits.callers) <= (5 * 8 if stage else 0)
+    places = Counter(waits.places)
+    assert {place for place in places if not place.startswith("deepspeed")} == {
+        "signals.ask",
+        "train._tell",
+        "masters.gather",
+    }
+    assert places["train._tell"] == 8
+    theirs = {place for place in places if place.startswith("deepspeed")}
+    norm = {"deepspeed utils.is_invalid_grad_norm"}
+    if stage < 3:
+        assert theirs == (norm if stage else set())
+    else:
+        assert norm <= theirs
+        assert all(place.startswith("deepspeed utils.") for place in theirs)
 
 
 @pytest.mark.end_to_end

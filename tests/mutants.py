@@ -130,7 +130,7 @@ MUTANTS = (
     ),
     Mutant(
         "a rank reads what is another's",
-        "tasks/evaluation/reading.py",
+        "tasks/reading.py",
         "    return items[rank.number :: rank.count]",
         "    return items[: len(items) // rank.count + 1]",
         f"{ENGINE}/test_ranks.py -k shared",
@@ -301,8 +301,8 @@ MUTANTS = (
     Mutant(
         "the reference of DPO is of another type",
         "tasks/training/reference_log_probabilities.py",
-        '    if config.dtype == "bfloat16":',
-        "    if False:",
+        '        if config.dtype == "bfloat16":',
+        "        if False:",
         "tests/model/test_finetune.py -k of_no_preference",
     ),
     Mutant(

@@ -18,7 +18,7 @@ from tasks.engine.on_ranks import call_on_ranks
 from tasks.engine.ranks import Rank
 from tasks.engine.stage import Artifact, Metrics, stage
 from tasks.evaluation.answers import ANSWERS, ANSWERS_SCHEMA
-from tasks.evaluation.reading import gathered, reading, share_of
+from tasks.reading import gathered, reading, share_of
 from tasks.tables import read_table, write_table
 from tasks.text.documents import DOCUMENTS
 from tasks.text.selection import SELECTION

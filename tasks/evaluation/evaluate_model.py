@@ -17,7 +17,7 @@ from tasks.engine.on_ranks import call_on_ranks
 from tasks.engine.ranks import Rank
 from tasks.engine.stage import Artifact, Metrics, stage
 from tasks.evaluation.items import ITEMS, ITEMS_SCHEMA
-from tasks.evaluation.reading import in_turn, reading
+from tasks.reading import in_turn, reading
 from tasks.tables import write_table
 
 SCORES = "scores.json"

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 from pydantic import Field
 
 from model.base_config import Config
@@ -57,8 +56,7 @@ def finetune_model(
     objective: ConversationObjective | PreferenceObjective = ConversationObjective()
     if config.objective == "preferences":
         assert reference is not None, "a graph with preferences has reference_log_probabilities"
-        np.save(work / REFERENCE, np.concatenate([np.load(path / REFERENCE) for path in reference.shards]))
-        objective = PreferenceObjective(beta=chosen.beta, reference=work / REFERENCE)
+        objective = PreferenceObjective(beta=chosen.beta, reference=reference.path / REFERENCE)
 
     row = config.context_length * objective.windows_per_row
     shards = [open_tokens(path / "train.arrow", digest) for path in tokens.shards]

@@ -1,15 +1,17 @@
 """reference_log_probabilities: what the base thinks of each side of the preference pairs, computed once."""
 
-import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from model.base_config import Config
+from model.machine import TrainingMachine
 from tasks.engine.machine import Machine
-from tasks.engine.progress import progress
-from tasks.engine.stage import Artifact, Metrics, Shard, map_stage
+from tasks.engine.on_ranks import call_on_ranks
+from tasks.engine.ranks import Rank
+from tasks.engine.stage import Artifact, Metrics, stage
+from tasks.reading import gathered, reading, share_of
 from tasks.training.reference import REFERENCE
 
 
@@ -29,11 +31,8 @@ class ReferenceLogProbabilitiesConfig(Config):
 _TOKENS_AT_ONCE = 16_384
 
 
-@map_stage(libraries=("torch", "numpy", "pyarrow", "xxhash", "safetensors"))
-def reference_log_probabilities(
-    config: ReferenceLogProbabilitiesConfig, tokens: Shard, base: Artifact, out: Path, machine: Machine
-) -> Metrics:
-    """Write reference.npy: summed log-probability of the trained tokens of each document of train.arrow, float32, in nats."""
+def refer_as_rank(arguments: dict[str, Any], rank: Rank) -> Metrics:
+    """Read the pairs that are this rank's; the first rank writes what all of them found."""
     import numpy as np
     import torch
 
@@ -43,28 +42,54 @@ def reference_log_probabilities(
     from model.tokens import open_tokens
     from model.weights import load_model
 
-    resolved = machine.training()
-    device: str = resolved.device
-    if device == "cuda":
-        # Workers share the devices of this computer; which of them has which changes no value.
-        device = f"cuda:{os.getpid() % torch.cuda.device_count()}"
-    torch.set_num_threads(resolved.threads or torch.get_num_threads())
-    model = load_model(base.path)[0].to(device)
-    if config.dtype == "bfloat16":
-        model.bfloat16().fill_tables()
-    documents = documents_of([open_tokens(tokens.path / "train.arrow")])
+    config = ReferenceLogProbabilitiesConfig.model_validate(arguments["config"])
+    documents = documents_of([open_tokens(Path(shard) / "train.arrow") for shard in arguments["tokens"]])
     pairs = PreferencePairs(documents, np.zeros(len(documents), np.float32), config.context_length)
-    nats = np.empty((len(pairs), 2), np.float32)
-    with torch.no_grad():
+    groups = list(pairs.alike_in_length(_TOKENS_AT_ONCE))
+    parts: list[np.ndarray] = []
+    with reading(TrainingMachine.model_validate(arguments["machine"]), rank) as device, torch.no_grad():
+        model = load_model(Path(arguments["base"]))[0].to(device)
+        if config.dtype == "bfloat16":
+            model.bfloat16().fill_tables()
+        rank.enter("step")
         done = 0
-        for indices in pairs.alike_in_length(_TOKENS_AT_ONCE):
+        for indices in share_of(groups, rank):
             rows = pairs.rows(indices)
             sides = (
                 torch.from_numpy(rows[name]).flatten(0, 1).to(device)
                 for name in ("tokens", "targets", "places")
             )
-            nats[indices] = log_probabilities(model, *sides).float().cpu().numpy().reshape(-1, 2)
+            parts.append(log_probabilities(model, *sides).float().cpu().numpy().reshape(-1, 2))
             done += len(indices)
-            progress(done, len(pairs), "pairs")
-    np.save(out / REFERENCE, nats.reshape(-1))
+            rank.progress(min(len(pairs), rank.count * done), len(pairs), "pairs")
+        parts = gathered(rank, parts)
+    if rank.number:
+        return {}
+    nats = np.empty((len(pairs), 2), np.float32)
+    for indices, part in zip(groups, parts, strict=True):
+        nats[indices] = part
+    np.save(Path(arguments["out"]) / REFERENCE, nats.reshape(-1))
     return {"pairs": len(pairs)}
+
+
+@stage(libraries=("torch", "numpy", "pyarrow", "xxhash", "safetensors"), role="evaluate")
+def reference_log_probabilities(
+    config: ReferenceLogProbabilitiesConfig,
+    tokens: Artifact,
+    base: Artifact,
+    out: Path,
+    work: Path,
+    machine: Machine,
+) -> Metrics:
+    """Write reference.npy: summed log-probability of the trained tokens of each document, shard after shard, float32, in nats.
+
+    Ranks share the pairs.
+    """
+    arguments = {
+        "config": config.model_dump(mode="json"),
+        "tokens": [str(shard) for shard in tokens.shards],
+        "base": str(base.path),
+        "out": str(out),
+    }
+    metrics: Metrics = call_on_ranks(refer_as_rank, arguments, machine, work)
+    return metrics

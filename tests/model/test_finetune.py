@@ -26,7 +26,7 @@ from model.tokens import open_tokens, write_tokens
 from model.train_spec import TrainSpec
 from model.weights import load_model, save_model
 from tasks.engine.machine import Machine
-from tasks.engine.stage import Artifact, Shard
+from tasks.engine.stage import Artifact
 from tasks.training.finetune_settings import describe_adapter
 from tasks.training.hugging_face_folder import ExportModelConfig
 from tasks.training.rank import train_here
@@ -279,6 +279,31 @@ def test_pairs_are_padded_to_the_longest_of_those_computed_together(lengths: lis
                 assert (rows["tokens"][at, side, : len(document)] == document.inputs).all()
 
 
+def refer(tokens: Path, base: Path, out: Path, ranks: int = 1, dtype: str = "float32") -> np.ndarray:
+    """What a base thinks of the documents of a token file."""
+    (out / "work").mkdir(exist_ok=True, parents=True)
+    reference_log_probabilities.fn(
+        ReferenceLogProbabilitiesConfig(context_length=LENGTH, dtype=dtype),
+        tokens=Artifact(tokens, (tokens,)),
+        base=Artifact(base),
+        out=out,
+        work=out / "work",
+        machine=Machine(device="cpu", threads=1, ranks=ranks),
+    )
+    return np.load(out / "reference.npy")
+
+
+@pytest.mark.end_to_end
+def test_ranks_share_what_the_reference_reads(tmp_path: Path):
+    made = spec(tmp_path, talks(64))
+    one = refer(tmp_path, made.start, tmp_path / "one")
+    assert np.isfinite(one).all()
+    assert len(set(one.tolist())) > 8
+    assert refer(tmp_path, made.start, tmp_path / "two", ranks=2).tolist() == pytest.approx(
+        one.tolist(), rel=1e-4
+    )
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_first_loss_of_preferences_is_that_of_no_preference(tmp_path: Path, dtype: str):
     """The reference is computed in the type of the training, so that both agree before the first step."""
@@ -289,15 +314,7 @@ def test_the_first_loss_of_preferences_is_that_of_no_preference(tmp_path: Path, 
         objective=PreferenceObjective(beta=5.0, reference=tmp_path / "reference.npy"),
     )
     made = made.model_copy(update={"train": made.train.model_copy(update={"dtype": dtype})})
-    (tmp_path / "reference").mkdir()
-    reference_log_probabilities.fn(
-        ReferenceLogProbabilitiesConfig(context_length=LENGTH, dtype=dtype),
-        tokens=Shard(tmp_path),
-        base=Artifact(made.start),
-        out=tmp_path / "reference",
-        machine=Machine(device="cpu", threads=1),
-    )
-    (tmp_path / "reference" / "reference.npy").rename(tmp_path / "reference.npy")
+    refer(tmp_path, made.start, tmp_path, dtype=dtype)
     train_here(made)
     assert losses(tmp_path)[0] == pytest.approx(np.log(2), abs=1e-5 if dtype == "float32" else 1e-3)
 

@@ -16,7 +16,7 @@ from tasks.engine.on_ranks import call_on_ranks, has_ranks_elsewhere
 from tasks.engine.ranks import Job, Rank
 from tasks.engine.stage import load_stage
 from tasks.evaluation.evaluate_model import _together
-from tasks.evaluation.reading import fitting, in_turn, share_of
+from tasks.reading import fitting, in_turn, share_of
 
 
 def told(arguments: dict[str, Any], rank: Rank) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from model.errors import InputError, StageFailed
 from model.files import read_json
 from model.machine import TrainingMachine
 from tasks.engine import ranks
+from tasks.engine.leases import TOUCH_SECONDS
 from tasks.engine.machine import Machine
 from tasks.engine.progress import progress
 from tasks.engine.team import TEAM_FOLDER, HereLauncher, Launcher, Team, launch_team
@@ -71,6 +72,7 @@ def _stuck(work: Path, seconds: float, hang_seconds: float) -> str | None:
 def _watch(launcher: Launcher, work: Path, hang_seconds: float) -> int:
     """Wait for the ranks, and tell how far they are; returns the status with which they ended."""
     last_change, last_seen = time.monotonic(), None
+    looked = last_change
     while (status := launcher.poll()) is None:
         time.sleep(0.2)
         steps = read_json(work / ranks.PROGRESS)
@@ -84,6 +86,8 @@ def _watch(launcher: Launcher, work: Path, hang_seconds: float) -> int:
         if seen != last_seen:
             last_change, last_seen = time.monotonic(), seen
         stuck = _stuck(work, time.monotonic() - last_change, hang_seconds)
+        if time.monotonic() - looked > TOUCH_SECONDS:
+            stuck, looked = stuck or launcher.lost(), time.monotonic()
         if stuck:
             raise StageFailed(stuck, retryable=True)
     return status

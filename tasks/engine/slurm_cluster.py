@@ -204,7 +204,8 @@ def build_on_slurm(
         if fruitless == _LOST_ARRAYS:
             raise StageFailed(
                 f"{_LOST_ARRAYS} arrays of Slurm ended without a shard of {stage}, perhaps for want of memory or time "
-                f"(machine.cluster.sbatch, machine.cluster.time); their logs are in {folder}\n{_tails(folder)}",
+                f"(machine.cluster.sbatch, machine.cluster.time), or because its nodes do not see the store (`scratchlm doctor "
+                f"--cluster`); their logs are in {folder}\n{_tails(folder)}",
                 retryable=False,
             )
 

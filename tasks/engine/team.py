@@ -1,7 +1,8 @@
 """Ranks on several computers: who takes part, how they find each other, and how all of them end together.
 
 What all have to know is a file of the store: the team. The first node says in a file beside it where the others meet it
-(torchrun's c10d rendezvous). Each node watches that whoever asked is there still.
+(torchrun's c10d rendezvous). Each node watches that whoever asked is there still, and that one watches the nodes: of a computer
+that is switched off no connection is closed.
 """
 
 import contextlib
@@ -19,7 +20,7 @@ from model.errors import InputError
 from model.files import read_json, write_whole
 from tasks.engine import process
 from tasks.engine.clusters import RayCluster, SlurmCluster
-from tasks.engine.leases import is_held
+from tasks.engine.leases import STALE_SECONDS, TOUCH_SECONDS, is_held
 from tasks.engine.machine import Machine
 
 TEAM, STOP, MEETING = "team.json", "stop", "meeting.json"
@@ -58,6 +59,18 @@ class Team(BaseModel):
         """Nodes that have begun."""
         return len(list(self.folder.glob("node-*")))
 
+    def lost(self) -> str:
+        """Which node has begun, has not ended, and was not heard of for half a minute; empty if there is none."""
+        for path in sorted(self.folder.glob("node-*")):
+            index = path.name.removeprefix("node-")
+            # It says that it ends before it falls silent.
+            if not is_held(path) and not (self.folder / f"ended-{index}").exists():
+                return (
+                    f"node {index}, {path.read_text()}, was not heard of for {STALE_SECONDS:.0f} seconds: it was switched off or "
+                    "stopped, or does not reach the store"
+                )
+        return ""
+
 
 class Launcher(Protocol):
     """What runs the ranks, somewhere."""
@@ -70,6 +83,9 @@ class Launcher(Protocol):
 
     def told(self) -> str:
         """What there is to say of it while no rank trains."""
+
+    def lost(self) -> str:
+        """Which computer was lost without a word; empty if none was."""
 
 
 def rank_environment(device: str) -> dict[str, str]:
@@ -100,6 +116,10 @@ class HereLauncher:
         """Nothing."""
         return ""
 
+    def lost(self) -> str:
+        """None: a process that ends is seen."""
+        return ""
+
 
 def node_command(team: Path, index: int | str) -> list[str]:
     """The command that is one node of a team."""
@@ -121,6 +141,10 @@ class JoinedLauncher(HereLauncher):
         self.offer.unlink(missing_ok=True)
         (self.team.folder / STOP).touch()
         super().stop(seconds)
+
+    def lost(self) -> str:
+        """Which computer was lost without a word; empty if none was."""
+        return self.team.lost()
 
     def told(self) -> str:
         """How many nodes are there."""
@@ -171,6 +195,10 @@ class SlurmLauncher:
                 time.sleep(_POLL_SECONDS)
         finally:
             cancel(self.job)
+
+    def lost(self) -> str:
+        """Which computer was lost without a word; empty if none was."""
+        return self.team.lost()
 
     def told(self) -> str:
         """The state of the job, until its nodes are there."""
@@ -230,6 +258,10 @@ class RayLauncher:
         for task in waiting:
             self.ray.cancel(task, force=True)
         remove_placement_group(self.group)
+
+    def lost(self) -> str:
+        """Which computer was lost without a word; empty if none was."""
+        return self.team.lost()
 
     def told(self) -> str:
         """How many nodes are there."""
@@ -299,7 +331,8 @@ def run_node(team_path: Path, index: int) -> int:
             json.dumps((time.time_ns(), "input", sentence)),
         )
         return 1
-    (team.folder / f"node-{index}").write_text(socket.gethostname())
+    presence = team.folder / f"node-{index}"
+    presence.write_text(socket.gethostname())
     endpoint, is_here = _meet(team, index)
     arguments = [
         sys.executable,
@@ -315,11 +348,14 @@ def run_node(team_path: Path, index: int) -> int:
         f"--rdzv-conf=is_host={str(is_here).lower()},join_timeout={_JOIN_SECONDS}",
         f"--local-addr={socket.gethostname()}",
     ]
-    launcher = HereLauncher(arguments, team.device)
+    launcher, touched = HereLauncher(arguments, team.device), time.monotonic()
     try:
         while (status := launcher.poll()) is None:
             if is_over(team):
                 return 1
+            if time.monotonic() - touched > TOUCH_SECONDS:
+                presence.touch()
+                touched = time.monotonic()
             time.sleep(_POLL_SECONDS)
         if status:
             # So that no other node waits for peers that are not there any more.
@@ -327,6 +363,7 @@ def run_node(team_path: Path, index: int) -> int:
             (team.folder / STOP).touch()
         return status
     finally:
+        (team.folder / f"ended-{index}").touch()
         launcher.stop(_STOP_SECONDS)
 
 

@@ -64,11 +64,21 @@ def _check(spec_path: Path, key: str) -> None:
         )
 
 
+def _spec_in_store(path: Path) -> Spec:
+    try:
+        return read_spec(path)
+    except FileNotFoundError as error:
+        raise StageFailed(
+            f"this node does not see {path}: mount the store under the same path on every node, and see "
+            "`scratchlm doctor --cluster`"
+        ) from error
+
+
 def build_one(spec_path: Path, position: int) -> dict[str, Any]:
     """Build one shard on this computer; returns position, host, and whether it was built, or the error that ended it."""
     told: dict[str, Any] = {"position": position, "host": socket.gethostname()}
     try:
-        spec = read_spec(spec_path)
+        spec = _spec_in_store(spec_path)
         stage = load_stage(spec.stage)
         _check(spec_path, spec.key)
         os.chdir(spec.folder)

@@ -40,6 +40,11 @@ def _version(url: str, info: dict[str, Any]) -> str:
     return found
 
 
+def _is_file(file_system: Any, path: str) -> bool:
+    """Whether a path is one file. To a web server the list of a folder is a page like others, but for the end of its name."""
+    return not path.endswith("/") and bool(file_system.isfile(path))
+
+
 def list_remote(url: str) -> tuple[list[tuple[str, int, str]], list[tuple[str, str]]]:
     """Every file at or below a URL: its path below it, its size in bytes and its version; and what is hidden, and why.
 
@@ -49,7 +54,7 @@ def list_remote(url: str) -> tuple[list[tuple[str, int, str]], list[tuple[str, s
     file_system, root = _open(url)
     try:
         file_system.invalidate_cache()
-        if file_system.isfile(root):
+        if _is_file(file_system, root):
             infos = {root: file_system.info(root)}
         else:
             infos = file_system.find(root, detail=True)
@@ -61,16 +66,18 @@ def list_remote(url: str) -> tuple[list[tuple[str, int, str]], list[tuple[str, s
     entries, skipped = [], []
     for path, info in infos.items():
         name = path.rsplit("/", 1)[-1] if path == root else path.removeprefix(root.rstrip("/") + "/")
+        if name.startswith("?"):
+            continue  # a link of the page itself, which sorts it otherwise
         if any(part.startswith(".") for part in name.split("/")):
             skipped.append((name, "hidden"))
-        elif info.get("size") is None:
-            raise InputError(
-                f"ingest.sources: the server of {url!r} does not tell the size of {name}: download it"
-            )
         else:
-            # What lists a folder of a web server tells no version; each file does.
+            # What lists a folder of a web server tells neither size nor version; each file does.
             full = info if any(info.get(one) for one in _VERSIONS) else file_system.info(path)
-            entries.append((name, int(info["size"]), _version(url, full)))
+            if full.get("size") is None:
+                raise InputError(
+                    f"ingest.sources: the server of {url!r} does not tell the size of {name}: download it"
+                )
+            entries.append((name, int(full["size"]), _version(url, full)))
     return sorted(entries), sorted(skipped)
 
 
@@ -89,7 +96,7 @@ def fetched(url: str, name: str, size: int, version: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / name.rsplit("/", 1)[-1]
         try:
-            path = root if file_system.isfile(root) else f"{root.rstrip('/')}/{name}"
+            path = root if _is_file(file_system, root) else f"{root.rstrip('/')}/{name}"
             file_system.get_file(path, str(copy))
             file_system.invalidate_cache()
             now = file_system.info(path)

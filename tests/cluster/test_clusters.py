@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import yaml
 from safetensors.numpy import load_file
@@ -231,6 +232,22 @@ def joined(made: Line, environment: dict[str, str], nodes: Nodes) -> Iterator[No
         join.wait(HANGING_SECONDS)
 
 
+def stop_node(line: Line) -> list[int]:
+    """Stop all processes of the computer that has joined, as if it were switched off: its connections stay open."""
+
+    def is_of_node(pid: int) -> bool:
+        try:
+            lineage = [psutil.Process(pid), *psutil.Process(pid).parents()]
+            return any("join" in process.cmdline() for process in lineage)
+        except psutil.NoSuchProcess:
+            return False
+
+    stopped = [pid for pid in processes_of(line.store) if is_of_node(pid)]
+    for pid in stopped:
+        os.kill(pid, signal.SIGSTOP)
+    return stopped
+
+
 def prepare(line: Line, where: Nodes, **machine: Any) -> dict[str, str]:
     own = {"threads": 1, "device": "cpu", "ranks": 2, "nodes": 2, "cluster": where.settings, **machine}
     line.write_recipe(train_model=LONGER, machine=own, evaluate_model={"tasks": []})
@@ -288,6 +305,36 @@ def test_two_nodes_that_lose_a_rank_train_as_one_does(
         os.kill(pids[-1], signal.SIGKILL)
         printed = process.communicate()[0]
     assert process.returncode == 0, printed
+    weights, metrics = trained(made)
+    assert metrics["resumed_from_step"]
+    for name, value in on_one.items():
+        np.testing.assert_allclose(weights[name], value, rtol=1e-4, atol=1e-5)
+    assert_no_process_of(made.store)
+
+
+def test_a_computer_that_is_switched_off_is_named_and_another_takes_its_place(
+    line: Line, on_one: dict[str, np.ndarray], tmp_path: Path
+):
+    made, alone = copy(line, tmp_path), Nodes({"kind": "local"})
+    environment = prepare(made, alone, checkpoint_every_seconds=0)
+    former = subprocess.Popen(made.command("join"), cwd=made.root, env=environment, stdout=subprocess.DEVNULL)
+    process = run(made, environment)
+    work = made.store / "work"
+    wait_until(lambda: len(list(work.glob("train_model-*/step-*"))) >= 2, "two checkpoints", process)
+    stopped = stop_node(made)
+    assert former.pid in stopped
+    # It is missed, and not for ranks that make no step: for that there are fifteen minutes.
+    teams = wait_until(
+        lambda: two if len(two := [*work.glob("train_model-*/team-*")]) == 2 else None, "a team"
+    )
+    for pid in stopped:
+        os.kill(pid, signal.SIGKILL)
+    former.wait()
+    with joined(made, environment, alone):
+        printed = process.communicate()[0]
+    assert process.returncode == 0, printed
+    assert "was not heard of for 30 seconds" in printed
+    assert len(teams) == 2
     weights, metrics = trained(made)
     assert metrics["resumed_from_step"]
     for name, value in on_one.items():

@@ -1,5 +1,9 @@
-"""Text behind a URL: a real S3 server on this computer."""
+"""Text behind a URL: a real S3 server and a real web server on this computer."""
 
+import functools
+import hashlib
+import http.server
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -91,3 +95,58 @@ def test_what_is_not_there_is_one_sentence(s3):
             list_pieces(config(path), SourceDigests())
     with pytest.raises(InputError, match="cannot be read"):
         list_pieces(config("nosuch://x/y"), SourceDigests())
+
+
+class Tagged(http.server.SimpleHTTPRequestHandler):
+    """Files with an ETag, as web servers tell it that know versions."""
+
+    tag = True
+
+    def end_headers(self) -> None:
+        path = Path(self.translate_path(self.path))
+        if self.tag and path.is_file():
+            self.send_header("ETag", hashlib.sha256(path.read_bytes()).hexdigest())
+        super().end_headers()
+
+    def log_message(self, *arguments: object) -> None:
+        """Nothing."""
+
+
+@pytest.fixture
+def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, str]]:
+    """A web server on this computer: its folder, and its address."""
+    folder = tmp_path / "web"
+    folder.mkdir()
+    monkeypatch.setattr(Tagged, "tag", True)
+    handler = functools.partial(Tagged, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield folder, f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+def test_files_of_a_web_server_are_read_and_a_change_is_seen(web: tuple[Path, str], tmp_path: Path):
+    folder, url = web
+    (folder / "in").mkdir()
+    (folder / "in" / "a.txt").write_text("Grüße")
+    (folder / "in" / "b.jsonl").write_text('{"text": "two"}\n')
+    # With a link that sorts it, as servers have them.
+    links = "".join(f'<a href="{name}">x</a>' for name in ("?C=N;O=D", "a.txt", "b.jsonl"))
+    (folder / "in" / "index.html").write_text(links)
+    for path, ids in ((f"{url}/in/", ["text/a.txt", "text/b.jsonl:0"]), (f"{url}/in/a.txt", ["text/a.txt"])):
+        rows, _, errors = run(tmp_path / path.rsplit("/", 1)[-1], Source(path=path))
+        assert not errors
+        assert [row["id"] for row in rows] == ids
+        assert rows[0]["text"] == "Grüße"
+    before = list_pieces(config(f"{url}/in/a.txt"), SourceDigests()).each
+    (folder / "in" / "a.txt").write_text("Größe")
+    after = list_pieces(config(f"{url}/in/a.txt"), SourceDigests()).each
+    assert before != after
+
+
+def test_a_server_that_tells_no_version_is_refused(web: tuple[Path, str], monkeypatch: pytest.MonkeyPatch):
+    folder, url = web
+    (folder / "a.txt").write_text("text")
+    monkeypatch.setattr(Tagged, "tag", False)
+    with pytest.raises(InputError, match="tells no ETag and no version, so a change would go unseen"):
+        list_pieces(config(f"{url}/a.txt"), SourceDigests())

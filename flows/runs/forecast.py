@@ -6,7 +6,7 @@ few seconds of the very training (`flows.runs.speed`), which are kept in the sto
 
 import shutil
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -22,7 +22,7 @@ from flows.runs.speed import Speed, foresee_training
 from model.budget import count
 from tasks.engine.stage import Node
 from tasks.engine.store import Store
-from tasks.text.listing import list_source, shard_bytes_of
+from tasks.text.listing import Listing, list_source, typical_shard_bytes
 from tasks.text.sources import kind_of
 
 _SERVER_SECONDS = 6.0
@@ -130,18 +130,19 @@ _TEXT_IN_FILE = {
 }
 
 
-def text_bytes_of(recipe: Recipe, *, taken: bool = True) -> float:
+def text_bytes_of(recipe: Recipe, listings: Sequence[Listing], *, taken: bool = True) -> float:
     """Bytes of text in the sources, by the sizes and kinds of their files; nothing for a dataset of the hub, which nobody counts.
 
     Args:
+        listings: of each source; to list one with a million files takes half a minute.
         taken: the share that is taken; else all that is read for it.
     """
     total = 0.0
-    for source in recipe.ingest.sources:
+    for source, listing in zip(recipe.ingest.sources, listings, strict=True):
         share = source.share if taken else 1.0
         if source.dataset_folder:
             total += share * folder_bytes(source.dataset_folder)
-        for entry in list_source(source).entries:
+        for entry in listing.entries:
             kind = kind_of(Path(entry.name))
             if kind and entry.size > 0:
                 packed = 3.0 if kind.compression else 1.0
@@ -169,13 +170,14 @@ def _text_bytes_then(recipe: Recipe, store: Store) -> int | None:
     return stored.manifest.metrics["bytes"] if stored else None
 
 
-def _sizes(recipe: Recipe, known: dict[str, dict[str, Any]]) -> Sizes:
+def _sizes(recipe: Recipe, listings: Sequence[Listing], known: dict[str, dict[str, Any]]) -> Sizes:
     """How much there is of the text.
 
     Args:
+        listings: of its sources.
         known: figures of the stages that are in the store.
     """
-    read = known.get("ingest", {}).get("bytes") or text_bytes_of(recipe)
+    read = known.get("ingest", {}).get("bytes") or text_bytes_of(recipe, listings)
     kept = known.get("clean", {}).get("kept_bytes") or read
     split = known.get("split")
     share = recipe.split.validation_fraction or 0.05
@@ -225,18 +227,22 @@ def forecast(
         rows: the plan.
         tell: called if the training is tried first, which takes some seconds; None tries nothing.
     """
-    sizes = _sizes(recipe, {row.stage: row.metrics for row in rows if row.state == CACHED})
+    listings = [list_source(source) for source in recipe.ingest.sources]
+    shard_bytes = typical_shard_bytes(recipe.ingest, listings)
+    sizes = _sizes(recipe, listings, {row.stage: row.metrics for row in rows if row.state == CACHED})
     waiting = {row.stage: row for row in rows if row.state != CACHED}
     train, is_waiting = recipe.train_model, "train_model" in waiting
     speed = foresee_training(recipe, sizes.vocabulary_size, place, tell, is_waiting=is_waiting)
 
-    n_shards = max(1.0, sizes.text_bytes / shard_bytes_of(recipe.ingest))
+    n_shards = max(1.0, sizes.text_bytes / shard_bytes)
     workers = min(place.machine.n_workers, n_shards)
     work = {
         "train_tokenizer": min(recipe.train_tokenizer.sample_bytes, sizes.kept_bytes),
         "index_benchmarks": _items(recipe, None),
         "export_model": 0.0,
-        "ingest": sizes.text_bytes * text_bytes_of(recipe, taken=False) / max(1.0, text_bytes_of(recipe)),
+        "ingest": sizes.text_bytes
+        * text_bytes_of(recipe, listings, taken=False)
+        / max(1.0, text_bytes_of(recipe, listings)),
         "clean": sizes.text_bytes,
     }
     on_model = {
@@ -272,10 +278,9 @@ def forecast(
 
     total = _total(nodes, seconds)
     parameters = count(recipe.model, sizes.vocabulary_size).total
-    shard = shard_bytes_of(recipe.ingest)
     memory = max(
         speed.memory_bytes,
-        place.machine.n_workers * (250e6 + 10 * min(shard, sizes.text_bytes)),
+        place.machine.n_workers * (250e6 + 10 * min(shard_bytes, sizes.text_bytes)),
     )
     stored = sizes.text_bytes * 1.2 + sizes.kept_bytes / sizes.bytes_per_token * 2.5
     # The next checkpoint is written before an older one goes.

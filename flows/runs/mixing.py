@@ -8,6 +8,7 @@ from flows.recipe.suggest import bytes_per_token
 from flows.runs.forecast import MANY_EPOCHS, text_bytes_of
 from flows.runs.plan import CACHED, Planned
 from model.errors import InputError
+from tasks.text.listing import list_source
 from tasks.text.sources import IngestConfig
 from tasks.training.mixture import epochs_by_source, windows_by_source
 
@@ -41,7 +42,7 @@ def _tokens_by_source(recipe: Recipe, known: dict[str, dict[str, Any]]) -> dict[
         if source.name == recipe.split.validation_source:
             continue
         alone = recipe.model_copy(update={"ingest": IngestConfig(sources=(source,))})
-        n_bytes = read.get(source.name, {}).get("bytes") or text_bytes_of(alone)
+        n_bytes = read.get(source.name, {}).get("bytes") or text_bytes_of(alone, [list_source(source)])
         held_out = recipe.split.validation_fraction or 0.05
         found[source.name] = (n_bytes, counted.get(source.name) or n_bytes * (1 - held_out) / per_token)
     return found

@@ -293,8 +293,3 @@ def typical_shard_bytes(config: IngestConfig, listings: Iterable[Listing]) -> in
         for source, listing in zip(config.sources, listings, strict=True)
     )
     return next((size for size in (64_000_000, 16_000_000, 4_000_000) if total >= 16 * size), 1_000_000)
-
-
-def shard_bytes_of(config: IngestConfig) -> int:
-    """Typical size of a shard, in bytes; see `typical_shard_bytes`."""
-    return typical_shard_bytes(config, map(list_source, config.sources))

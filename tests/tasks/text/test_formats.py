@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from model.errors import InputError
 from tasks.text.cut import cut_text
 from tasks.text.html import BadPage, text_of_page
-from tasks.text.listing import shard_bytes_of
+from tasks.text.listing import list_source, typical_shard_bytes
 from tasks.text.sources import IngestConfig, Source, kind_of
 from tests.tasks.text.test_ingest import run
 
@@ -206,10 +206,11 @@ def test_small_text_has_shards_to_share(tmp_path: Path):
     for i in range(40):
         (tmp_path / f"{i}.txt").write_text(f"{i} and more\n" * 40_000)
     config = IngestConfig(sources=(Source(path=str(tmp_path), cut="none"),))
-    assert shard_bytes_of(config) == 1_000_000
+    listings = [list_source(source) for source in config.sources]
+    assert typical_shard_bytes(config, listings) == 1_000_000
     _, metrics, _ = run(tmp_path / "out", *config.sources)
     assert metrics["shards"] >= 8
-    assert shard_bytes_of(config.model_copy(update={"shard_bytes": 5_000})) == 5_000
+    assert typical_shard_bytes(config.model_copy(update={"shard_bytes": 5_000}), listings) == 5_000
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ python -m benchmarks.scale workers TEXT_FOLDER                               ing
 python -m benchmarks.scale memory TEXT_FOLDER                                peak memory of each stage at once and ten times the text
 python -m benchmarks.scale duplicates --documents 1000000                    deduplicate on random signatures
 python -m benchmarks.scale sample --shards 2000                              what a tokenizer learns from, chosen of so much text
+python -m benchmarks.scale list --files 100000                               so many small files: hashed, listed again, and one more
 python -m benchmarks.scale driver --shards 160000                            a stage of so many shards of nothing
 """
 
@@ -20,6 +21,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -37,8 +39,10 @@ from tasks.engine.store import Store, Stored
 from tasks.tables import write_arrays
 from tasks.text.deduplicate import DeduplicateConfig, deduplicate
 from tasks.text.find_duplicates import find_duplicates, list_buckets
+from tasks.text.pieces import list_pieces
 from tasks.text.selection import SELECTION, SELECTION_SCHEMA, TRAIN
 from tasks.text.signatures import ROWS, SIGNATURES, SIGNED, SIGNED_SCHEMA, MinhashConfig
+from tasks.text.sources import IngestConfig, Source
 from tasks.tokens.train_tokenizer import Sample
 
 
@@ -189,6 +193,31 @@ def sample(n_shards: int) -> None:
         )
 
 
+def list_files(n_files: int) -> None:
+    """CPU seconds of the pieces of a folder of small files: at first, again, and with one file more; and what that changes."""
+    with store_on_disk() as store, store_on_disk() as text:
+        for number in range(n_files):
+            folder = text / f"{number // 1000:05d}"
+            folder.mkdir(exist_ok=True)
+            (folder / f"{number:07d}.txt").write_text(f"text {number}\n" * 20)
+        config, digests = IngestConfig(sources=(Source(path=str(text)),)), store / "sources.sqlite"
+
+        def pieces() -> tuple[list[Any], float]:
+            started = time.process_time()
+            return list_pieces(config, SourceDigests(digests)).each, time.process_time() - started
+
+        _, first = pieces()
+        before, again = pieces()
+        (text / "00000" / "one-more.txt").write_text("more text\n")
+        after, more = pieces()
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        changed = sum(piece not in before for piece in after)
+        print(
+            f"{n_files} files in {len(before)} pieces: {first:.1f} CPU seconds at first, {again:.1f} again, {peak:.0f} MB; one file "
+            f"more: {more:.1f} s, and {changed} of {len(after)} pieces are others"
+        )
+
+
 def driver(n_shards: int) -> None:
     """What the keys of so many shards, the file that workers read, and their build cost the driver."""
     with store_on_disk() as folder:
@@ -216,6 +245,7 @@ def main() -> None:
     commands.choices["overhead"].add_argument(
         "--cluster", type=Path, help="a machine file; this machine if left out"
     )
+    commands.add_parser("list").add_argument("--files", type=int, default=100_000)
     for name in ("workers", "memory"):
         commands.add_parser(name).add_argument("text", type=Path)
     commands.add_parser("duplicates").add_argument("--documents", type=int, default=1_000_000)
@@ -232,6 +262,8 @@ def main() -> None:
             memory(given.text)
         case "duplicates":
             duplicates(given.documents)
+        case "list":
+            list_files(given.files)
         case "sample":
             sample(given.shards)
         case _:

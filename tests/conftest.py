@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -17,6 +18,10 @@ ROOT = Path(__file__).parent.parent
 # Times of single examples say nothing on a busy machine.
 settings.register_profile("default", deadline=None, max_examples=50)
 settings.load_profile("default")
+
+# A shell starts background jobs, such as a test session, with Ctrl-C ignored, and their children inherit that.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 for name, value in {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",

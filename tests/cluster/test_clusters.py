@@ -41,15 +41,9 @@ def slowly(toy: Toy, seconds: float) -> None:
     toy.edit("stages", SLEEP, f"    time.sleep({seconds})")
 
 
-def hear_ctrl_c() -> None:
-    """Before a command begins: what a shell starts in the background does not hear Ctrl-C, and neither do its children."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 def start(toy: Toy, nodes: Nodes) -> subprocess.Popen:
     return subprocess.Popen(
         toy.command(cluster=nodes.settings),
-        preexec_fn=hear_ctrl_c,
         env=toy.environment(**nodes.environment),
         cwd=toy.root,
         stdout=subprocess.DEVNULL,
@@ -220,7 +214,6 @@ def joined(made: Line, environment: dict[str, str], nodes: Nodes) -> Iterator[No
         return
     join = subprocess.Popen(
         made.command("join", "--again"),
-        preexec_fn=hear_ctrl_c,
         cwd=made.root,
         env=environment,
         stdout=subprocess.DEVNULL,

@@ -193,8 +193,6 @@ def test_interrupt_ends_everything(toy: Toy):
         toy.command(),
         env=toy.environment(TOY_DELAY="30"),
         start_new_session=True,
-        # A shell starts background jobs, such as a test session, with SIGINT ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     wait_until(lambda: list((toy.store / "building").glob("double-*/spec.json")), "a build", process)
     process.send_signal(signal.SIGINT)

@@ -33,6 +33,7 @@ from model.masters import Masters
 MANIFEST, _FOLDER = "checkpoint.json", "step-{step:08d}"
 _PIECES, _WRITTEN = "rank-{rank:05d}.safetensors", "rank-{rank:05d}.json"
 _WEIGHT, _AVERAGE = "weight", "average"
+_DAMAGED = ".damaged-"
 _POLL_SECONDS = 0.02
 
 
@@ -50,13 +51,18 @@ def xxh3_of_file(path: Path) -> str:
 
 
 def _is_valid(folder: Path) -> bool:
+    """Whether a checkpoint is whole.
+
+    Raises:
+        OSError: if that cannot be told now: a disk or a server that does not answer damages nothing.
+    """
     try:
         record = read_record(folder / MANIFEST)
         return folder.name == _FOLDER.format(step=record["step"]) and all(
             (folder / name).stat().st_size == size and xxh3_of_file(folder / name) == digest
             for name, (size, digest) in record["files"].items()
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, KeyError, TypeError):
         return False
 
 
@@ -191,7 +197,10 @@ class Checkpoints:
             return older
         outdated, kept_at = [], -math.inf
         for folder in older:
-            written_at = (folder / MANIFEST).stat().st_mtime
+            try:
+                written_at = (folder / MANIFEST).stat().st_mtime
+            except FileNotFoundError:
+                written_at = -math.inf  # it is none
             if written_at - kept_at >= self.keep_every_seconds:
                 kept_at = written_at
             else:
@@ -203,8 +212,12 @@ class Checkpoints:
         newest = newest_checkpoint(self.folder)
         for folder in self.folder.glob("step-*"):
             if newest is None or folder.name > newest.name:
-                self.damaged.append(int(folder.name.removeprefix("step-")))
+                # Remembered for as long as the training lasts, whichever attempt ends it.
+                (self.folder / folder.name.replace("step-", _DAMAGED)).touch()
                 shutil.rmtree(folder)
+        self.damaged = sorted(
+            int(path.name.removeprefix(_DAMAGED)) for path in self.folder.glob(f"{_DAMAGED}*")
+        )
         for stale in self.folder.glob(".building-*"):
             shutil.rmtree(stale)
         return str(newest or "")

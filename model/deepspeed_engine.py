@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from model.errors import InputError
 from model.imports import uncollected
+from model.machine import without_effect
 from model.objectives.objective import Objective
 from model.optimizer import Together
 from model.train_spec import TrainSpec
@@ -62,10 +63,6 @@ class Learner(nn.Module):
         return self.objective.loss(self.model, {"tokens": tokens, **batch}) / denominator
 
 
-_LEAST_STAGE = {"offload_optimizer": 1, "offload_param": 3, "zero_hpz_partition_size": 3}
-"""Keys that DeepSpeed passes over at lower stages."""
-
-
 def deepspeed_config(spec: TrainSpec) -> dict[str, Any]:
     """What DeepSpeed is told, with what a person adds under machine.deepspeed.
 
@@ -91,14 +88,9 @@ def deepspeed_config(spec: TrainSpec) -> dict[str, Any]:
     else:
         # Weights that are computed with in bfloat16; what the optimizer moves, and gradients that add up, in float32.
         own |= {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
-    config = _merged(own, spec.machine.deepspeed, "machine.deepspeed")
-    for name, least in _LEAST_STAGE.items():
-        if name in config["zero_optimization"] and spec.zero_stage < least:
-            raise InputError(
-                f"machine.deepspeed.zero_optimization.{name} does nothing at ZeRO stage {spec.zero_stage}: set machine.zero_stage to "
-                f"{least}{' or more' if least < 3 else ''}, or leave it out"
-            )
-    return config
+    if told := without_effect(spec.machine.deepspeed, spec.zero_stage):
+        raise InputError(f"machine.{told}")
+    return _merged(own, spec.machine.deepspeed, "machine.deepspeed")
 
 
 def _merged(own: dict[str, Any], added: dict[str, Any], path: str) -> dict[str, Any]:

@@ -2,9 +2,9 @@
 
 import os
 from functools import cache
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from model.base_config import Config
 
@@ -66,6 +66,21 @@ _FOLLOWS = {
     "deepspeed.timers": frozenset({"throughput"}),
 }
 """What recipe and machine decide: it may be repeated, and not contradicted (`model.deepspeed_engine`)."""
+
+
+LEAST_STAGE = {"offload_optimizer": 1, "offload_param": 3, "zero_hpz_partition_size": 3}
+"""Keys of deepspeed.zero_optimization that DeepSpeed passes over at lower stages."""
+
+
+def without_effect(given: dict[str, Any], zero_stage: int) -> str:
+    """What to say of a key of `deepspeed` that does nothing at a ZeRO stage; empty if there is none."""
+    for name, least in LEAST_STAGE.items():
+        if name in given.get("zero_optimization", {}) and zero_stage < least:
+            return (
+                f"deepspeed.zero_optimization.{name} does nothing at ZeRO stage {zero_stage}: set zero_stage to "
+                f"{least}{' or more' if least < 3 else ''}, or leave it out"
+            )
+    return ""
 
 
 def _check_deepspeed(given: dict[str, Any], path: str = "deepspeed") -> None:
@@ -150,6 +165,13 @@ class TrainingMachine(Config):
     def _is_allowed(cls, given: dict[str, Any]) -> dict[str, Any]:
         _check_deepspeed(given)
         return given
+
+    @model_validator(mode="after")
+    def _has_effect(self) -> Self:
+        # Where the stage is chosen later, this is asked for then.
+        if self.zero_stage != "auto" and (told := without_effect(self.deepspeed, self.zero_stage)):
+            raise ValueError(told)
+        return self
 
 
 @cache

@@ -25,12 +25,13 @@ from model.budget import count
 from model.checkpoint import Checkpoints
 from model.config import TrainConfig, flops_per_token
 from model.deepspeed_engine import Learner, process_group, start_engine
+from model.device import claim_device
 from model.errors import InputError
 from model.feed import Batch, Feed
 from model.first_weights import FirstModel, whole_model
 from model.goodput import Attempts, speed
 from model.held_out import measure_held_out
-from model.machine import TrainingMachine, threads_of_rank
+from model.machine import TrainingMachine
 from model.masters import Masters
 from model.metrics import JsonLines, Taken, told
 from model.optimizer import build_optimizer, set_rates
@@ -48,18 +49,6 @@ class Stopped(Exception):
 
 class Diverged(InputError):
     """The loss is not finite any more."""
-
-
-def _claim_device(machine: TrainingMachine) -> str:
-    """Set this rank's threads, and take its device."""
-    torch.set_num_threads(threads_of_rank(machine))
-    if machine.device == "cpu":
-        return "cpu"
-    # Products of float32 matrices in TF32, ten times as fast on tensor cores; the weights stay float32.
-    torch.set_float32_matmul_precision("high")
-    device = f"cuda:{os.environ['LOCAL_RANK']}"
-    torch.cuda.set_device(device)
-    return device
 
 
 def _save_trained(masters: Masters, spec: TrainSpec, state: dict[str, Any]) -> None:
@@ -87,7 +76,8 @@ def train(
 
     Args:
         spec: what to train, on which tokens, where.
-        progress: called with (done tokens, all tokens, "tokens", loss and speed in words) after every step, on rank 0.
+        progress: called with (done tokens, all tokens, "tokens", loss and speed in words) after every step; the words are those
+            of rank 0.
         enter: called by every rank with what it begins: step, validation or save; before them it loads.
 
     Returns:
@@ -100,7 +90,9 @@ def train(
         TokensError: if the tokens are damaged or made by another tokenizer.
     """
     began = Attempts(spec.work, spec.work / METRICS) if os.environ["RANK"] == "0" else None
-    device = _claim_device(spec.machine)
+    device = claim_device(spec.machine)
+    # Products of float32 matrices in TF32, ten times as fast on tensor cores; the weights stay float32.
+    torch.set_float32_matmul_precision("high")
     with process_group(spec.machine.device), signals() as heard:
         training = _Training(spec, device, heard, progress, enter, began)
         try:
@@ -293,7 +285,7 @@ class _Training:
         self.state["spikes"] = self.state.get("spikes", 0) + bool(spike and is_finite)
         if is_finite:
             self.state["loss_nats"] = loss
-        tokens = (taken.step + 1) * self.spec.train.tokens_per_batch
+        tokens, note = (taken.step + 1) * self.spec.train.tokens_per_batch, ""
         if self.metrics:
             record = {"step": taken.step, "tokens": tokens, "loss": loss, "gradient_norm": norm}
             record |= {"learning_rate": taken.learning_rate, "data_wait_seconds": self.feed.waited_seconds}
@@ -308,8 +300,9 @@ class _Training:
             self.feed.waited_seconds, self.told_seconds = 0.0, self.state["step_seconds"]
             self.metrics.write(record | taken.measured)
             self.trackers.log(taken.step, record | taken.measured)
-            total = self.spec.train.n_steps * self.spec.train.tokens_per_batch
-            self.progress(tokens, total, "tokens", told(record, self.state))
+            note = told(record, self.state)
+        total = self.spec.train.n_steps * self.spec.train.tokens_per_batch
+        self.progress(tokens, total, "tokens", note)
 
     def _speed(self, tokens: int, seconds: float) -> dict[str, float]:
         """How fast so many tokens were, and goodput up to now, which the first rank knows."""

@@ -1,6 +1,5 @@
 """Reading a model on every rank: its device, and what all of them found, together."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -8,7 +7,7 @@ from itertools import chain
 from typing import Any
 
 from model.errors import InputError
-from model.machine import TrainingMachine, threads_of_rank
+from model.machine import TrainingMachine
 from tasks.engine.ranks import Rank
 
 
@@ -18,11 +17,12 @@ def reading(machine: TrainingMachine, rank: Rank) -> Iterator[str]:
     import torch
     import torch.distributed as dist
 
+    from model.device import claim_device
+
     own_threads = machine.threads or torch.get_num_threads()
-    torch.set_num_threads(threads_of_rank(machine) if rank.work else own_threads)
-    device: str = machine.device
-    if device == "cuda":
-        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    device = claim_device(machine)
+    if rank.work is None:
+        torch.set_num_threads(own_threads)
     if rank.count == 1:
         with fitting():
             yield device

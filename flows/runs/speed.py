@@ -103,8 +103,12 @@ def check_memory(recipe: Recipe, place: Place) -> None:
     """
     if not has_ranks_elsewhere(place.machine):
         size, machine = recipe.train_tokenizer.vocabulary_size, place.machine.training()
-        if told := want_of_memory(*_laid_out(recipe, size, machine)):
+        if told := want_of_memory(*_laid_out(recipe, size, machine), machine):
             raise InputError(told)
+
+
+def _untried(why: str, assumed: str) -> str:
+    return f"one rank alone could not try the training ({why}); its time is that of {assumed}"
 
 
 def foresee_training(
@@ -140,7 +144,7 @@ def foresee_training(
         # Ranks of one computer share the cores that this is of.
         one_rank_seconds = flops / _CPU_FLOPS_PER_SECOND * ranks / nodes
         assumed = "two cores"
-    probe, caution = None, ""
+    probe, caution = None if is_waiting else probed(recipe, vocabulary_size, place, None), ""
     alone = machine.model_copy(update={"ranks": 1, "zero_stage": "auto"}) if ranks > 1 else machine
     if is_waiting and train.n_steps * one_rank_seconds / ranks > _WORTH_A_PROBE_SECONDS:
         if has_ranks_elsewhere(place.machine):
@@ -148,16 +152,16 @@ def foresee_training(
                 f"the training is not tried, since machine.nodes is {nodes}; its time is that of {assumed}"
             )
         # As it is tried: one rank, in all the memory that there is.
-        elif not (caution := want_of_memory(*_laid_out(recipe, vocabulary_size, alone))):
+        elif told := want_of_memory(*_laid_out(recipe, vocabulary_size, alone), alone):
+            caution = told if ranks == 1 else _untried(told, assumed)
+        else:
             try:
                 probe = probed(recipe, vocabulary_size, place, tell)
             except InputError as error:
                 # One rank is the training itself; of several each has a share of what one alone could not do.
                 if ranks == 1:
                     raise
-                caution = (
-                    f"one rank alone could not try the training ({error}); its time is that of {assumed}"
-                )
+                caution = _untried(str(error), assumed)
     if probe:
         one_rank_seconds, one_rank_bytes = probe["step_seconds"], probe["peak_memory_bytes"]
     return Speed(

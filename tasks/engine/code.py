@@ -23,6 +23,7 @@ ENGINE = (
     "tasks.engine",
     "tasks.training.fit",
     "model.budget",
+    "model.device",
     "model.errors",
     "model.files",
     "model.goodput",

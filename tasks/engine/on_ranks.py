@@ -20,7 +20,7 @@ from tasks.engine.team import TEAM_FOLDER, HereLauncher, Launcher, Team, launch_
 from tasks.engine.worker import examine
 
 JOB, _ATTEMPT = "job.json", "ranks-"
-_STOP_SECONDS = 20.0
+_STOP_SECONDS, _LEAVING_SECONDS = 20.0, 60.0
 _PHASE_PATIENCE = {"step": 1, "load": 4, "validation": 4, "save": 4}
 """How much longer than a step each phase of a rank may take."""
 
@@ -72,7 +72,7 @@ def _stuck(work: Path, seconds: float, hang_seconds: float) -> str | None:
 def _watch(launcher: Launcher, work: Path, hang_seconds: float) -> int:
     """Wait for the ranks, and tell how far they are; returns the status with which they ended."""
     last_change, last_seen = time.monotonic(), None
-    looked = last_change
+    looked, finished = last_change, None
     while (status := launcher.poll()) is None:
         time.sleep(0.2)
         steps = read_json(work / ranks.PROGRESS)
@@ -90,6 +90,10 @@ def _watch(launcher: Launcher, work: Path, hang_seconds: float) -> int:
             stuck, looked = stuck or launcher.lost(), time.monotonic()
         if stuck:
             raise StageFailed(stuck, retryable=True)
+        if finished is None and (work / ranks.RESULT).exists():
+            finished = time.monotonic()
+        if finished and time.monotonic() - finished > _LEAVING_SECONDS:
+            return 0  # what a library does when its process ends may wait for a server for ever
     return status
 
 

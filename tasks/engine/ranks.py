@@ -93,12 +93,13 @@ class Rank:
             write_whole(self.work / PRESENCE.replace("*", str(self.number)), json.dumps(told))
 
     def progress(self, done: int, total: int, unit: str, note: str = "") -> None:
-        """Say how far all of them are: the first one speaks, and of others it is seen that they move."""
+        """Say how far all of them are: the first one speaks, and of each it is seen that it moves."""
         if self.work is None:
             progress(done, total, unit, note)
-        elif self.number == 0:
+            return
+        if self.number == 0:
             write_whole(self.work / PROGRESS, json.dumps((done, total, unit, note)))
-        elif time.monotonic() - self.told_at > _NEWS_SECONDS:
+        if time.monotonic() - self.told_at > _NEWS_SECONDS:
             self.enter(self.phase)
 
 
@@ -121,7 +122,9 @@ def run_torchrun(rendezvous: list[str], n_ranks: int, job: str) -> None:
     from torch.distributed import run
 
     os.environ[_PARENT] = str(os.getpid())
-    ranks = ["--max-restarts=0", f"--nproc-per-node={n_ranks}", "-m", "tasks.engine.ranks", "rank", job]
+    # Its own folder of logs would stay in /tmp.
+    own = ["--max-restarts=0", f"--nproc-per-node={n_ranks}", f"--log-dir={Path(job).parent / 'torchrun'}"]
+    ranks = [*own, "-m", "tasks.engine.ranks", "rank", job]
     run.main([*rendezvous, *ranks])
 
 
@@ -152,7 +155,9 @@ def first_error(work: Path) -> tuple[Kind, str] | None:
     errors = {path: error for path in work.glob(ERRORS) if (error := read_json(path))}
     if not errors:
         return None
-    path, (_, kind, sentence) = min(errors.items(), key=lambda item: (item[1][1] == "retry", item[1]))
+    path, (_, kind, sentence) = min(
+        errors.items(), key=lambda item: (item[1][2].startswith(_LOST), item[1][1] == "retry", item[1])
+    )
     presence = presences(work)
     failed = {int(path.stem.removeprefix("error-")) for path in errors}
     silent = sorted(presence.keys() - failed)
@@ -215,6 +220,8 @@ if __name__ == "__main__":
     process.adopt()
     match sys.argv[1]:
         case "launch":
+            if sys.argv[2] == "1":
+                process.exit_on_sigterm()  # so that what it has below /tmp goes
             launch(int(sys.argv[2]), sys.argv[3])
         case "torchrun":
             run_torchrun(sys.argv[4:], int(sys.argv[2]), sys.argv[3])
@@ -224,4 +231,5 @@ if __name__ == "__main__":
             process.exit_on_sigterm()
             sys.exit(run_node(Path(sys.argv[2]), int(sys.argv[3])))
         case _:
+            process.exit_on_sigterm()
             rank(Path(sys.argv[2]))

@@ -307,6 +307,7 @@ def _meet(team: Team, index: int) -> tuple[str, bool]:
     while not (endpoint := read_json(path)):
         if is_over(team):
             raise SystemExit(1)
+        (team.folder / f"node-{index}").touch()
         time.sleep(_POLL_SECONDS)
     return endpoint, False
 

@@ -5,18 +5,20 @@ the same bits.
 """
 
 import os
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from model.adapters import LowRankAdapter
 from model.budget import Plan, lay_out
 from model.config import ModelConfig, TrainConfig
 from model.errors import InputError
-from model.machine import TrainingMachine
+from model.machine import TrainingMachine, without_effect
 from model.train_spec import TrainSpec
 
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
-LIBRARIES_BYTES = 0.45e9
-"""Of a process that has imported torch and DeepSpeed, on a CPU."""
+LIBRARIES_BYTES, _OWN_BYTES = 0.45e9, 0.25e9
+"""Of a process that has imported torch and DeepSpeed, on a CPU; and what of that each rank has for itself."""
 
 
 def memory_of_rank(machine: TrainingMachine, nodes: int = 1) -> float | None:
@@ -57,7 +59,8 @@ def lay_out_training(
     """
     ranks, length = machine.ranks or 1, window_length or model.context_length
     mode = machine.activation_checkpointing
-    return lay_out(
+    layout = partial(
+        lay_out,
         model,
         vocabulary_size,
         windows=max(1, train.tokens_per_batch // length // windows_per_row // ranks) * windows_per_row,
@@ -68,14 +71,19 @@ def lay_out_training(
         memory_bytes=memory_bytes,
         averaging=bool(train.averaging),
         on_cpu=machine.device != "cuda",
-        micro_batch=machine.windows_per_micro_batch * windows_per_row,
         zero_stage=None if machine.zero_stage == "auto" else machine.zero_stage,
         # Compiled blocks, and pairs of different lengths on each rank, do not work at stage 3.
         highest_stage=2 if machine.compile is True or windows_per_row > 1 else 3,
-        # Every k-th block: what lies between is not worth a formula of its own.
-        recompute=None if mode == "auto" else "none" if isinstance(mode, int) else mode,
         beside=adapter.beside(model) if adapter else None,
     )
+    micro_batch = machine.windows_per_micro_batch * windows_per_row
+    if not isinstance(mode, int):
+        return layout(micro_batch=micro_batch, recompute=None if mode == "auto" else mode)
+    # Every k-th block keeps its input alone.
+    none = layout(micro_batch=micro_batch, recompute="none")
+    full = layout(micro_batch=none.micro_batch, recompute="full").memory.activations
+    kept = none.memory.activations - (none.memory.activations - full) // mode
+    return replace(none, memory=replace(none.memory, activations=kept))
 
 
 def lay_out_spec(spec: TrainSpec, memory_bytes: float | None) -> Plan:
@@ -92,16 +100,22 @@ def lay_out_spec(spec: TrainSpec, memory_bytes: float | None) -> Plan:
     )
 
 
-def settled(spec: TrainSpec, nodes: int = 1) -> TrainSpec:
+def settled(spec: TrainSpec, nodes: int = 1, *, is_elsewhere: bool = False) -> TrainSpec:
     """The training with its layout chosen, on so many computers.
 
+    Args:
+        is_elsewhere: whether another computer takes part, whose memory nobody knows here.
+
     Raises:
-        InputError: if it needs far more memory than this computer has, and no other one takes part.
+        InputError: if it needs far more memory than this computer has, and no other one takes part; or a key of machine.deepspeed
+            has no effect in it.
     """
     memory_bytes = memory_of_rank(spec.machine, nodes)
     plan = lay_out_spec(spec, memory_bytes)
-    if nodes <= 1 and (told := want_of_memory(plan, memory_bytes)):
+    if not is_elsewhere and (told := want_of_memory(plan, memory_bytes, spec.machine)):
         raise InputError(told)
+    if told := without_effect(spec.machine.deepspeed, plan.zero_stage):
+        raise InputError(f"machine.{told}")
     chosen = {"windows_per_micro_batch": max(1, plan.micro_batch // spec.objective.windows_per_row)}
     machine = spec.machine
     if machine.zero_stage == "auto":
@@ -113,18 +127,29 @@ def settled(spec: TrainSpec, nodes: int = 1) -> TrainSpec:
 
 
 _HOPELESS = 1.2
-"""Times the memory that there is: what is foretold is right to a sixth."""
+"""Times the memory that there is: on a CPU, what is foretold is right to a sixth."""
 
 
-def want_of_memory(plan: Plan, memory_bytes: float | None) -> str:
-    """What to say of a layout that needs far more than a rank has; empty if it may fit."""
-    if memory_bytes is None or plan.memory.total <= _HOPELESS * memory_bytes:
+def want_of_memory(plan: Plan, memory_bytes: float | None, machine: TrainingMachine) -> str:
+    """What to say of a layout that needs far more than a rank has; empty if it may fit.
+
+    On CUDA only what surely exists is counted, since the rest was measured on CPUs; of what is offloaded to the host nothing is
+    known.
+    """
+    is_offloaded = any(name.startswith("offload") for name in machine.deepspeed.get("zero_optimization", {}))
+    if memory_bytes is None or is_offloaded:
         return ""
-    needs, has = (
-        f"{value / 1e9:,.1f} GB" if value > 1e8 else f"{value / 1e6:,.1f} MB"
-        for value in (plan.memory.total, memory_bytes)
+    needs, has = float(plan.memory.total), memory_bytes
+    if machine.device == "cuda":
+        needs = float(plan.memory.weights + plan.memory.optimizer)
+    elif not machine.memory_gigabytes:
+        needs, has = needs + _OWN_BYTES, has + LIBRARIES_BYTES
+    if needs <= (1.0 if machine.device == "cuda" else _HOPELESS) * has:
+        return ""
+    needed, there = (
+        f"{value / 1e9:,.1f} GB" if value > 1e8 else f"{value / 1e6:,.1f} MB" for value in (needs, has)
     )
     return (
-        f"training needs about {needs} on each rank, which has {has}: take a smaller model, more ranks (machine.ranks; each then "
+        f"training needs about {needed} on each rank, which has {there}: take a smaller model, more ranks (machine.ranks; each then "
         "holds less), or another device; if there is more memory than that, say so in machine.memory_gigabytes"
     )

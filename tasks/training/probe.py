@@ -15,7 +15,7 @@ from typing import Any
 
 from model.config import TrainConfig
 from model.errors import InputError
-from model.machine import TrainingMachine, available_cores
+from model.machine import LEAST_STAGE, TrainingMachine, available_cores
 from model.objectives.text import TextObjective
 from model.train_spec import METRICS, TrainSpec
 from tasks.engine import process
@@ -86,17 +86,16 @@ def write_made_up_tokens(folder: Path, vocabulary_size: int, n_tokens: int) -> N
     (folder / "token_bytes.json").write_text(json.dumps([1] * vocabulary_size))
 
 
-def _as_one_of(machine: dict[str, Any]) -> dict[str, Any]:
+def _as_one_of(machine: TrainingMachine) -> TrainingMachine:
     """One rank with the cores that it would have among its like, which writes no checkpoint."""
-    threads = machine["threads"] or max(1, available_cores() // max(1, machine["ranks"]))
-    return {
-        **machine,
-        "ranks": 1,
-        "threads": threads,
-        "zero_stage": "auto",
-        "checkpoint_every_seconds": 1e9,
-        "log_to": (),
-    }
+    threads = machine.threads or max(1, available_cores() // max(1, machine.ranks))
+    own = {"ranks": 1, "threads": threads, "checkpoint_every_seconds": 1e9, "log_to": ()}
+    if machine.ranks > 1:
+        # Shares of one rank are the whole, so it is laid out anew, and keys that ask for a stage go.
+        zero = machine.deepspeed.get("zero_optimization", {})
+        free = {name: value for name, value in zero.items() if name != "stage" and name not in LEAST_STAGE}
+        own |= {"zero_stage": "auto", "deepspeed": {**machine.deepspeed, "zero_optimization": free}}
+    return TrainingMachine.model_validate({**machine.model_dump(), **own})
 
 
 def _measure(request: dict[str, Any], folder: Path) -> dict[str, float]:
@@ -114,7 +113,7 @@ def _measure(request: dict[str, Any], folder: Path) -> dict[str, float]:
     spec = TrainSpec(
         model=config.model,
         train=TrainConfig.model_validate({**config.train.model_dump(), **steps}),
-        machine=TrainingMachine.model_validate(_as_one_of(request["machine"])),
+        machine=_as_one_of(TrainingMachine.model_validate(request["machine"])),
         objective=TextObjective(),
         train_shards=[folder / "train.arrow"],
         validation_shards=[],
@@ -146,6 +145,7 @@ def _measure(request: dict[str, Any], folder: Path) -> dict[str, float]:
 
 if __name__ == "__main__":
     process.adopt()
-    with tempfile.TemporaryDirectory() as measured_in:
-        found = _measure(json.loads(Path(sys.argv[1]).read_text()), Path(measured_in))
-    print(json.dumps(found))
+    # Below the folder of whoever asked, who removes it, whatever becomes of this process.
+    asked = Path(sys.argv[1])
+    (asked.parent / "work").mkdir()
+    print(json.dumps(_measure(json.loads(asked.read_text()), asked.parent / "work")))

@@ -48,6 +48,8 @@ def refer_as_rank(arguments: dict[str, Any], rank: Rank) -> Metrics:
     groups = list(pairs.alike_in_length(_TOKENS_AT_ONCE))
     parts: list[np.ndarray] = []
     with reading(TrainingMachine.model_validate(arguments["machine"]), rank) as device, torch.no_grad():
+        # As in training, so that both are alike before its first step.
+        torch.set_float32_matmul_precision("high")
         model = load_model(Path(arguments["base"]))[0].to(device)
         if config.dtype == "bfloat16":
             model.bfloat16().fill_tables()

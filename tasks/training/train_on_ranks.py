@@ -10,7 +10,7 @@ from model.tokenizer import TOKEN_BYTES, tokenizer_sha256
 from model.trackers import TENSORBOARD, check_trackers
 from model.train_spec import METRICS, SPIKES, TrainSpec
 from tasks.engine.machine import Machine
-from tasks.engine.on_ranks import run_on_ranks
+from tasks.engine.on_ranks import has_ranks_elsewhere, run_on_ranks
 from tasks.engine.stage import Artifact, Metrics
 from tasks.text.selection import SIDES
 from tasks.training.fit import settled
@@ -66,7 +66,7 @@ def train_on_ranks(
         start=start,
         adapter=adapter,
     )
-    spec = settled(spec, machine.nodes)
+    spec = settled(spec, machine.nodes, is_elsewhere=has_ranks_elsewhere(machine))
     metrics = (
         train_here(spec)
         if machine.in_process

@@ -38,6 +38,7 @@ from model.train_spec import TrainSpec
 from model.transformer import Transformer
 from model.weights import load_model
 from tasks.engine.ranks import explain_failure, first_error
+from tasks.training.fit import settled
 from tasks.training.rank import refuse_too_large, train_here
 from tests.model.pair import pair
 
@@ -311,6 +312,12 @@ def test_a_persons_deepspeed_settings_are_taken_and_contradict_nothing(tmp_path:
     ):
         with pytest.raises(ValidationError, match=named):
             TrainingMachine(deepspeed=added)
+    shares = {"zero_optimization": {"zero_hpz_partition_size": 8}}
+    with pytest.raises(ValidationError, match="does nothing at ZeRO stage 2: set zero_stage to 3"):
+        TrainingMachine(zero_stage=2, deepspeed=shares)
+    # Where the stage is chosen, once it is.
+    with pytest.raises(InputError, match=r"machine\.deepspeed\..* does nothing at ZeRO stage 0"):
+        settled(spec(tmp_path / "auto", deepspeed=shares))
     refused = (
         (
             {"gradient_clipping": 5.0},
@@ -318,7 +325,6 @@ def test_a_persons_deepspeed_settings_are_taken_and_contradict_nothing(tmp_path:
         ),
         ({"bf16": {"enabled": True}}, r"machine\.deepspeed\.bf16\.enabled is True"),
         ({"zero_optimization": {"stage": 3}}, r"machine\.deepspeed\.zero_optimization\.stage is 3"),
-        ({"zero_optimization": {"zero_hpz_partition_size": 8}}, "does nothing at ZeRO stage 2: set .* to 3"),
     )
     for i, (added, named) in enumerate(refused):
         made = spec(tmp_path / str(i), zero_stage=2, deepspeed=added)
@@ -644,6 +650,9 @@ def test_whose_fault_the_failure_of_a_rank_is(tmp_path: Path):
     assert kind == "retry"
     assert sentence == "rank 2 on n2 (step) ended without a word; another rank is gone (closed by peer)"
     assert first_error(tmp_path / "nowhere") is None
+    # What may be tried again, too, is a better reason than that another one is gone, which may be told first.
+    (tmp_path / "error-2.json").write_text(json.dumps([9, "retry", "EIO"]))
+    assert first_error(tmp_path) == ("retry", "rank 2 on n2 (step): EIO")
 
 
 def test_every_token_of_a_document_is_predicted_once():
@@ -731,7 +740,35 @@ def test_what_is_later_than_the_newest_whole_checkpoint_goes(tmp_path: Path):
     (tmp_path / ".building-00000010").mkdir()
     checkpoints = Checkpoints(tmp_path, None, None, [], 1)  # type: ignore[arg-type]
     assert checkpoints._choose() == str(tmp_path / "step-00000002")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001", "step-00000002"]
+    assert sorted(path.name for path in tmp_path.glob("step-*")) == ["step-00000001", "step-00000002"]
+    assert not list(tmp_path.glob(".building-*"))
+    # Whichever attempt ends the training tells of it.
+    again = Checkpoints(tmp_path, None, None, [], 1)  # type: ignore[arg-type]
+    again._choose()
+    assert checkpoints.damaged == again.damaged == [9]
+
+
+def test_a_disk_that_does_not_answer_damages_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = tmp_path / "step-00000003"
+    folder.mkdir()
+    (folder / "a.safetensors").write_bytes(b"x")
+    write_record(folder / "checkpoint.json", {"step": 3, "files": {"a.safetensors": [1, "of another"]}})
+
+    def fails(path: Path) -> str:
+        raise OSError(errno.EIO, "of a file system on the network")
+
+    monkeypatch.setattr("model.checkpoint.xxh3_of_file", fails)
+    checkpoints = Checkpoints(tmp_path, None, None, [], 1, 3600.0)  # type: ignore[arg-type]
+    with pytest.raises(OSError, match="of a file system on the network"):
+        checkpoints._choose()
+    assert folder.exists()
+    monkeypatch.undo()
+    assert checkpoints._choose() == ""
+    assert not folder.exists()
+    # A folder that is no checkpoint goes with the old ones.
+    for step in (1, 2):
+        (tmp_path / f"step-{step:08d}").mkdir()
+    assert [path.name for path in checkpoints._outdated()] == ["step-00000001"]
 
 
 def test_a_damaged_checkpoint_says_nothing_and_stops_nobody(tmp_path: Path):

@@ -3,6 +3,9 @@
 import gc
 import json
 import os
+import tempfile
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +54,39 @@ def test_several_are_processes_of_their_own_and_the_first_speaks(tmp_path: Path)
     assert (done["rank"], done["of"]) == (0, 2)
     with pytest.raises(InputError, match=r"rank \d on \S+ \(load\): rank \d cannot do it"):
         call_on_ranks(failing, {"x": 1}, machine(ranks=2), tmp_path)
+
+
+def leaves_things(arguments: dict[str, Any], rank: Rank) -> int:
+    """Have a folder below /tmp, and wait in it until somebody ends this rank."""
+    with tempfile.TemporaryDirectory(dir=arguments["folder"]):
+        if rank.number == 0:
+            while len(list(Path(arguments["folder"]).iterdir())) < rank.count:
+                time.sleep(0.05)
+            raise InputError("enough")
+        time.sleep(1000)
+    return 0
+
+
+def hangs_at_its_end(arguments: dict[str, Any], rank: Rank) -> int:
+    """Do it, and do not come to an end."""
+    threading.Thread(target=time.sleep, args=(1000,)).start()
+    return 7
+
+
+def test_ranks_that_are_ended_leave_nothing_below_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    (tmp_path / "own").mkdir()
+    with pytest.raises(InputError, match="enough"):
+        call_on_ranks(leaves_things, {"folder": str(tmp_path / "own")}, machine(ranks=2), tmp_path)
+    assert list((tmp_path / "own").iterdir()) == []
+    assert list((tmp_path / "tmp").glob("torchelastic_*")) == []
+
+
+def test_a_rank_that_has_done_its_job_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("tasks.engine.on_ranks._LEAVING_SECONDS", 1.0)
+    monkeypatch.setattr("tasks.engine.on_ranks._STOP_SECONDS", 1.0)
+    assert call_on_ranks(hangs_at_its_end, {}, machine(ranks=2), tmp_path) == 7
 
 
 def test_what_is_elsewhere():

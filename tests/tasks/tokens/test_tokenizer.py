@@ -115,6 +115,7 @@ def test_of_one_large_document_pieces_are_taken(tmp_path: Path, speeches: list[P
     pieces = list(Sample(*write(tmp_path, [text]), "train", 100_000))
     assert 0.8 * 100_000 < sum(len(piece.encode()) for piece in pieces) <= 100_000
     assert len(pieces) == 100
+    assert text.index(pieces[50]) > 250_000
     words = set(text.split())
     assert all(word in words for piece in pieces for word in piece.split())
 

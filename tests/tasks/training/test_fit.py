@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from model.config import ModelConfig, TrainConfig
 from model.errors import InputError
@@ -11,8 +12,9 @@ from model.objectives.preferences import PreferenceObjective
 from model.objectives.text import TextObjective
 from model.train_spec import TrainSpec
 from tasks.training import precision
-from tasks.training.fit import LIBRARIES_BYTES, memory_of_rank, settled
+from tasks.training.fit import LIBRARIES_BYTES, lay_out_training, memory_of_rank, settled
 from tasks.training.precision import fast_dtype, with_dtype
+from tasks.training.probe import _as_one_of
 
 
 def spec(objective, windows: int = 32, **machine) -> TrainSpec:
@@ -46,7 +48,7 @@ def test_what_is_open_is_chosen_to_fit_and_what_is_said_is_kept():
         "none",
     )
     said = {"windows_per_micro_batch": 8, "zero_stage": 0, "activation_checkpointing": 3}
-    kept = settled(spec(TextObjective(), memory_gigabytes=1, **said), nodes=2).machine
+    kept = settled(spec(TextObjective(), memory_gigabytes=1, **said), nodes=2, is_elsewhere=True).machine
     assert kept.model_dump(include=set(said)) == said
     # Settled once more, it stays as it is.
     assert settled(spec(TextObjective()).model_copy(update={"machine": tight})).machine == tight
@@ -60,6 +62,7 @@ def test_pairs_stay_together_and_every_layout_is_one(windows: int, memory: int):
         found = settled(
             made.model_copy(update={"machine": made.machine.model_copy(update={"memory_gigabytes": memory})}),
             nodes=2,
+            is_elsewhere=True,
         )
         rows, passes = found.micro_batch
         assert rows >= 1
@@ -100,5 +103,47 @@ def test_a_training_that_needs_far_more_than_there_is_is_refused_with_what_it_ne
         InputError, match=r"needs about .* on each rank, which has 1\.0 MB: .*machine\.memory_gigabytes"
     ):
         settled(made)
-    # Nobody knows what another computer has.
-    assert settled(made, nodes=2)
+    # Nobody knows what another computer has, and one node of a cluster is another one, too.
+    assert settled(made, nodes=1, is_elsewhere=True)
+
+
+def test_what_may_fit_is_not_refused(monkeypatch: pytest.MonkeyPatch):
+    small = {"size": None, "n_layers": 4, "d_model": 64, "n_heads": 4, "context_length": 64}
+    many = spec(TextObjective(), windows=4, ranks=4).model_copy(
+        update={"model": ModelConfig.model_validate(small), "vocabulary_size": 4096}
+    )
+    # Four ranks on a computer of 2 GB, each of which has the libraries in half a gigabyte.
+    monkeypatch.setattr("tasks.training.fit.memory_of_rank", lambda machine, nodes: 0.5e9 - LIBRARIES_BYTES)
+    assert settled(many)
+    monkeypatch.undo()
+    # What lies on the host, or was never measured on this kind of device, is no reason.
+    large = {"device": "cuda", "ranks": 1, "memory_gigabytes": 6, "windows_per_micro_batch": 16}
+    plain = spec(TextObjective(), zero_stage=2, activation_checkpointing="none", **large)
+    assert settled(plain)
+    tiny = {**large, "memory_gigabytes": 1}
+    with pytest.raises(InputError, match=r"needs about .* which has 1\.0 GB"):
+        settled(spec(TextObjective(), zero_stage=2, **tiny))
+    offload = {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}
+    assert settled(spec(TextObjective(), zero_stage=2, deepspeed=offload, **tiny))
+
+
+def test_every_kth_block_keeps_less_than_all_and_more_than_none_of_them():
+    def kept(mode: int | str) -> int:
+        machine = TrainingMachine.model_validate({"device": "cpu", "activation_checkpointing": mode})
+        made = spec(TextObjective())
+        return lay_out_training(
+            made.model, made.train, made.vocabulary_size, machine, None
+        ).memory.activations
+
+    sizes = [kept(mode) for mode in ("full", 2, 3, 6, "none")]
+    assert sizes == sorted(set(sizes))
+
+
+def test_a_trial_is_of_the_machine_that_is_given():
+    offload = {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}}}
+    one = _as_one_of(TrainingMachine(device="cpu", ranks=1, zero_stage=3, deepspeed=offload))
+    assert (one.zero_stage, one.deepspeed) == (3, offload)
+    of_two = _as_one_of(TrainingMachine(device="cpu", ranks=2, zero_stage=3, deepspeed=offload))
+    assert (of_two.ranks, of_two.zero_stage, of_two.deepspeed) == (1, "auto", {"zero_optimization": {}})
+    with pytest.raises(ValidationError, match="offload_optimizer does nothing at ZeRO stage 0"):
+        TrainingMachine(zero_stage=0, deepspeed={"zero_optimization": {"offload_optimizer": {}}})

@@ -161,7 +161,7 @@ MUTANTS = (
         "tasks/tokens/train_tokenizer.py",
         "            draws = _draws(digests[place], piece)",
         "            draws = digests[place]",
-        "tests/tasks/tokens/test_tokenizer.py -k sample",
+        "tests/tasks/tokens/test_tokenizer.py -k large_document",
     ),
     Mutant(
         "only the first rank is seen to move",

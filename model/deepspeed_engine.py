@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from model.errors import InputError
 from model.imports import uncollected
+from model.loss import token_nats
 from model.machine import without_effect
 from model.objectives.objective import Objective
 from model.optimizer import Together
@@ -57,9 +58,9 @@ class Learner(nn.Module):
         self.model, self.objective = model, objective
 
     def forward(self, tokens: Tensor, denominator: float | None = None, **batch: Tensor) -> Tensor:
-        """The loss of a batch divided by `denominator`, a scalar; logits (B, T, V) of the tokens if there is none."""
+        """The loss of a batch divided by `denominator`, a scalar; the nats (B, T) of its `targets` if there is none."""
         if denominator is None:
-            return self.model(tokens)
+            return token_nats(self.model, tokens, batch["targets"])
         return self.objective.loss(self.model, {"tokens": tokens, **batch}) / denominator
 
 

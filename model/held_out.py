@@ -39,9 +39,23 @@ class HeldOut:
         return self.nats / math.log(2) / self.n_bytes
 
 
+Nats = Callable[[Tensor, Tensor], Tensor]
+"""Function from ids (B, T) and the ids that follow (B, T), `IGNORED` where none is asked for, to the nats of each, (B, T) in float32."""
+
+
+def nats_of(logits: Callable[[Tensor], Tensor]) -> Nats:
+    """Nats of targets by a function from ids (B, T) to logits (B, T, V), which exist as a whole."""
+
+    def nats(tokens: Tensor, targets: Tensor) -> Tensor:
+        scores = logits(tokens).float().transpose(1, 2)
+        return F.cross_entropy(scores, targets, ignore_index=IGNORED, reduction="none")
+
+    return nats
+
+
 @torch.no_grad()
 def measure_windows(
-    logits: Callable[[Tensor], Tensor],
+    nats: Nats,
     windows: Iterable[tuple[np.ndarray, np.ndarray]],
     token_bytes: np.ndarray,
     *,
@@ -50,10 +64,10 @@ def measure_windows(
     """Nats, tokens and bytes of the targets of each window, in order.
 
     Args:
-        logits: function from ids (B, T) to logits (B, T, V).
+        nats: of targets; `nats_of` makes it of logits.
         windows: pairs of inputs and targets as `next_token_windows` yields them.
         token_bytes: bytes that each id stands for, (V,).
-        device: where `logits` computes.
+        device: where it computes.
 
     Raises:
         ValueError: if a logarithm is not finite.
@@ -65,17 +79,16 @@ def measure_windows(
         remaining = chain([first], remaining)
     while batch := list(islice(remaining, windows_per_batch)):
         inputs, targets = (torch.from_numpy(np.stack(part)) for part in zip(*batch, strict=True))
-        scores = logits(inputs.to(device)).float().transpose(1, 2)
-        losses = F.cross_entropy(scores, targets.to(device), ignore_index=IGNORED, reduction="none")
-        for nats, row in zip(losses.double().sum(1).tolist(), targets.numpy(), strict=True):
-            if not math.isfinite(nats):
+        sums = nats(inputs.to(device), targets.to(device)).double().sum(1).tolist()
+        for total, row in zip(sums, targets.numpy(), strict=True):
+            if not math.isfinite(total):
                 raise ValueError("the likelihood of the held-out text is not finite: the model is broken")
             real = row[row != IGNORED]
-            yield HeldOut(nats, len(real), int(token_bytes[real].sum()))
+            yield HeldOut(total, len(real), int(token_bytes[real].sum()))
 
 
 def measure_held_out(
-    logits: Callable[[Tensor], Tensor],
+    nats: Nats,
     windows: Sequence[tuple[np.ndarray, np.ndarray]],
     token_bytes: np.ndarray,
     *,
@@ -91,14 +104,14 @@ def measure_held_out(
     each = -(-len(windows) // ranks)
     share = list(windows[rank * each : (rank + 1) * each])
     share += [(windows[0][0], np.full_like(windows[0][1], IGNORED))] * (each - len(share))
-    measured = sum(measure_windows(logits, share, token_bytes, device=device), HeldOut())
+    measured = sum(measure_windows(nats, share, token_bytes, device=device), HeldOut())
     if ranks > 1:
         sums = torch.tensor(
             (measured.nats, measured.n_tokens, measured.n_bytes), dtype=torch.float64, device=device
         )
         dist.all_reduce(sums)
-        nats, n_tokens, n_bytes = sums.tolist()
-        measured = HeldOut(nats, round(n_tokens), round(n_bytes))
+        total, n_tokens, n_bytes = sums.tolist()
+        measured = HeldOut(total, round(n_tokens), round(n_bytes))
     if not measured.n_bytes:
         raise ValueError("the held-out documents have no text")
     return measured

@@ -81,6 +81,17 @@ def take_places(states: Tensor, places: Tensor) -> Tensor:
     return states.gather(1, places[..., None].expand(-1, -1, states.shape[2]))
 
 
+def token_nats(model: Transformer, tokens: Tensor, targets: Tensor) -> Tensor:
+    """Nats of the targets, (B, T) in float32, zero where they are `IGNORED`; for measuring, without a gradient.
+
+    The logits of a chunk of positions exist together.
+    """
+    states = model.hidden_states(tokens).flatten(0, 1)
+    rows = head_rows(model.vocabulary_size, states.device.type)
+    chunks = zip(torch.split(states, rows), torch.split(targets.flatten(), rows), strict=True)
+    return torch.cat([_nats(model.lm_head, some, wanted) for some, wanted in chunks]).view(targets.shape)
+
+
 def log_probabilities(
     model: Transformer, tokens: Tensor, targets: Tensor, places: Tensor | None = None
 ) -> Tensor:

@@ -341,10 +341,14 @@ class _Training:
         """Held-out bits per byte of the weights as they are."""
         self.enter("validation")
         self.learner.eval()
-        measured = measure_held_out(self.engine.module, self.validation, self.token_bytes, device=self.device)
+        measured = measure_held_out(self._nats, self.validation, self.token_bytes, device=self.device)
         self.learner.train()
         self.enter("step")
         return measured.bits_per_byte
+
+    def _nats(self, tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        nats: torch.Tensor = self.engine.module(tokens, targets=targets)
+        return nats
 
     def _is_save_due(self) -> bool:
         """Whether the first rank finds that it is time; each rank hears of it here if its own files could not be written."""

@@ -95,7 +95,7 @@ def _measure(
     import numpy as np
 
     from model.batches import next_token_windows
-    from model.held_out import HeldOut, measure_windows
+    from model.held_out import HeldOut, measure_windows, nats_of
 
     end_of_text = end_of_text_id(tokenizer)
     owners: list[int] = []
@@ -111,7 +111,7 @@ def _measure(
     parts: list[list[HeldOut]] = [[] for _ in texts]
     try:
         measured = measure_windows(
-            lambda tokens: loaded(tokens).logits, windows(), token_bytes, device=device
+            nats_of(lambda tokens: loaded(tokens).logits), windows(), token_bytes, device=device
         )
         for i, window in enumerate(measured):
             parts[owners[i]].append(window)

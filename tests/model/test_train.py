@@ -28,7 +28,7 @@ from model.errors import InputError, StageFailed
 from model.files import write_record
 from model.first_weights import FirstModel
 from model.goodput import Attempts
-from model.held_out import HeldOut, measure_held_out
+from model.held_out import HeldOut, measure_held_out, nats_of
 from model.machine import TrainingMachine
 from model.objectives.mixed_text import MixedTextObjective, SharesFrom
 from model.objectives.text import TextObjective
@@ -489,7 +489,7 @@ def held_out_of(made: TrainSpec) -> float:
         [open_tokens(path) for path in made.validation_shards], 16, made.train.evaluation_tokens
     )
     token_bytes = np.array(json.loads(made.token_bytes.read_text()))
-    return measure_held_out(load_model(made.out)[0], windows, token_bytes).bits_per_byte
+    return measure_held_out(nats_of(load_model(made.out)[0]), windows, token_bytes).bits_per_byte
 
 
 @pytest.mark.end_to_end
@@ -670,11 +670,12 @@ def test_bits_per_byte_of_a_uniform_model():
 
     token_bytes = np.array([0] + [2] * 15)
     windows = list(next_token_windows(np.array([0, *range(1, 16)]), 4))
-    measured = measure_held_out(lambda tokens: torch.zeros(*tokens.shape, 16), windows, token_bytes)
+    measured = measure_held_out(nats_of(lambda tokens: torch.zeros(*tokens.shape, 16)), windows, token_bytes)
     assert measured == HeldOut(pytest.approx(15 * np.log(16), rel=1e-5), 15, 30)
     assert measured.bits_per_byte == pytest.approx(15 * 4 / 30, rel=1e-5)
+    broken = nats_of(lambda tokens: torch.full((*tokens.shape, 16), float("nan")))
     with pytest.raises(ValueError, match="not finite"):
-        measure_held_out(lambda tokens: torch.full((*tokens.shape, 16), float("nan")), windows, token_bytes)
+        measure_held_out(broken, windows, token_bytes)
 
 
 @pytest.mark.parametrize(("vocabulary_size", "together"), [(100, 16), (2**20, 2), (2**23, 1)])
@@ -687,7 +688,7 @@ def test_held_out_windows_are_read_together_as_far_as_their_logits_fit(vocabular
         # As many entries as the text needs: what counts is how many windows are asked for.
         return torch.zeros(*tokens.shape, 100)
 
-    measured = measure_held_out(logits, windows, np.ones(vocabulary_size, np.int64))
+    measured = measure_held_out(nats_of(logits), windows, np.ones(vocabulary_size, np.int64))
     assert max(seen) == together
     assert sum(seen) == len(windows)
     assert measured.n_tokens == 1_099

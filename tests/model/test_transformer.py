@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
 
+from model import loss
+from model.batches import IGNORED
 from model.config import ModelConfig, flops_per_token
 from model.objectives.text import TextObjective
 from model.transformer import (
@@ -71,6 +73,22 @@ def test_the_loss_and_its_gradients_are_those_of_cross_entropy(fields):
     expected.backward()
     for (name, mine), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(mine.grad, other.grad, msg=name)
+
+
+def test_what_is_measured_is_cross_entropy_and_no_more_logits_exist_than_a_chunk(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    model = Transformer(ModelConfig(n_layers=1, d_model=16, n_heads=2, context_length=12), 50)
+    tokens = torch.randint(50, (3, 12), generator=torch.Generator().manual_seed(0))
+    targets = tokens.roll(-1, 1)
+    targets[1, 4:] = IGNORED
+    expected = F.cross_entropy(model(tokens).transpose(1, 2), targets, ignore_index=IGNORED, reduction="none")
+    monkeypatch.setattr(loss, "head_rows", lambda vocabulary_size, device: 5)
+    seen: list[int] = []
+    model.lm_head.register_forward_hook(lambda module, states, logits: seen.append(len(logits)))
+    with torch.no_grad():
+        torch.testing.assert_close(loss.token_nats(model, tokens, targets), expected)
+    assert max(seen) == 5
 
 
 def test_a_new_model_predicts_the_uniform_distribution():

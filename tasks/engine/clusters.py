@@ -24,7 +24,9 @@ class RayCluster(Config):
         "auto",
         description="Where the cluster is: auto (RAY_ADDRESS, or the one on this machine) or HOST:PORT.",
     )
-    cpus_per_job: float = Field(1.0, gt=0, description="Cores that a job takes of a node.")
+    cpus_per_job: float = Field(
+        1.0, gt=0, description="Cores that a job takes of a node; each rank of a training, too."
+    )
     memory_per_job: str = Field(
         "2GB", description="Memory that a job takes of a node, such as 500MB or 2GB; by this Ray places jobs."
     )
@@ -54,7 +56,7 @@ class SlurmCluster(Config):
         pattern=r"^(\d+-)?\d+(:\d+){0,2}$",
         description="Longest time of a job, [D-]H:M:S; what it did not come to goes into the next one.",
     )
-    cpus_per_job: int = Field(1, ge=1, description="Cores of a job.")
+    cpus_per_job: int = Field(1, ge=1, description="Cores of a job, and of each rank of a training.")
     sbatch: dict[str, str] = Field(
         {}, description="More options of sbatch by their long names, such as account or mem-per-cpu."
     )

@@ -165,6 +165,7 @@ class SlurmLauncher:
 
         self.team = team
         command = node_command(write_team(team), "$SLURM_PROCID")
+        cluster = cluster.model_copy(update={"cpus_per_job": cluster.cpus_per_job * team.ranks_per_node})
         self.job = submit_nodes(cluster, job_name(team.store, team.key), team.folder, team.nodes, command)
         self.looked, self.state, self.silence = time.monotonic(), "Slurm jobs: 1 pending", Silence()
 
@@ -217,8 +218,8 @@ class RayLauncher:
         self.team, self.ray = team, connect(cluster)
         path = write_team(team)
         self.statuses: dict[Any, int] = {}
-        # An accelerator for each rank where the nodes have any; a core for each else.
-        bundle = {"CPU": cluster.cpus_per_job}
+        # For each rank its cores, and an accelerator where the nodes have any.
+        bundle = {"CPU": cluster.cpus_per_job * team.ranks_per_node}
         if team.device == "cuda":
             bundle["GPU"] = team.ranks_per_node
         self.group = placement_group([bundle] * team.nodes, strategy="STRICT_SPREAD")

@@ -11,7 +11,7 @@ from model.errors import InputError
 from model.trackers import TENSORBOARD, Trackers, check_trackers
 from tasks.training.rank import train_here
 from tests.model.test_train import spec
-from tests.waiting import HANGING_SECONDS
+from tests.waiting import HANGING_SECONDS, wait_until
 
 
 @pytest.fixture(autouse=True)
@@ -67,9 +67,9 @@ def test_wandb_writes_a_run_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     made.work.mkdir()
     train_here(made)
     (written,) = (made.work / "wandb").glob("offline-run-*/*.wandb")
-    content = written.read_bytes()
-    assert b"gradient_norm" in content
-    assert b"d_model" in content
+    # A process of its own writes it, which may be behind when the run has ended.
+    wait_until(lambda: b"gradient_norm" in written.read_bytes(), "the figures in the file")
+    assert b"d_model" in written.read_bytes()
 
 
 def test_a_library_that_is_not_there_is_one_sentence(monkeypatch: pytest.MonkeyPatch):

@@ -5,6 +5,7 @@ OPTIONS is JSON such as {"workers": 2}, {"plan": true}, {"verify": true}, {"gc":
 
 import asyncio
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,8 @@ def build_all(nodes: list[Node], place: Place) -> int:
 
 
 def main() -> int:
-    """Do what the options ask for."""
+    """Do what the options ask for. SIGTERM ends it as Ctrl-C does, as it does the command."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     store, folder, options = Store(Path(sys.argv[1])), sys.argv[2], json.loads(sys.argv[3])
     machine = Machine(workers=options.get("workers", 1), cluster=options.get("cluster", {"kind": "local"}))
     place = Place(store, SourceDigests(store.root / "sources.sqlite"), machine)

@@ -8,7 +8,7 @@ nanogpt   a GPT-2 of the same depth and width as nanoGPT builds it (github.com/k
 scratchlm the trainer as `scratchlm run` starts it: shards, DeepSpeed, metrics, checkpoints
 
 Each runs in a process of its own, in turn, round after round, so that a busy minute hits all of them; the ratio is of the
-medians of each round. On a CPU the peak is not known, so FLOP/s stand for the share of it.
+medians of each round. Of accelerators whose bfloat16 peak is known the share of it (MFU) is told; on a CPU FLOP/s stand for it.
 """
 
 import argparse
@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from model.batches import Windows
 from model.config import ModelConfig, TrainConfig, flops_per_token
+from model.goodput import speed
 from model.machine import TrainingMachine
 from model.objectives.text import TextObjective
 from model.optimizer import build_optimizer, set_rates
@@ -183,6 +184,10 @@ def describe(size: tuple[ModelConfig, int], folder: Path, options: argparse.Name
     return spec
 
 
+def _device_name(device: str) -> str:
+    return torch.cuda.get_device_name() if device == "cuda" else "cpu"
+
+
 def compare(options: argparse.Namespace) -> None:
     """Run the loops in turn, and print what came of it."""
     for size in options.sizes:
@@ -207,10 +212,12 @@ def compare(options: argparse.Namespace) -> None:
                 if loop == "nanogpt"
                 else shape
             )
-            speed = options.tokens_per_batch / seconds
-            flops = speed * flops_per_token(config, vocabulary_size)
+            flops = flops_per_token(config, vocabulary_size)
+            made = speed(options.tokens_per_batch, seconds, flops, _device_name(options.device), ranks=1)
+            share = f", {made['mfu']:.1%} of the peak" if "mfu" in made else ""
             print(
-                f"{size:>5} {loop:>9}: {1000 * seconds:8.1f} ms a step, {speed:9,.0f} tokens/s, {flops / 1e9:8,.1f} GFLOP/s, "
+                f"{size:>5} {loop:>9}: {1000 * seconds:8.1f} ms a step, {made['tokens_per_second']:9,.0f} tokens/s, "
+                f"{made['flops_per_second'] / 1e9:8,.1f} GFLOP/s{share}, "
                 f"{max(each['bytes'] for each in rounds) / 2**20:6,.0f} MiB, beside bare "
                 f"{median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})",
                 flush=True,

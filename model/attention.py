@@ -31,7 +31,7 @@ def _attend_within_documents(q: Tensor, k: Tensor, v: Tensor, ends: Tensor) -> T
         # All windows as one row of documents; those of no length, with which rows are filled up, cost nothing.
         from torch.nn.attention.varlen import varlen_attn
 
-        firsts = torch.arange(batch, device=q.device)[:, None] * length
+        firsts = torch.arange(batch, device=q.device).unsqueeze(1) * length
         bounds = F.pad((ends + firsts).flatten(), (1, 0)).int()
         packed_q, packed_k, packed_v = (x.transpose(1, 2).flatten(0, 1) for x in (q, k, v))
         y = varlen_attn(

@@ -26,7 +26,7 @@ import xxhash
 from safetensors import safe_open
 from torch import Tensor
 
-from model.errors import InputError
+from model.errors import InputError, StageFailed
 from model.files import fsync_path, read_json, read_record, write_record, write_whole
 from model.masters import Masters
 
@@ -54,7 +54,7 @@ def _is_valid(folder: Path) -> bool:
     """Whether a checkpoint is whole.
 
     Raises:
-        OSError: if that cannot be told now: a disk or a server that does not answer damages nothing.
+        StageFailed: if that cannot be told now: a disk or a server that does not answer damages nothing.
     """
     try:
         record = read_record(folder / MANIFEST)
@@ -64,12 +64,28 @@ def _is_valid(folder: Path) -> bool:
         )
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, KeyError, TypeError):
         return False
+    except OSError as error:
+        raise StageFailed(
+            f"the checkpoint {folder} cannot be read now ({error}): try again; if it stays so, delete that folder, and the training "
+            "goes on from the one before",
+            retryable=True,
+        ) from error
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    """Checkpoints below `folder`, whole or not.
+
+    Raises:
+        OSError: if it cannot be listed now, of which `Path.glob` would make none at all.
+    """
+    with suppress(FileNotFoundError):
+        return [folder / name for name in sorted(os.listdir(folder), reverse=True) if name.startswith("step-")]
+    return []
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
     """The valid checkpoint with the most steps below `folder`, if there is one."""
-    newest_first = sorted(folder.glob("step-*"), key=lambda path: path.name, reverse=True)
-    return next((path for path in newest_first if _is_valid(path)), None)
+    return next((path for path in _newest_first(folder) if _is_valid(path)), None)
 
 
 def checkpoint_states(folder: Path) -> list[dict[str, Any]]:
@@ -209,18 +225,20 @@ class Checkpoints:
 
     def _choose(self) -> str:
         """The newest checkpoint that is whole, once what is later, and so damaged, is gone, and what a kill left behind."""
-        newest = newest_checkpoint(self.folder)
-        for folder in self.folder.glob("step-*"):
-            if newest is None or folder.name > newest.name:
-                # Remembered for as long as the training lasts, whichever attempt ends it.
-                (self.folder / folder.name.replace("step-", _DAMAGED)).touch()
-                shutil.rmtree(folder)
+        newest = ""
+        for folder in _newest_first(self.folder):
+            if _is_valid(folder):
+                newest = str(folder)
+                break
+            # Remembered for as long as the training lasts, whichever attempt ends it.
+            (self.folder / folder.name.replace("step-", _DAMAGED)).touch()
+            shutil.rmtree(folder)
         self.damaged = sorted(
             int(path.name.removeprefix(_DAMAGED)) for path in self.folder.glob(f"{_DAMAGED}*")
         )
         for stale in self.folder.glob(".building-*"):
             shutil.rmtree(stale)
-        return str(newest or "")
+        return newest
 
     def load(self) -> tuple[int, dict[str, Any]]:
         """Take back the newest valid checkpoint, whatever ranks and ZeRO stage wrote it.

@@ -1,6 +1,5 @@
 """DeepSpeed as the trainer uses it: its process group, its configuration, and the module that it calls."""
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,7 +8,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from model.errors import InputError
-from model.imports import uncollected
+from model.imports import uncollected, without_mlflow
 from model.loss import token_nats
 from model.machine import without_effect
 from model.objectives.objective import Objective
@@ -19,19 +18,10 @@ from model.transformer import Transformer
 
 
 def _import_deepspeed() -> Any:
-    with uncollected():
+    with uncollected(), without_mlflow():
         # Every optimizer of torch imports it.
+        import deepspeed
         import torch._dynamo  # noqa: F401
-
-        # DeepSpeed's autotuner imports MLflow if there is one, which takes as long as all else.
-        hidden = "mlflow" not in sys.modules
-        if hidden:
-            sys.modules["mlflow"] = None  # type: ignore[assignment]
-        try:
-            import deepspeed
-        finally:
-            if hidden:
-                del sys.modules["mlflow"]
     return deepspeed
 
 

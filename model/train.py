@@ -23,7 +23,7 @@ from model.average import WeightAverage
 from model.best import forget_others, keep_if_best, load_best
 from model.budget import count
 from model.checkpoint import Checkpoints
-from model.config import TrainConfig, flops_per_token
+from model.config import TrainConfig
 from model.deepspeed_engine import Learner, process_group, start_engine
 from model.device import claim_device
 from model.errors import InputError
@@ -307,8 +307,7 @@ class _Training:
     def _speed(self, tokens: int, seconds: float) -> dict[str, float]:
         """How fast so many tokens were, and goodput up to now, which the first rank knows."""
         spec, state = self.spec, self.state
-        flops = flops_per_token(spec.model, spec.vocabulary_size)
-        figures = speed(tokens, seconds, flops, _name_of(self.device), spec.machine.ranks)
+        figures = speed(tokens, seconds, spec.flops_per_token, _name_of(self.device), spec.machine.ranks)
         if self.attempts:
             figures["goodput"] = round(self.attempts.goodput(state["step_seconds"]), 4)
         return figures

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from model.config import ModelConfig, TrainConfig
+from model.config import ModelConfig, TrainConfig, flops_per_token
 from model.machine import TrainingMachine
 from model.parts import Part
 
@@ -62,6 +62,18 @@ class TrainSpec(BaseModel):
     def window_length(self) -> int:
         """Tokens of a training window."""
         return self.context_length or self.model.context_length
+
+    @property
+    def flops_per_token(self) -> int:
+        """Matrix FLOPs that a token costs here: of windows as they are trained on, and without gradients of frozen weights."""
+        windows = self.model.model_copy(update={"context_length": self.window_length})
+        flops = flops_per_token(windows, self.vocabulary_size)
+        if not self.adapter:
+            return flops
+        shape = self.model
+        attention = 6 * shape.n_layers * shape.n_heads * shape.head_dim * self.window_length
+        frozen = (flops - attention) // 6
+        return attention + 4 * frozen + 6 * int(self.adapter.beside(shape).parameters)
 
     @property
     def rows_per_batch(self) -> int:

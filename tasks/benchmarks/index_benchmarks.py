@@ -146,7 +146,7 @@ def _ngrams(item: Any, ends: tuple[int, int], hasher: Any, config: NGramsConfig)
     import numpy as np
 
     from tasks.benchmarks.leaks import searched
-    from tasks.ngrams import ngram_hashes
+    from tasks.ngrams import ngrams_of
 
     start, end = ends
     texts = [
@@ -155,12 +155,15 @@ def _ngrams(item: Any, ends: tuple[int, int], hasher: Any, config: NGramsConfig)
         for words in [hasher(question)]
     ]
     texts += [hasher(text) for text in searched(item)]
-    found: dict[int, list[Any]] = {}
+    texts_by_n: dict[int, list[Any]] = {}
     for words in texts:
         n = min(config.n_gram, len(words))
         if n >= config.min_words:
-            found.setdefault(n, []).append(ngram_hashes(words, n))
-    return {n: np.unique(np.concatenate(hashes)) for n, hashes in found.items()}
+            texts_by_n.setdefault(n, []).append(words)
+    return {
+        n: np.unique(ngrams_of(np.concatenate(same), np.cumsum([0, *map(len, same)]), n)[0])
+        for n, same in texts_by_n.items()
+    }
 
 
 def _without_templates(columns: list[Any], max_items: int) -> tuple[list[Any], int]:

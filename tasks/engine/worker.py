@@ -92,12 +92,16 @@ def build_one(spec_path: Path, position: int) -> dict[str, Any]:
         return {**told, **describe(error), "traceback": redact(traceback.format_exc())}
 
 
+_EXTRAS = ('extra == "office"', 'extra == "s3"')
+"""How requirements end by which it is decided what becomes of a text."""
+
+
 def _libraries() -> dict[str, str]:
-    """Version of each distribution that the project asks for; those that are not installed are not in it."""
+    """Version of each distribution that the project, or an extra that reads text, asks for; those that are not installed are not in it."""
     names = {
         re.split(r"[^A-Za-z0-9._-]", wanted)[0]
         for wanted in importlib.metadata.requires("scratchlm") or ()
-        if "extra ==" not in wanted
+        if "extra ==" not in wanted or wanted.endswith(_EXTRAS)
     }
     found = {}
     for name in names:

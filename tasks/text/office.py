@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from model.errors import StageFailed
 from tasks.engine import process
 
 LIBRARIES = {".pdf": "pypdfium2", ".docx": "mammoth", ".pptx": "python-pptx", ".epub": "resiliparse"}
@@ -156,7 +157,8 @@ def text_of_file(suffix: str, path: Path, limit: int) -> str:
     """The text of a file, pages apart by form feeds.
 
     Raises:
-        BadFile: if it cannot be converted, for whatever reason.
+        BadFile: if it cannot be converted, for whatever reason that lies in it.
+        StageFailed: if the library that converts such files is not there, or cannot be imported.
     """
     from concurrent.futures import TimeoutError as TookTooLong
 
@@ -164,6 +166,8 @@ def text_of_file(suffix: str, path: Path, limit: int) -> str:
         return str(_pool().schedule(_convert, (suffix, path, limit), timeout=_SECONDS).result())
     except TookTooLong:
         raise BadFile(f"its conversion takes longer than {_SECONDS:g} seconds") from None
+    except ImportError as error:
+        raise StageFailed(f"{LIBRARIES[suffix]} is not whole on this computer ({error}): {MEND}") from None
     except Exception as error:
         told = " ".join(str(error).split())[:100]
         raise BadFile(f"it cannot be converted: {type(error).__name__} ({told})") from None

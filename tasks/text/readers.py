@@ -15,7 +15,7 @@ from tasks.tables import sorted_json
 from tasks.text.cut import LARGE_BYTES, cut_text, has_pages
 from tasks.text.documents import text_digest
 from tasks.text.listing import hub_commit, root_of
-from tasks.text.office import BadFile, text_of_file
+from tasks.text.office import LIBRARIES, MEND, BadFile, text_of_file, version_of
 from tasks.text.pieces import (
     Lines,
     RowGroups,
@@ -261,12 +261,30 @@ def _check_unchanged(source: Source, piece: TextPiece, path: Path, stamp: tuple[
         )
 
 
+def _check_converters(piece: TextPiece) -> None:
+    """Refuse to read where other libraries convert than the piece, and so its key, names: on a node of a cluster, say."""
+    listed = dict(told.rsplit(" ", 1) for told in piece.converters)
+    others = [
+        f"{name} {own or 'is missing'} instead of {version}"
+        for name, version in listed.items()
+        if str(own := version_of(name)) != version
+    ]
+    if set(listed) & set(LIBRARIES.values()) and version_of("pebble") is None:
+        others.append("pebble is missing")
+    if others:
+        raise StageFailed(
+            f"files of {piece.source_name} would be converted by other libraries than were listed ({', '.join(others)}): install "
+            f"the same on every computer, {MEND} with constraints.txt"
+        )
+
+
 def read_piece(config: IngestConfig, piece: TextPiece, convert: Convert) -> Iterator[tuple[Source, Record]]:
     """Every record of a piece, in the order of path and row.
 
     Raises:
-        StageFailed: if its source is not what was listed any more.
+        StageFailed: if its source is not what was listed any more, or other libraries would convert it.
     """
+    _check_converters(piece)
     source = next(source for source in config.sources if source.name == piece.source_name)
     limit = config.max_document_bytes
     if piece.dataset is not None:

@@ -45,19 +45,48 @@ def _is_file(file_system: Any, path: str) -> bool:
     return not path.endswith("/") and bool(file_system.isfile(path))
 
 
+def _linked_files(file_system: Any, folder: str) -> Iterator[str]:
+    """The files that the list of a web server's folder has links to, and those of folders below it."""
+    for path in sorted(info["name"] for info in file_system.ls(folder, detail=True)):
+        below = path.removeprefix(folder)
+        parts = below.split("/")
+        # Links that sort the list, to a place in it, to itself, up, or to no page at all, such as mailto.
+        if not path.startswith(folder) or not below or ".." in parts or parts[-1].startswith(("?", "#")):
+            continue
+        if ":" in parts[0]:
+            continue
+        if below.endswith("/"):
+            yield from _linked_files(file_system, path)
+        else:
+            yield path
+
+
+def _infos(file_system: Any, root: str) -> dict[str, dict[str, Any]]:
+    """What is told of every file at or below a path; raises what a folder that cannot be listed raises."""
+    from fsspec.spec import AbstractFileSystem
+
+    if _is_file(file_system, root):
+        return {root: file_system.info(root)}
+    if root.startswith(("http://", "https://")):
+        # fsspec's own walk takes the end of a folder's name away, asks for a page of that name, and passes over errors.
+        return {path: file_system.info(path) for path in _linked_files(file_system, root)}
+    # The walk that fsspec has for file systems without one of their own passes over folders that do not answer.
+    is_general = type(file_system).find is AbstractFileSystem.find and not file_system.async_impl
+    strict = {"on_error": "raise"} if is_general else {}
+    found: dict[str, dict[str, Any]] = file_system.find(root, detail=True, **strict)
+    return found
+
+
 def list_remote(url: str) -> tuple[list[tuple[str, int, str]], list[tuple[str, str]]]:
     """Every file at or below a URL: its path below it, its size in bytes and its version; and what is hidden, and why.
 
     Raises:
-        InputError: if it cannot be listed, or a server does not tell versions.
+        InputError: if it, or a folder or file below it, cannot be listed, or a server does not tell versions.
     """
     file_system, root = _open(url)
     try:
         file_system.invalidate_cache()
-        if _is_file(file_system, root):
-            infos = {root: file_system.info(root)}
-        else:
-            infos = file_system.find(root, detail=True)
+        infos = _infos(file_system, root)
     except Exception as error:  # each file system has its own
         raise InputError(
             f"ingest.sources: {url!r} cannot be listed ({type(error).__name__}: {str(error)[:200]}): correct the URL, "
@@ -66,18 +95,14 @@ def list_remote(url: str) -> tuple[list[tuple[str, int, str]], list[tuple[str, s
     entries, skipped = [], []
     for path, info in infos.items():
         name = path.rsplit("/", 1)[-1] if path == root else path.removeprefix(root.rstrip("/") + "/")
-        if name.startswith("?"):
-            continue  # a link of the page itself, which sorts it otherwise
         if any(part.startswith(".") for part in name.split("/")):
             skipped.append((name, "hidden"))
+        elif info.get("size") is None:
+            raise InputError(
+                f"ingest.sources: the server of {url!r} does not tell the size of {name}: download it"
+            )
         else:
-            # What lists a folder of a web server tells neither size nor version; each file does.
-            full = info if any(info.get(one) for one in _VERSIONS) else file_system.info(path)
-            if full.get("size") is None:
-                raise InputError(
-                    f"ingest.sources: the server of {url!r} does not tell the size of {name}: download it"
-                )
-            entries.append((name, int(full["size"]), _version(url, full)))
+            entries.append((name, int(info["size"]), _version(f"{url} ({name})", info)))
     return sorted(entries), sorted(skipped)
 
 

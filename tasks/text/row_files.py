@@ -5,6 +5,7 @@ import io
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -27,6 +28,10 @@ from tasks.text.records import (
 from tasks.text.sources import Kind, Source
 
 _BATCH_BYTES = 16_000_000
+_SMALL_GROUP_BYTES = 32_000_000
+"""Of a row group of at most so much, unpacked, equal texts are one in memory. pyarrow holds all texts of the group for that."""
+_MOST_OF_A_BATCH_BYTES = 4_000_000_000
+"""What the rows of a batch may come to if each of them is all that a larger row group holds."""
 _BYTE_ARRAYS = ("string", "large_string", "binary", "large_binary")
 
 
@@ -208,8 +213,8 @@ def read_parquet_rows(
 ) -> Iterator[Record]:
     """Every record of a Parquet file, or of a range of its row groups; of a damaged one, those of its whole row groups.
 
-    The footer says how many rows and bytes are lost with a row group. Equal texts stay one in memory, so that a
-    small file cannot become a large one.
+    The footer says how many rows and bytes are lost with a row group. Memory is that of some rows, however large a row
+    group is, and however often it repeats a text that it keeps once.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -218,7 +223,9 @@ def read_parquet_rows(
     try:
         schema = pq.read_schema(path)
         texts = [field.name for field in schema if str(field.type) in _BYTE_ARRAYS]
-        file = pq.ParquetFile(path, read_dictionary=texts, page_checksum_verification=True)
+        opened = partial(pq.ParquetFile, path, page_checksum_verification=True)
+        # A page at a time, where pyarrow by itself reads all of a row group's column.
+        file, small = opened(buffer_size=2**20, pre_buffer=False), opened(read_dictionary=texts)
     except faults as error:
         size = path.stat().st_size
         yield Record(where, None, error=f"unreadable: {type(error).__name__}", size=size, rows=None)
@@ -232,7 +239,10 @@ def read_parquet_rows(
         row, row_size = first, max(1, footer.total_byte_size // max(1, footer.num_rows))
         first += footer.num_rows
         try:
-            for batch in file.iter_batches(max(1, min(1024, _BATCH_BYTES // row_size)), row_groups=[group]):
+            rows, reader = min(1024, _BATCH_BYTES // row_size), small
+            if footer.total_byte_size > _SMALL_GROUP_BYTES:
+                rows, reader = min(rows, _MOST_OF_A_BATCH_BYTES // footer.total_byte_size), file
+            for batch in reader.iter_batches(max(1, rows), row_groups=[group]):
                 for i in range(batch.num_rows):
                     value = _row_of(batch.slice(i, 1))
                     yield kept_record(convert(source, where, row, value), row_size, limit)

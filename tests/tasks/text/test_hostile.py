@@ -229,6 +229,25 @@ def test_a_small_parquet_file_does_not_become_a_large_one(tmp_path: Path):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1_000_000  # of 30 GB, in KiB
 
 
+def test_a_large_row_group_is_read_a_few_rows_at_a_time(tmp_path: Path):
+    from tasks.text.readers import from_mapping, read_file
+
+    texts = [os.urandom(1_000).hex() for _ in range(40_000)]
+    pq.write_table(pa.table({"text": texts}), tmp_path / "large.parquet")
+    assert pq.read_metadata(tmp_path / "large.parquet").num_row_groups == 1
+    source = Source(path=str(tmp_path / "large.parquet"))
+    before = pa.total_allocated_bytes()
+    held = 0
+    for record, text in zip(
+        read_file(source, "large.parquet", tmp_path / "large.parquet", from_mapping, 10_000),
+        texts,
+        strict=True,
+    ):
+        assert record.text == text
+        held = max(held, pa.total_allocated_bytes() - before)
+    assert held < 20_000_000  # of 80
+
+
 @given(
     st.text(string.ascii_letters + string.digits + "._%+-' ", max_size=30),
     st.from_regex(

@@ -15,11 +15,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from model.errors import InputError
+from model.errors import InputError, StageFailed
 from tasks.engine.sources import SourceDigests
-from tasks.text import office
+from tasks.text import office, readers
 from tasks.text.listing import list_source
-from tasks.text.pieces import list_pieces
+from tasks.text.pieces import TextPiece, list_pieces
+from tasks.text.readers import read_piece
+from tasks.text.records import from_mapping
 from tasks.text.sources import IngestConfig, Source
 from tests.tasks.text.test_ingest import run
 
@@ -232,6 +234,39 @@ def test_what_converts_a_file_is_in_its_piece_alone(tmp_path: Path, monkeypatch:
     monkeypatch.setitem(office.LIBRARIES, ".docx", "nobody-has-this")
     with pytest.raises(InputError, match=r"docx needs pip install 'scratchlm\[office\]'"):
         list_source(sources[0])
+
+
+@pytest.mark.parametrize("missing", ["mammoth", "pebble"])
+def test_a_computer_with_other_converters_reads_no_such_piece(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str
+):
+    """What the piece names is in its key, and the key must not come to have two contents."""
+    (tmp_path / "a.docx").write_bytes(docx())
+    config = IngestConfig(sources=(Source(path=str(tmp_path)),))
+    (values,) = list_pieces(config, SourceDigests()).each
+    piece = TextPiece.model_validate(values)
+    ((_, record),) = read_piece(config, piece, from_mapping)
+    assert record.text
+    own = {name: office.version_of(name) for name in ("mammoth", "pebble")}
+    monkeypatch.setattr(readers, "version_of", {**own, missing: None}.get)
+    with pytest.raises(StageFailed, match=f"{missing} is missing"):
+        list(read_piece(config, piece, from_mapping))
+
+
+def test_a_library_that_cannot_be_imported_is_no_fault_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "a.docx").write_bytes(docx())
+    (tmp_path / "library").mkdir()
+    (tmp_path / "library" / "mammoth.py").write_text("raise ImportError('libxyz.so is not there')")
+    monkeypatch.syspath_prepend(str(tmp_path / "library"))
+    office._pool.cache_clear()
+    try:
+        with pytest.raises(StageFailed, match=r"mammoth is not whole on this computer \(libxyz"):
+            office.text_of_file(".docx", tmp_path / "a.docx", 10_000)
+    finally:
+        office._pool().stop()
+        office._pool.cache_clear()
 
 
 def test_bz2_and_other_encodings(tmp_path: Path):

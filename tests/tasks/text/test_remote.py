@@ -13,7 +13,7 @@ from model.errors import InputError, StageFailed
 from tasks.engine.process import free_port
 from tasks.engine.sources import SourceDigests
 from tasks.text.pieces import list_pieces
-from tasks.text.remote import fetched
+from tasks.text.remote import fetched, list_remote
 from tasks.text.sources import IngestConfig, Source
 from tests.tasks.text.test_ingest import run
 
@@ -142,6 +142,30 @@ def test_files_of_a_web_server_are_read_and_a_change_is_seen(web: tuple[Path, st
     (folder / "in" / "a.txt").write_text("Größe")
     after = list_pieces(config(f"{url}/in/a.txt"), SourceDigests()).each
     assert before != after
+
+
+def test_a_folder_of_a_web_server_is_read_as_far_as_it_goes(web: tuple[Path, str]):
+    folder, url = web
+    below = folder / "in" / "sub"
+    below.mkdir(parents=True)
+    (folder / "in" / "a.txt").write_text("one")
+    (below / "b.txt").write_text("two")
+
+    def links(at: Path, *names: str) -> None:
+        (at / "index.html").write_text("".join(f'<a href="{name}">x</a>' for name in names))
+
+    # As Apache and nginx write them: what sorts a list, a place in it, the folder above, whom to write to.
+    links(folder / "in", "?C=N;O=D", "#top", "/", "../", "mailto:a@b.org", "a.txt", "sub/")
+    links(below, "?C=S;O=A", "/in/", "../", "b.txt")
+    names = [name for name, *_ in list_remote(f"{url}/in/")[0]]
+    assert names == ["a.txt", "sub/b.txt"]
+    # Less than all of it is none of it.
+    links(folder / "in", "a.txt", "sub/", "gone/")
+    with pytest.raises(InputError, match=r"cannot be listed.*gone"):
+        list_remote(f"{url}/in/")
+    links(folder / "in", "a.txt", "gone.txt")
+    with pytest.raises(InputError, match=r"cannot be listed.*gone\.txt"):
+        list_remote(f"{url}/in/")
 
 
 def test_a_server_that_tells_no_version_is_refused(web: tuple[Path, str], monkeypatch: pytest.MonkeyPatch):

@@ -6,7 +6,7 @@ what a process held at its peak. Published estimates of the kind: Korthikanti et
 activations, Rajbhandari et al. 2019 (arXiv 1910.02054, figure 1) for the stages of ZeRO.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from model.chunks import head_rows
@@ -277,7 +277,9 @@ def lay_out(
     micro_batch: int = 0,
     zero_stage: int | None = None,
     highest_stage: int = 3,
+    lowest_stage: int = 0,
     recompute: Recompute | None = None,
+    recomputed_block: int = 0,
     beside: Beside | None = None,
 ) -> Plan:
     """The first layout that fits, of those that cost least: longer passes before shorter ones, and then first a higher ZeRO stage,
@@ -286,12 +288,15 @@ def lay_out(
     Args:
         windows: of a step, on one rank.
         memory_bytes: of one rank; None if nobody knows, and then it fits.
-        highest_stage: that may be chosen.
+        highest_stage, lowest_stage: that may be chosen.
+        recomputed_block: with `recompute` none, of every so many blocks one keeps its input alone; 0 for no such block.
         micro_batch, zero_stage, recompute: given, and not chosen; 0 or None leaves them open.
         beside: what is trained, if that is not the weights themselves.
     """
     first = 1 if ranks > 1 or dtype == "bfloat16" else 0
     stages = [stage for stage in (first, 2, 3) if stage <= highest_stage] if ranks > 1 else [first]
+    # Keys that need a stage are told of, and not overruled, where it cannot be.
+    stages = [stage for stage in stages if stage >= lowest_stage] or [min(highest_stage, lowest_stage)]
     stages = stages if zero_stage is None else [zero_stage]
     modes: list[Recompute] = ["none", "selective", "full"] if recompute is None else [recompute]
     divisors = [size for size in range(windows, 0, -1) if windows % size == 0]
@@ -302,8 +307,8 @@ def lay_out(
     how = {"dtype": dtype, "optimizer": optimizer, "ranks": ranks, "averaging": averaging}
     how |= {"on_cpu": on_cpu, "beside": beside}
 
-    def plan(size: int, stage: int, mode: Recompute) -> Plan:
-        needs = memory(
+    def needs_of(size: int, stage: int, mode: Recompute) -> Memory:
+        return memory(
             config,
             vocabulary_size,
             micro_batch=size,
@@ -312,6 +317,12 @@ def lay_out(
             recompute=mode,
             **how,  # type: ignore[arg-type]
         )
+
+    def plan(size: int, stage: int, mode: Recompute) -> Plan:
+        needs = needs_of(size, stage, mode)
+        if recomputed_block:
+            saved = needs.activations - needs_of(size, stage, "full").activations
+            needs = replace(needs, activations=needs.activations - saved // recomputed_block)
         fits = memory_bytes is None or needs.total <= _SHARE_OF_MEMORY * memory_bytes
         return Plan(size, stage, mode, needs, fits)
 

@@ -79,7 +79,9 @@ def _newest_first(folder: Path) -> list[Path]:
         OSError: if it cannot be listed now, of which `Path.glob` would make none at all.
     """
     with suppress(FileNotFoundError):
-        return [folder / name for name in sorted(os.listdir(folder), reverse=True) if name.startswith("step-")]
+        return [
+            folder / name for name in sorted(os.listdir(folder), reverse=True) if name.startswith("step-")
+        ]
     return []
 
 

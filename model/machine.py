@@ -72,10 +72,27 @@ LEAST_STAGE = {"offload_optimizer": 1, "offload_param": 3, "zero_hpz_partition_s
 """Keys of deepspeed.zero_optimization that DeepSpeed passes over at lower stages."""
 
 
+def _asks_for_something(name: str, value: Any) -> bool:
+    """Whether one of these keys is more than what DeepSpeed does without it."""
+    if name == "zero_hpz_partition_size":
+        return bool(value != 1)
+    return isinstance(value, dict) and value.get("device", "none") != "none"
+
+
+def needed_stages(given: dict[str, Any]) -> dict[str, int]:
+    """The least ZeRO stage of each key of `deepspeed` that does something from one on."""
+    keys = given.get("zero_optimization", {})
+    return {
+        name: least
+        for name, least in LEAST_STAGE.items()
+        if name in keys and _asks_for_something(name, keys[name])
+    }
+
+
 def without_effect(given: dict[str, Any], zero_stage: int) -> str:
     """What to say of a key of `deepspeed` that does nothing at a ZeRO stage; empty if there is none."""
-    for name, least in LEAST_STAGE.items():
-        if name in given.get("zero_optimization", {}) and zero_stage < least:
+    for name, least in needed_stages(given).items():
+        if zero_stage < least:
             return (
                 f"deepspeed.zero_optimization.{name} does nothing at ZeRO stage {zero_stage}: set zero_stage to "
                 f"{least}{' or more' if least < 3 else ''}, or leave it out"
@@ -92,7 +109,9 @@ def _check_deepspeed(given: dict[str, Any], path: str = "deepspeed") -> None:
                 f"{path}.{name} is unknown, or may change what is learnt, which the recipe decides, and no machine: leave it out{others}"
             )
         at = f"{path}.{name}"
-        if isinstance(value, dict) and (at in _FOLLOWS or at in _MAY_BE_ADDED):
+        if at in _FOLLOWS or at in _MAY_BE_ADDED:
+            if not isinstance(value, dict):
+                raise ValueError(f"{at} is {value!r} and not keys with values: give it some, or leave it out")
             _check_deepspeed(value, at)
 
 

@@ -3,6 +3,8 @@
 import json
 import re
 from collections.abc import Iterable, Iterator
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -75,16 +77,24 @@ def _draws(digests: "np.ndarray", pieces: "np.ndarray") -> "np.ndarray":
     return mixed ^ (mixed >> np.uint64(31))
 
 
-def _piece(text: str, number: int, size: int) -> str:
-    """One of the pieces of `size` bytes of a text, never larger, and without the words that lie across its ends."""
-    data = text.encode()
+_SPACES = (b" ", b"\n", b"\t", b"\r")
+
+
+def _piece(data: bytes, number: int, size: int) -> str:
+    """One of the pieces of `size` bytes of a text, never larger, and without the words that lie across its ends.
+
+    Args:
+        data: the text in UTF-8.
+    """
     start, end = number * size, (number + 1) * size
     piece = data[start:end]
     # Where there is no white space, as in Japanese, a letter at most is lost.
-    if start > 0 and 0 < (space := piece.find(b" ")) <= size // 2:
-        piece = piece[space:]
-    if end < len(data) and (space := piece.rfind(b" ")) >= size // 2:
-        piece = piece[:space]
+    first = min((at for space in _SPACES if (at := piece.find(space)) >= 0), default=0)
+    if start > 0 and 0 < first <= size // 2:
+        piece = piece[first:]
+    last = max(piece.rfind(space) for space in _SPACES)
+    if end < len(data) and last >= size // 2:
+        piece = piece[:last]
     return piece.decode(errors="ignore")
 
 
@@ -108,11 +118,14 @@ class Sample:
         for shard, picked in zip(self.documents.shards, chosen, strict=True):
             if not len(picked):
                 continue
-            texts = read_table(shard / DOCUMENTS, ["text"]).column("text").take(picked[:, 0])
-            for text, number in zip(texts.to_pylist(), picked[:, 1].tolist(), strict=True):
-                piece = _piece(text, number, size) if size else text
-                self.n_bytes += len(piece.encode())
-                yield piece
+            texts = read_table(shard / DOCUMENTS, ["text"]).column("text")
+            for row, pieces in groupby(picked.tolist(), key=itemgetter(0)):
+                # Once, however many pieces of it are taken.
+                data = texts[row].as_py().encode()
+                for _, number in pieces:
+                    piece = _piece(data, number, size) if size else data.decode()
+                    self.n_bytes += len(piece.encode())
+                    yield piece
 
     def choose(self) -> "tuple[int, list[np.ndarray]]":
         """Size of a piece in bytes, 0 for whole documents; and of each shard rows and numbers of pieces, int64 (n, 2)."""

@@ -5,7 +5,6 @@ the same bits.
 """
 
 import os
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from model.adapters import LowRankAdapter
 from model.budget import Plan, lay_out
 from model.config import ModelConfig, TrainConfig
 from model.errors import InputError
-from model.machine import TrainingMachine, without_effect
+from model.machine import TrainingMachine, needed_stages, without_effect
 from model.train_spec import TrainSpec
 
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
@@ -74,16 +73,14 @@ def lay_out_training(
         zero_stage=None if machine.zero_stage == "auto" else machine.zero_stage,
         # Compiled blocks, and pairs of different lengths on each rank, do not work at stage 3.
         highest_stage=2 if machine.compile is True or windows_per_row > 1 else 3,
+        lowest_stage=max(needed_stages(machine.deepspeed).values(), default=0),
         beside=adapter.beside(model) if adapter else None,
     )
-    micro_batch = machine.windows_per_micro_batch * windows_per_row
-    if not isinstance(mode, int):
-        return layout(micro_batch=micro_batch, recompute=None if mode == "auto" else mode)
-    # Every k-th block keeps its input alone.
-    none = layout(micro_batch=micro_batch, recompute="none")
-    full = layout(micro_batch=none.micro_batch, recompute="full").memory.activations
-    kept = none.memory.activations - (none.memory.activations - full) // mode
-    return replace(none, memory=replace(none.memory, activations=kept))
+    return layout(
+        micro_batch=machine.windows_per_micro_batch * windows_per_row,
+        recompute="none" if isinstance(mode, int) else None if mode == "auto" else mode,
+        recomputed_block=mode if isinstance(mode, int) else 0,
+    )
 
 
 def lay_out_spec(spec: TrainSpec, memory_bytes: float | None) -> Plan:
@@ -136,8 +133,10 @@ def want_of_memory(plan: Plan, memory_bytes: float | None, machine: TrainingMach
     On CUDA only what surely exists is counted, since the rest was measured on CPUs; of what is offloaded to the host nothing is
     known.
     """
-    is_offloaded = any(name.startswith("offload") for name in machine.deepspeed.get("zero_optimization", {}))
-    if memory_bytes is None or is_offloaded:
+    keys = machine.deepspeed.get("zero_optimization", {})
+    places = [keys[name]["device"] for name in needed_stages(machine.deepspeed) if name.startswith("offload")]
+    # On a CPU the memory of the host is the same.
+    if memory_bytes is None or "nvme" in places or (places and machine.device == "cuda"):
         return ""
     needs, has = float(plan.memory.total), memory_bytes
     if machine.device == "cuda":

@@ -1,8 +1,10 @@
 """The tokenizer and the token shards."""
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -110,14 +112,26 @@ def test_a_sample_is_near_its_size_and_opens_only_what_it_takes(tmp_path: Path, 
     assert list(Sample(documents, selection, "train", 5_000)) == few
 
 
-def test_of_one_large_document_pieces_are_taken(tmp_path: Path, speeches: list[Path]):
-    text = " ".join("".join(path.read_text() for path in speeches).split())[:1_000_000]
+@pytest.mark.parametrize("space", [" ", "\n", "\t"])
+def test_of_one_large_document_pieces_are_taken(tmp_path: Path, speeches: list[Path], space: str):
+    text = space.join("".join(path.read_text() for path in speeches).split())[:1_000_000]
     pieces = list(Sample(*write(tmp_path, [text]), "train", 100_000))
     assert 0.8 * 100_000 < sum(len(piece.encode()) for piece in pieces) <= 100_000
     assert len(pieces) == 100
     assert text.index(pieces[50]) > 250_000
     words = set(text.split())
     assert all(word in words for piece in pieces for word in piece.split())
+
+
+def test_of_a_large_document_no_more_than_its_text_is_held(tmp_path: Path):
+    text = "abcdefg " * 1_000_000
+    sample = iter(Sample(*write(tmp_path, [text]), "train", 1_000_000))
+    tracemalloc.start()
+    try:
+        assert sum(len(piece) for piece in sample) > 900_000
+        assert tracemalloc.get_traced_memory()[1] < 4 * len(text)  # of a copy for each of a hundred pieces
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_small_text_gives_a_small_vocabulary(tmp_path: Path):

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from model.budget import Plan
 from model.config import ModelConfig, TrainConfig
 from model.errors import InputError
 from model.machine import TrainingMachine
@@ -127,16 +128,49 @@ def test_what_may_fit_is_not_refused(monkeypatch: pytest.MonkeyPatch):
     assert settled(spec(TextObjective(), zero_stage=2, deepspeed=offload, **tiny))
 
 
-def test_every_kth_block_keeps_less_than_all_and_more_than_none_of_them():
-    def kept(mode: int | str) -> int:
-        machine = TrainingMachine.model_validate({"device": "cpu", "activation_checkpointing": mode})
-        made = spec(TextObjective())
-        return lay_out_training(
-            made.model, made.train, made.vocabulary_size, machine, None
-        ).memory.activations
+def zero(offload: dict) -> dict:
+    """Keys that put the optimizer's state elsewhere."""
+    return {"zero_optimization": {"offload_optimizer": offload}}
 
-    sizes = [kept(mode) for mode in ("full", 2, 3, 6, "none")]
+
+def test_a_stage_that_is_open_becomes_what_keys_need():
+    for name, value, stage in (
+        ("offload_optimizer", {"device": "cpu"}, 1),
+        ("offload_param", {"device": "cpu"}, 3),
+        ("zero_hpz_partition_size", 2, 3),
+    ):
+        keys = {"zero_optimization": {name: value}}
+        made = spec(TextObjective(), memory_gigabytes=100, deepspeed=keys)
+        assert settled(made).machine.zero_stage == stage
+        if stage == 3:
+            with pytest.raises(InputError, match=rf"{name} does nothing at ZeRO stage 2"):
+                settled(spec(TextObjective(), memory_gigabytes=100, deepspeed=keys, compile=True))
+
+
+@pytest.mark.parametrize(("device", "is_told"), [("none", True), ("cpu", True), ("nvme", False)])
+def test_what_is_put_into_the_same_memory_takes_it(device: str, is_told: bool):
+    made = spec(TextObjective(), memory_gigabytes=0.001, deepspeed=zero({"device": device}))
+    if is_told:
+        with pytest.raises(InputError, match="needs about"):
+            settled(made)
+    else:
+        assert settled(made)
+
+
+def test_every_kth_block_keeps_less_than_all_and_more_than_none_of_them():
+    made = spec(TextObjective())
+
+    def laid_out(mode: int | str, memory_bytes: float | None = None) -> Plan:
+        given = {"device": "cpu", "activation_checkpointing": mode, "windows_per_micro_batch": 1}
+        machine = TrainingMachine.model_validate(given)
+        return lay_out_training(made.model, made.train, made.vocabulary_size, machine, memory_bytes)
+
+    sizes = [laid_out(mode).memory.total for mode in ("full", 2, 3, 6, "none")]
     assert sizes == sorted(set(sizes))
+    # It fits where it does, and not where all of the blocks would have to.
+    enough = 1.3 * sizes[1]
+    assert laid_out(2, enough).fits
+    assert not laid_out("none", 1.3 * sizes[0]).fits
 
 
 def test_a_trial_is_of_the_machine_that_is_given():
@@ -146,4 +180,13 @@ def test_a_trial_is_of_the_machine_that_is_given():
     of_two = _as_one_of(TrainingMachine(device="cpu", ranks=2, zero_stage=3, deepspeed=offload))
     assert (of_two.ranks, of_two.zero_stage, of_two.deepspeed) == (1, "auto", {"zero_optimization": {}})
     with pytest.raises(ValidationError, match="offload_optimizer does nothing at ZeRO stage 0"):
-        TrainingMachine(zero_stage=0, deepspeed={"zero_optimization": {"offload_optimizer": {}}})
+        TrainingMachine(zero_stage=0, deepspeed=zero({"device": "cpu"}))
+    # What DeepSpeed does without them, too, may be said at every stage.
+    for device in ({}, {"device": "none"}):
+        assert TrainingMachine(zero_stage=0, deepspeed=zero(device))
+    same = {"zero_optimization": {"zero_hpz_partition_size": 1}}
+    assert settled(spec(TextObjective(), memory_gigabytes=100, deepspeed=same)).machine.zero_stage == 1
+    with pytest.raises(ValidationError, match=r"zero_optimization is None and not keys"):
+        TrainingMachine(zero_stage=2, deepspeed={"zero_optimization": None})
+    with pytest.raises(ValidationError, match=r"zero_optimization is None and not keys"):
+        TrainingMachine(deepspeed={"zero_optimization": None})

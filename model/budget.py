@@ -224,9 +224,11 @@ class Accelerator:
 ACCELERATORS = (
     Accelerator("b200", 2250e12, 192e9),
     Accelerator("h200", 989e12, 141e9),
+    Accelerator("h100 pcie", 756e12, 80e9),
     Accelerator("h100", 989e12, 80e9),
     Accelerator("a100", 312e12, 80e9),
     Accelerator("l40s", 362e12, 48e9),
+    Accelerator("l40", 181e12, 48e9),
     Accelerator("l4", 121e12, 24e9),
     Accelerator("rtx 5090", 210e12, 32e9),
     Accelerator("rtx 4090", 165e12, 24e9),
@@ -236,8 +238,8 @@ ACCELERATORS = (
 
 def accelerator_named(name: str) -> Accelerator | None:
     """The kind of device that a name such as "NVIDIA H100 80GB HBM3" means, if it is known."""
-    words = name.lower().replace("-", " ").replace("_", " ")
-    return next((kind for kind in ACCELERATORS if kind.name in words), None)
+    words = f" {name.lower().replace('-', ' ').replace('_', ' ')} "
+    return next((kind for kind in ACCELERATORS if f" {kind.name} " in words), None)
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,12 @@ from tasks.engine.ranks import Rank
 
 
 @contextmanager
-def reading(machine: TrainingMachine, rank: Rank) -> Iterator[str]:
-    """Have the threads of this rank, and those of the others within reach; yields its device."""
+def reading(machine: TrainingMachine, rank: Rank, mend: str = "") -> Iterator[str]:
+    """Have the threads of this rank, and those of the others within reach; yields its device.
+
+    Args:
+        mend: what makes it need less memory, such as "lower machine.evaluation_batch".
+    """
     import torch
     import torch.distributed as dist
 
@@ -24,21 +28,24 @@ def reading(machine: TrainingMachine, rank: Rank) -> Iterator[str]:
     if rank.work is None:
         torch.set_num_threads(own_threads)
     if rank.count == 1:
-        with fitting():
+        with fitting(mend):
             yield device
         return
     # They exchange rows and figures, which are on the host. Who hangs is found by whoever watches them.
     dist.init_process_group("gloo", timeout=timedelta(weeks=52))
     try:
-        with fitting():
+        with fitting(mend):
             yield device
     finally:
         dist.destroy_process_group()
 
 
 @contextmanager
-def fitting() -> Iterator[None]:
+def fitting(mend: str = "") -> Iterator[None]:
     """Say what to do where memory runs out in the body.
+
+    Args:
+        mend: what makes it need less.
 
     Raises:
         InputError: if it does.
@@ -53,7 +60,7 @@ def fitting() -> Iterator[None]:
             raise
         first_line = str(error).split("\n")[0][:300]
         raise InputError(
-            f"the model cannot be read in this memory ({first_line}): lower machine.evaluation_batch, or take another device"
+            f"the model cannot be read in this memory ({first_line}): {f'{mend}, or ' if mend else ''}take another device"
         ) from error
 
 

@@ -268,10 +268,12 @@ def _cluster(machine: Machine, store: Path) -> Iterator[Finding]:
     store.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".doctor-", dir=store.absolute()) as name:
         own = examine_here(Path(name))
-        nodes = examine_cluster(cluster, Path(name))  # type: ignore[arg-type]
+        nodes, unheard = examine_cluster(cluster, Path(name))  # type: ignore[arg-type]
     if not nodes:
         mend = "look whether jobs start there, and whether the nodes see the store"
         yield Finding(f"{cluster.kind} cluster", FAULT, "no node answered", mend)
+    for silent in unheard:
+        yield Finding(f"{cluster.kind} node", WARNING, f"{silent}: not examined", "look at it, and ask again")
     for node in nodes:
         told = compare(own, node)
         mend = "the same checkout, `pip install -c constraints.txt -e .`, and the same path of the store on every node"

@@ -11,8 +11,10 @@ from model.config import flops_per_token
 from model.errors import InputError
 from model.files import read_record, write_record
 from model.machine import TrainingMachine
+from tasks.engine.code import code_digests
 from tasks.engine.keys import digest
 from tasks.engine.on_ranks import has_ranks_elsewhere
+from tasks.engine.resolve import library_version
 from tasks.training.fit import LIBRARIES_BYTES, lay_out_training, memory_of_rank, want_of_memory
 from tasks.training.probe import probe_training
 from tasks.training.settings import TrainModelConfig
@@ -71,6 +73,9 @@ def probed(
             "vocabulary_size": vocabulary_size,
             "machine": place.machine.model_dump(include=set(TrainingMachine.model_fields)),
             "host": socket.gethostname(),
+            # What was measured with other code, or other libraries, says nothing of this.
+            "code": code_digests("tasks.training.probe"),
+            "libraries": {name: library_version(name) for name in ("torch", "deepspeed")},
         }
     )
     path = place.store.root / "probes" / f"{key}.json"

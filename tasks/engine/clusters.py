@@ -22,7 +22,7 @@ class RayCluster(Config):
     kind: Literal["ray"] = Field(description="ray: tasks of a Ray cluster.")
     address: str = Field(
         "auto",
-        description="Where the cluster is: auto (RAY_ADDRESS, or the one on this machine) or HOST:PORT.",
+        description="Where the cluster is: auto (RAY_ADDRESS, or the one on this machine), HOST:PORT, or ray://HOST:PORT from outside.",
     )
     cpus_per_job: float = Field(
         1.0, gt=0, description="Cores that a job takes of a node; each rank of a training, too."
@@ -54,9 +54,11 @@ class SlurmCluster(Config):
     time: str = Field(
         "4:00:00",
         pattern=r"^(\d+-)?\d+(:\d+){0,2}$",
-        description="Longest time of a job, [D-]H:M:S; what it did not come to goes into the next one.",
+        description="Longest time of a job, [D-]H:M:S; what it did not come to goes into the next one, and a training goes on there.",
     )
-    cpus_per_job: int = Field(1, ge=1, description="Cores of a job, and of each rank of a training.")
+    cpus_per_job: int = Field(
+        1, ge=1, description="Cores of a job; a node of a training has so many for each of its ranks."
+    )
     sbatch: dict[str, str] = Field(
         {}, description="More options of sbatch by their long names, such as account or mem-per-cpu."
     )

@@ -44,9 +44,9 @@ def describe(error: BaseException) -> dict[str, Any]:
     }
 
 
-def raise_described(described: dict[str, Any]) -> None:
-    """Raise what `describe` told of a shard, with its position and its node, and how it is built alone."""
-    alone = f"`scratchlm task STAGE RECIPE --shard {described['position']}` builds it here"
+def raise_described(described: dict[str, Any], stage: str) -> None:
+    """Raise what `describe` told of a shard of a stage, with its position and its node, and how it is built alone."""
+    alone = f"`scratchlm task {stage} RECIPE --shard {described['position']}` builds it here"
     sentence = f"shard {described['position']} on {described['host']}: {described['error']} ({alone})"
     if described["kind"] == "input":
         raise InputError(sentence)

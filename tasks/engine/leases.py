@@ -16,7 +16,7 @@ from pathlib import Path
 TOUCH_SECONDS, STALE_SECONDS = 5.0, 30.0
 
 
-def _now(folder: Path) -> float:
+def file_system_time(folder: Path) -> float:
     """The time by the clock of the file system that a folder is on."""
     probe = folder / f".clock-{uuid.uuid4().hex}"
     probe.touch()
@@ -44,7 +44,7 @@ def is_held(path: Path) -> bool:
         touched = os.fstat(descriptor).st_mtime
     finally:
         os.close(descriptor)
-    return _now(path.parent) - touched < STALE_SECONDS
+    return file_system_time(path.parent) - touched < STALE_SECONDS
 
 
 def is_held_elsewhere(path: Path) -> bool:
@@ -62,7 +62,7 @@ def _is_left_over(path: Path) -> bool:
         touched = path.stat().st_mtime
     except FileNotFoundError:
         return False
-    return mine or _now(path.parent) - touched >= STALE_SECONDS
+    return mine or file_system_time(path.parent) - touched >= STALE_SECONDS
 
 
 def _remove_stale(path: Path) -> None:
@@ -89,7 +89,7 @@ def _remove_left_over(taking: Path) -> None:
         touched = taking.stat().st_mtime
     except FileNotFoundError:
         return
-    if _now(taking.parent) - touched >= STALE_SECONDS:
+    if file_system_time(taking.parent) - touched >= STALE_SECONDS:
         with suppress(OSError):
             taking.rmdir()
 

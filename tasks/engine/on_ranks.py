@@ -6,6 +6,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +74,16 @@ def _watch(launcher: Launcher, work: Path, hang_seconds: float) -> int:
     """Wait for the ranks, and tell how far they are; returns the status with which they ended."""
     last_change, last_seen = time.monotonic(), None
     looked, finished = last_change, None
+    missed: tuple[str, str] | None = None
     while (status := launcher.poll()) is None:
         time.sleep(0.2)
+        if finished is None and (work / ranks.RESULT).exists():
+            finished = time.monotonic()
+        if finished:
+            # What a library does when its process ends may wait for a server for ever.
+            if time.monotonic() - finished > _LEAVING_SECONDS:
+                return 0
+            continue
         steps = read_json(work / ranks.PROGRESS)
         if steps:
             progress(*steps)
@@ -87,14 +96,19 @@ def _watch(launcher: Launcher, work: Path, hang_seconds: float) -> int:
             last_change, last_seen = time.monotonic(), seen
         stuck = _stuck(work, time.monotonic() - last_change, hang_seconds)
         if time.monotonic() - looked > TOUCH_SECONDS:
-            stuck, looked = stuck or launcher.lost(), time.monotonic()
+            looked, missed_before, missed = time.monotonic(), missed, launcher.lost()
+            # Twice: a store that did not answer for a while makes all look lost to whoever looks first.
+            if missed and missed == missed_before:
+                stuck = stuck or _told_of_lost(*missed, ranks.presences(work))
         if stuck:
             raise StageFailed(stuck, retryable=True)
-        if finished is None and (work / ranks.RESULT).exists():
-            finished = time.monotonic()
-        if finished and time.monotonic() - finished > _LEAVING_SECONDS:
-            return 0  # what a library does when its process ends may wait for a server for ever
     return status
+
+
+def _told_of_lost(host: str, told: str, presence: dict[int, dict[str, Any]]) -> str:
+    """What to say of a computer that was lost, with the ranks that were on it and what they did."""
+    there = [ranks.where(rank, presence) for rank, seen in sorted(presence.items()) if seen["host"] == host]
+    return f"{told}; there ran {', '.join(there)}" if there else told
 
 
 def run_on_ranks(
@@ -116,6 +130,43 @@ def run_on_ranks(
         InputError: if a rank found that recipe or data make it impossible.
         StageFailed: if a rank failed, was killed, or hung.
     """
+    reached = 0
+    while True:
+        ended = _run_once(function, arguments, resolved, machine, work)
+        if not isinstance(ended, _CutOff):
+            return ended
+        # An end from outside is no failed attempt, as long as each job comes further than the one before.
+        if ended.reached <= reached:
+            raise StageFailed(
+                "its job was ended by the cluster, since its time was over or another took its place, before it came any further than "
+                f"the one before ({ended.reached:,}): raise machine.cluster.time",
+                retryable=True,
+            )
+        reached = ended.reached
+        print(
+            "the job was ended by the cluster before the work was done: it goes on in another one", flush=True
+        )
+
+
+@dataclass
+class _CutOff:
+    """A job that was ended from outside.
+
+    Attributes:
+        reached: how far it was, by its own count.
+    """
+
+    reached: int
+
+
+def _run_once(
+    function: Callable[[dict[str, Any], ranks.Rank], Any],
+    arguments: dict[str, Any],
+    resolved: TrainingMachine,
+    machine: Machine,
+    work: Path,
+) -> Any:
+    """`run_on_ranks` in one job; a `_CutOff` if that was ended from outside."""
     for former in work.glob(f"{_ATTEMPT}*"):
         shutil.rmtree(former, ignore_errors=True)
     # Each attempt has a folder of its own: ranks of a former one, elsewhere, may not have ended yet.
@@ -128,6 +179,8 @@ def run_on_ranks(
         status = _watch(launcher, attempt, machine.hang_seconds)
     finally:
         launcher.stop(_STOP_SECONDS)
+    if not (attempt / ranks.RESULT).exists() and launcher.was_cut_off():
+        return _CutOff(int((read_json(attempt / ranks.PROGRESS) or [0])[0]))
     error = ranks.first_error(attempt)
     if error:
         kind, message = error

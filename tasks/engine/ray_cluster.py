@@ -99,20 +99,29 @@ def build_on_ray(
                     ) from error
                 if "error" in told:
                     print(told["traceback"], flush=True)
-                    raise_described(told)
+                    raise_described(told, stage)
                 yield bool(told["built"])
     finally:
         for reference in running:
             ray.cancel(reference, force=True)
 
 
-def examine_nodes(cluster: RayCluster, folder: Path) -> list[dict[str, Any]]:
-    """What each node of the cluster has; see `tasks.engine.worker.examine`."""
+def examine_nodes(cluster: RayCluster, folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """What each node of the cluster has, see `tasks.engine.worker.examine`; and which did not say."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     ray = connect(cluster)
-    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+    nodes = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
     remote = ray.remote(num_cpus=0)(examine)
     strategies = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
     asked = [remote.options(scheduling_strategy=strategy).remote(folder) for strategy in strategies]
-    return ray.get(asked, timeout=_DOCTOR_SECONDS)
+    answered, _ = ray.wait(asked, num_returns=len(asked), timeout=_DOCTOR_SECONDS)
+    told, unheard = [], []
+    for host, node in zip(nodes.values(), asked, strict=True):
+        try:
+            if node not in answered:
+                raise TimeoutError(f"no answer within {_DOCTOR_SECONDS:.0f} s")
+            told.append(ray.get(node))
+        except (TimeoutError, ray.exceptions.RayError) as error:
+            unheard.append(f"{host} ({str(error).splitlines()[-1]})")
+    return told, unheard

@@ -28,29 +28,33 @@ _VISIBLE_SECONDS = 10.0
 """What a node wrote before it ended is seen by then."""
 _LOST_ARRAYS = 5
 """Arrays without a finished shard after which it is no accident."""
-_TAIL_LINES = 20
+_TAIL_LINES = 40
 _SILENCE_SECONDS, _CANCEL_ATTEMPTS = 600.0, 5
 """A controller that is started again is away for minutes, and its jobs run on."""
 
 
 def _slurm(*arguments: str) -> str:
-    """What a command of Slurm prints.
+    """What a command of Slurm prints; a controller that does not answer is waited for.
 
     Raises:
         InputError: if it is not installed, or refuses what it is asked for.
-        StageFailed: if the controller does not answer.
+        StageFailed: if the controller has not answered for `_SILENCE_SECONDS`.
     """
     if shutil.which(arguments[0]) is None:
         raise InputError(
             f"machine.cluster is slurm, and there is no command {arguments[0]} here: run on a login node of the cluster"
         )
-    done = subprocess.run(arguments, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    if done.returncode:
+    silence = Silence()
+    while True:
+        done = subprocess.run(arguments, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        if not done.returncode:
+            return done.stdout
         sentence = " ".join(done.stderr.split()) or f"status {done.returncode}"
-        if "ontact" in sentence or "timed out" in sentence:
-            raise StageFailed(f"Slurm does not answer: {sentence}", retryable=True)
-        raise InputError(f"machine.cluster: {arguments[0]} refuses: {sentence}")
-    return done.stdout
+        if "ontact" not in sentence and "timed out" not in sentence:
+            raise InputError(f"machine.cluster: {arguments[0]} refuses: {sentence}")
+        print(f"Slurm does not answer, it is waited for: {sentence}", file=sys.stderr, flush=True)
+        silence.note(answered=False)
+        time.sleep(_QUEUE_SECONDS)
 
 
 def submit(cluster: SlurmCluster, name: str, folder: Path, n_jobs: int, command: list[str]) -> str:
@@ -95,7 +99,9 @@ def submit_nodes(cluster: SlurmCluster, name: str, folder: Path, n_nodes: int, c
     flags = [f"--{option}={value}" for option, value in options.items()]
     # srun itself does not know the number of a task; the shell that it starts on each node does.
     inner = " ".join(part if part.startswith("$") else shlex.quote(part) for part in command)
-    script = f"exec srun --kill-on-bad-exit=1 sh -c {shlex.quote('exec ' + inner)}"
+    # From 22.05 on srun does not take over what sbatch was told of cores.
+    srun = f"srun --kill-on-bad-exit=1 --cpus-per-task={options['cpus-per-task']}"
+    script = f"exec {srun} sh -c {shlex.quote('exec ' + inner)}"
     return _slurm("sbatch", "--parsable", *flags, "--wrap", script).split(";")[0].strip()
 
 
@@ -116,6 +122,17 @@ def queue_of(job: str) -> list[tuple[str, str]] | None:
         return None
     lines = [line.partition("|") for line in done.stdout.splitlines() if line]
     return [(state, reason) for state, _, reason in lines if state != "COMPLETING"]
+
+
+def was_cut_off(job: str) -> bool:
+    """Whether Slurm ended a job because its time was over, or for another one's sake."""
+    deadline = time.monotonic() + _VISIBLE_SECONDS
+    while True:
+        done = subprocess.run(["scontrol", "show", "job", "--oneliner", job], capture_output=True, text=True)
+        words = done.stdout.split()
+        if "JobState=COMPLETING" not in words or time.monotonic() > deadline:
+            return "JobState=TIMEOUT" in words or "JobState=PREEMPTED" in words
+        time.sleep(_POLL_SECONDS)
 
 
 def cancel(job: str) -> None:
@@ -171,7 +188,10 @@ class _Results:
                     self.read[path] = self.read.get(path, 0) + len(line)
                     # A process that was killed in the middle of a line says nothing with it.
                     with suppress(ValueError):
-                        yield json.loads(line)
+                        yield {
+                            "log": self.folder / f"{path.stem.removeprefix('results-')}.log",
+                            **json.loads(line),
+                        }
 
 
 def build_on_slurm(
@@ -193,8 +213,9 @@ def build_on_slurm(
                 yield told
                 continue
             if "error" in told:
-                print(told["traceback"], flush=True)
-                raise_described(told)
+                # With the traceback, and what it printed before.
+                print(_tail(told["log"]) or told["traceback"], flush=True)
+                raise_described(told, stage)
             if told["position"] in missing:
                 missing.remove(told["position"])
                 yield bool(told["built"])
@@ -205,17 +226,16 @@ def build_on_slurm(
             raise StageFailed(
                 f"{_LOST_ARRAYS} arrays of Slurm ended without a shard of {stage}, perhaps for want of memory or time "
                 f"(machine.cluster.sbatch, machine.cluster.time), or because its nodes do not see the store (`scratchlm doctor "
-                f"--cluster`); their logs are in {folder}\n{_tails(folder)}",
+                f"--cluster`); their logs are in {folder}\n{chr(10).join(map(_tail, sorted(folder.glob('*.log'))[:3]))}",
                 retryable=False,
             )
 
 
-def _tails(folder: Path) -> str:
-    """The last lines of the logs of tasks."""
-    logs = [
-        path.read_text(errors="replace").splitlines()[-_TAIL_LINES:] for path in sorted(folder.glob("*.log"))
-    ]
-    return "\n".join(line for lines in logs[:3] for line in lines)
+def _tail(log: Path) -> str:
+    """The last lines of the log of a task."""
+    with suppress(FileNotFoundError):
+        return "\n".join(log.read_text(errors="replace").splitlines()[-_TAIL_LINES:])
+    return ""
 
 
 def _run_array(
@@ -250,12 +270,14 @@ def _run_array(
         cancel(array)
 
 
-def examine_nodes(cluster: SlurmCluster, folder: Path) -> list[dict[str, Any]]:
-    """What each node of the partition has; see `tasks.engine.worker.examine`."""
+def examine_nodes(cluster: SlurmCluster, folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """What each node of the partition has, see `tasks.engine.worker.examine`; and which did not say."""
     where = (f"--partition={cluster.partition}",) if cluster.partition else ()
-    nodes = sorted(
-        set(_slurm("sinfo", "--noheader", "--Node", "--responding", "--format=%N", *where).split())
-    )
+
+    def names(kind: str) -> set[str]:
+        return set(_slurm("sinfo", "--noheader", "--Node", kind, "--format=%N", *where).split())
+
+    nodes, down = sorted(names("--responding")), sorted(names("--dead"))
     command = [sys.executable, "-m", worker.__name__, "--examine", str(folder)]
     jobs = []
     try:
@@ -269,11 +291,11 @@ def examine_nodes(cluster: SlurmCluster, folder: Path) -> list[dict[str, Any]]:
         for job in jobs:
             cancel(job)
     told = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
-    if len(told) < len(nodes):
-        print(
-            f"{len(nodes) - len(told)} of the nodes {', '.join(nodes)} did not answer within {_DOCTOR_SECONDS:.0f} s"
-        )
-    return told
+    hosts = {seen["host"].split(".")[0] for seen in told}
+    silent = [f"{node} (no answer within {_DOCTOR_SECONDS:.0f} s; it may be busy)" for node in nodes]
+    missing = len(nodes) - len(told)
+    unheard = [said for node, said in zip(nodes, silent, strict=True) if node not in hosts][:missing]
+    return told, [f"{node} (Slurm says that it is down)" for node in down] + unheard
 
 
 _DOCTOR_SECONDS = 120.0

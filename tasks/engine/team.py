@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,7 +21,7 @@ from model.errors import InputError
 from model.files import read_json, write_whole
 from tasks.engine import process
 from tasks.engine.clusters import RayCluster, SlurmCluster
-from tasks.engine.leases import STALE_SECONDS, TOUCH_SECONDS, is_held
+from tasks.engine.leases import STALE_SECONDS, TOUCH_SECONDS, file_system_time, is_held
 from tasks.engine.machine import Machine
 
 TEAM, STOP, MEETING = "team.json", "stop", "meeting.json"
@@ -59,17 +60,18 @@ class Team(BaseModel):
         """Nodes that have begun."""
         return len(list(self.folder.glob("node-*")))
 
-    def lost(self) -> str:
-        """Which node has begun, has not ended, and was not heard of for half a minute; empty if there is none."""
+    def lost(self) -> tuple[str, str] | None:
+        """Which node has begun, has not ended, and was not heard of for half a minute: its host, and what to say of it."""
         for path in sorted(self.folder.glob("node-*")):
             index = path.name.removeprefix("node-")
             # It says that it ends before it falls silent.
             if not is_held(path) and not (self.folder / f"ended-{index}").exists():
-                return (
-                    f"node {index}, {path.read_text()}, was not heard of for {STALE_SECONDS:.0f} seconds: it was switched off or "
-                    "stopped, or does not reach the store"
+                host = path.read_text()
+                return host, (
+                    f"node {index}, {host}, was not heard of for {STALE_SECONDS:.0f} seconds: it was switched off or stopped, or "
+                    "does not reach the store"
                 )
-        return ""
+        return None
 
 
 class Launcher(Protocol):
@@ -84,8 +86,11 @@ class Launcher(Protocol):
     def told(self) -> str:
         """What there is to say of it while no rank trains."""
 
-    def lost(self) -> str:
-        """Which computer was lost without a word; empty if none was."""
+    def lost(self) -> tuple[str, str] | None:
+        """The computer that was lost without a word, and what to say of it; None if none was."""
+
+    def was_cut_off(self) -> bool:
+        """Whether it was ended because it had no more time, and not because of anything in it."""
 
 
 def rank_environment(device: str) -> dict[str, str]:
@@ -116,9 +121,13 @@ class HereLauncher:
         """Nothing."""
         return ""
 
-    def lost(self) -> str:
+    def lost(self) -> tuple[str, str] | None:
         """None: a process that ends is seen."""
-        return ""
+        return None
+
+    def was_cut_off(self) -> bool:
+        """No: it has all the time it needs."""
+        return False
 
 
 def node_command(team: Path, index: int | str) -> list[str]:
@@ -126,7 +135,21 @@ def node_command(team: Path, index: int | str) -> list[str]:
     return [sys.executable, "-m", "tasks.engine.ranks", "node", str(team), str(index)]
 
 
-class JoinedLauncher(HereLauncher):
+class _TeamLauncher:
+    """What those have in common that run the nodes of a team."""
+
+    team: Team
+
+    def lost(self) -> tuple[str, str] | None:
+        """The computer that was lost without a word, and what to say of it; None if none was."""
+        return self.team.lost()
+
+    def was_cut_off(self) -> bool:
+        """No: it has all the time it needs."""
+        return False
+
+
+class JoinedLauncher(_TeamLauncher, HereLauncher):
     """This computer as the first node, and others on which somebody runs `scratchlm join`."""
 
     def __init__(self, team: Team, store: Path) -> None:
@@ -142,10 +165,6 @@ class JoinedLauncher(HereLauncher):
         (self.team.folder / STOP).touch()
         super().stop(seconds)
 
-    def lost(self) -> str:
-        """Which computer was lost without a word; empty if none was."""
-        return self.team.lost()
-
     def told(self) -> str:
         """How many nodes are there."""
         store = self.offer.parent.parent
@@ -157,7 +176,7 @@ class JoinedLauncher(HereLauncher):
         )
 
 
-class SlurmLauncher:
+class SlurmLauncher(_TeamLauncher):
     """A batch job of so many nodes, one torchrun a node."""
 
     def __init__(self, cluster: SlurmCluster, team: Team) -> None:
@@ -197,16 +216,18 @@ class SlurmLauncher:
         finally:
             cancel(self.job)
 
-    def lost(self) -> str:
-        """Which computer was lost without a word; empty if none was."""
-        return self.team.lost()
+    def was_cut_off(self) -> bool:
+        """Whether the time of the job was over, or another one took its place."""
+        from tasks.engine.slurm_cluster import was_cut_off
+
+        return was_cut_off(self.job)
 
     def told(self) -> str:
         """The state of the job, until its nodes are there."""
         return self.state if self.team.count_nodes() < self.team.nodes else ""
 
 
-class RayLauncher:
+class RayLauncher(_TeamLauncher):
     """A placement group of so many nodes, one task a node that is torchrun's parent."""
 
     def __init__(self, cluster: RayCluster, team: Team) -> None:
@@ -259,10 +280,6 @@ class RayLauncher:
         for task in waiting:
             self.ray.cancel(task, force=True)
         remove_placement_group(self.group)
-
-    def lost(self) -> str:
-        """Which computer was lost without a word; empty if none was."""
-        return self.team.lost()
 
     def told(self) -> str:
         """How many nodes are there."""
@@ -334,7 +351,25 @@ def run_node(team_path: Path, index: int) -> int:
         )
         return 1
     presence = team.folder / f"node-{index}"
-    presence.write_text(socket.gethostname())
+    write_whole(presence, socket.gethostname())
+    try:
+        status = _run_torchrun(team, index, presence)
+        if status and not is_over(team):
+            # So that no other node waits for peers that are not there any more.
+            write_whole(team.folder / "status.json", json.dumps(abs(status)))
+            (team.folder / STOP).touch()
+        return status
+    except (SystemExit, KeyboardInterrupt):
+        (team.folder / STOP).touch()
+        raise
+    finally:
+        (team.folder / f"ended-{index}").touch()
+
+
+def _run_torchrun(team: Team, index: int, presence: Path) -> int:
+    """Run torchrun as one node, and touch its presence, until it ends or has to; returns its exit status."""
+    from tasks.engine import ranks
+
     endpoint, is_here = _meet(team, index)
     arguments = [
         sys.executable,
@@ -359,13 +394,8 @@ def run_node(team_path: Path, index: int) -> int:
                 presence.touch()
                 touched = time.monotonic()
             time.sleep(_POLL_SECONDS)
-        if status:
-            # So that no other node waits for peers that are not there any more.
-            write_whole(team.folder / "status.json", json.dumps(abs(status)))
-            (team.folder / STOP).touch()
         return status
     finally:
-        (team.folder / f"ended-{index}").touch()
         launcher.stop(_STOP_SECONDS)
 
 
@@ -429,9 +459,13 @@ def _claim_index(team: Team) -> int | None:
         claim = team.folder / f"claim-{index}"
         with contextlib.suppress(FileNotFoundError):
             # Whoever claimed it came no further: it was killed, or lost its network.
-            is_old = time.time() - claim.stat().st_mtime > _CLAIM_SECONDS
+            is_old = file_system_time(team.folder) - claim.stat().st_mtime > _CLAIM_SECONDS
             if is_old and not (team.folder / f"node-{index}").exists():
-                claim.unlink()
+                # Of several that see it one takes it away, and no claim that is newer.
+                aside = claim.with_name(f".{claim.name}-{uuid.uuid4().hex}")
+                claim.rename(aside)
+                if file_system_time(team.folder) - aside.stat().st_mtime <= _CLAIM_SECONDS:
+                    aside.rename(claim)
         with contextlib.suppress(FileExistsError):
             claim.touch(exist_ok=False)
             return index

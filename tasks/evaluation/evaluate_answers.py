@@ -133,7 +133,8 @@ def answer_as_rank(arguments: dict[str, Any], rank: Rank) -> Metrics:
     config, batch = EvaluateAnswersConfig.model_validate(arguments["config"]), arguments["batch"]
     model, out = Path(arguments["model"]), Path(arguments["out"])
     rows: list[dict[str, Any]] = []
-    with reading(TrainingMachine.model_validate(arguments["machine"]), rank) as device:
+    machine = TrainingMachine.model_validate(arguments["machine"])
+    with reading(machine, rank, "lower machine.evaluation_batch") as device:
         loaded = load_hugging_face_folder(model).to(device)
         tokenizer = load_tokenizer(model)
         fast = fast_tokenizer(tokenizer, chat=True)

@@ -226,7 +226,8 @@ def evaluate_as_rank(arguments: dict[str, Any], rank: Rank) -> Metrics:
 
     config = EvaluateModelConfig.model_validate(arguments["config"])
     folder, out = Path(arguments["model"]), Path(arguments["out"])
-    with reading(TrainingMachine.model_validate(arguments["machine"]), rank) as device:
+    machine = TrainingMachine.model_validate(arguments["machine"])
+    with reading(machine, rank, "lower machine.evaluation_batch") as device:
         try:
             loaded = load_stock_model(folder)
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)

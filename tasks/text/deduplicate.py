@@ -246,7 +246,7 @@ def deduplicate(
 
     signed = _Signed(config, signatures.shards, former)
     n_shards = len(signatures.shards)
-    near = components([np.load(part / NEAR) for part in pairs.shards])
+    near = components(np.load(part / NEAR) for part in pairs.shards)
     clusters, of_clusters = _clusters_of(near, signed, documents)
     verdicts = _verdicts_on(clusters, of_clusters)
     of_cluster = {
@@ -255,7 +255,7 @@ def deduplicate(
         for number in cluster
     }
     alone = {"cluster": None, "cluster_size": 1}
-    groups = _groups_of(components([np.load(part / ALIKE) for part in pairs.shards]), signed, config.seed)
+    groups = _groups_of(components(np.load(part / ALIKE) for part in pairs.shards), signed, config.seed)
     for shard in range(n_shards):
         folder_of_shard, first = out / "shards" / f"{shard:05d}", int(signed.firsts[shard])
         rows = signed.rows(shard)

@@ -1,6 +1,6 @@
 """Which of very many documents have an equal key: sorted part by part on disk, in bounded memory and few open files."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -71,12 +71,23 @@ def pairs_of(numbers: np.ndarray, starts: np.ndarray) -> np.ndarray:
     return np.unique(np.concatenate((before, first)), axis=0) if len(later) else np.empty((0, 2), np.int64)
 
 
-def components(edges: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of the documents that have an edge, sorted, and the number of the component of each, counted from 0."""
+def components(edges: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of the documents that have an edge, sorted, and the number of the component of each, counted from 0.
+
+    Args:
+        edges: in parts, int64 (pairs, 2), taken in one by one: of those before an edge for each document is left.
+    """
+    members, labels = np.empty(0, np.int64), np.empty(0, np.int32)
+    for part in edges:
+        firsts = members[np.unique(labels, return_index=True)[1]]
+        members, labels = _components_of(np.concatenate((np.stack((members, firsts[labels]), 1), part)))
+    return members, labels
+
+
+def _components_of(pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    pairs = np.concatenate([np.empty((0, 2), np.int64), *edges])
     members, places = np.unique(pairs, return_inverse=True)
     places = places.reshape(-1, 2)
     ones = np.ones(len(places), np.int8)

@@ -171,6 +171,10 @@ def test_a_size_is_its_shape_and_may_be_changed():
         ("NVIDIA H100 80GB HBM3", "h100"),
         ("NVIDIA A100-SXM4-80GB", "a100"),
         ("RTX-4090", "rtx 4090"),
+        ("NVIDIA H100 PCIe", "h100 pcie"),
+        ("NVIDIA L40", "l40"),
+        ("NVIDIA L40S", "l40s"),
+        ("NVIDIA L4", "l4"),
         ("TPU v5", None),
     ],
 )

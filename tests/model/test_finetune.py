@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from model.adapter_folder import apply_adapter_folder, write_adapter_folder
 from model.adapters import LowRankAdapter, merge_adapters
 from model.batches import IGNORED
-from model.config import ModelConfig, TrainConfig
+from model.config import ModelConfig, TrainConfig, flops_per_token
 from model.errors import InputError
 from model.hugging_face import class_name, hugging_face_config, hugging_face_weights
 from model.loss import log_probabilities
@@ -117,6 +117,16 @@ def test_adapters_begin_as_nothing_and_merge_to_the_same():
         merge_adapters(model)
         assert not [name for name, _ in model.named_parameters() if "lora" in name]
         assert torch.allclose(model(x), moved, atol=1e-5)
+
+
+def test_flops_are_those_of_the_windows_and_of_what_is_trained(tmp_path: Path):
+    documents = [Document(np.arange(1, 40), np.ones(39, bool))]
+    whole = spec(tmp_path, documents)
+    windows = whole.model_copy(update={"context_length": whole.window_length // 2})
+    adapted = whole.model_copy(update={"adapter": LowRankAdapter(rank=1)})
+    assert whole.flops_per_token == flops_per_token(whole.model, 50)
+    assert windows.flops_per_token < whole.flops_per_token
+    assert 2 / 3 < adapted.flops_per_token / whole.flops_per_token < 1
 
 
 def spec(folder: Path, documents: list[Document], **fields) -> TrainSpec:

@@ -134,7 +134,8 @@ def test_what_is_shared_comes_together_in_its_order(items: list[int], count: int
 
 
 def test_want_of_memory_names_the_field():
-    with pytest.raises(InputError, match=r"lower machine\.evaluation_batch"), fitting():
+    mend = "lower machine.evaluation_batch"
+    with pytest.raises(InputError, match=rf": {mend}, or take another device"), fitting(mend):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
     with pytest.raises(RuntimeError, match="of another kind"), fitting():
         raise RuntimeError("of another kind")

@@ -4,13 +4,18 @@ import json
 import os
 import stat
 import time
+from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 from model.errors import InputError, StageFailed
-from tasks.engine import slurm_cluster, team
+from model.machine import TrainingMachine
+from tasks.engine import on_ranks, ranks, slurm_cluster, team
 from tasks.engine.leases import hold
+from tasks.engine.machine import Machine
+from tasks.engine.on_ranks import _told_of_lost, run_on_ranks
 from tasks.engine.team import (
     STOP,
     TEAM_FOLDER,
@@ -75,6 +80,14 @@ def test_a_controller_that_is_away_ends_nothing_at_once(tmp_path: Path, monkeypa
     )
     squeue.chmod(squeue.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    # What is asked for once waits for it, too.
+    sinfo = tmp_path / "sinfo"
+    sinfo.write_text(
+        f"#!/bin/sh\n[ -e {tmp_path}/asked ] && exec echo up\ntouch {tmp_path}/asked\nexec squeue\n"
+    )
+    sinfo.chmod(squeue.stat().st_mode)
+    monkeypatch.setattr(slurm_cluster, "_QUEUE_SECONDS", 0.01)
+    assert slurm_cluster._slurm("sinfo") == "up\n"
     silence = slurm_cluster.Silence()
     assert slurm_cluster.queue_of("1") is None
     silence.note(False)
@@ -85,15 +98,55 @@ def test_a_controller_that_is_away_ends_nothing_at_once(tmp_path: Path, monkeypa
     assert failure.value.retryable
 
 
+class CutOff(team.HereLauncher):
+    """A job that is over at once; its time was over as long as it leaves no result."""
+
+    reached: ClassVar[list[int]] = []
+
+    def __init__(self, attempt: Path) -> None:
+        self.attempt, done = attempt, self.reached.pop(0)
+        if done < 9:
+            (attempt / ranks.PROGRESS).write_text(json.dumps([done, 9, "steps", ""]))
+        else:
+            (attempt / ranks.RESULT).write_text(json.dumps("whole"))
+
+    def poll(self) -> int:
+        return 0
+
+    def stop(self, seconds: float) -> None:
+        """Nothing runs."""
+
+    def was_cut_off(self) -> bool:
+        return not (self.attempt / ranks.RESULT).exists()
+
+
+def test_a_job_whose_time_is_over_goes_on_in_another_as_long_as_it_comes_further(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(on_ranks, "_launch", lambda job, *others: CutOff(job.parent))
+    run = partial(run_on_ranks, print, {}, TrainingMachine(device="cpu", ranks=1), Machine(), tmp_path)
+    monkeypatch.setattr(CutOff, "reached", [3, 6, 8, 9])
+    assert run() == "whole"
+    monkeypatch.setattr(CutOff, "reached", [3, 6, 6, 9])
+    with pytest.raises(
+        StageFailed, match=r"before it came any further .*\(6\): raise machine\.cluster\.time"
+    ):
+        run()
+
+
 def test_a_node_that_falls_silent_is_lost_and_one_that_ended_is_not(made: Team):
     for index, host in enumerate(("here", "there")):
         (made.folder / f"node-{index}").write_text(host)
-    assert made.lost() == ""
+    assert made.lost() is None
     long_ago = time.time() - 60
     os.utime(made.folder / "node-1", (long_ago, long_ago))
-    assert made.lost().startswith("node 1, there, was not heard of for 30 seconds")
+    host, told = made.lost() or ("", "")
+    assert host == "there"
+    assert told.startswith("node 1, there, was not heard of for 30 seconds")
+    presence = {3: {"host": "there", "phase": "step"}, 0: {"host": "here", "phase": "load"}}
+    assert _told_of_lost(host, told, presence).endswith("; there ran rank 3 on there (step)")
     (made.folder / "ended-1").touch()
-    assert made.lost() == ""
+    assert made.lost() is None
 
 
 def test_a_computer_that_differs_does_not_join_and_leaves_its_seat(made: Team):

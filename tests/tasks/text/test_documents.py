@@ -362,6 +362,18 @@ def datatroves_clusters(folder: Path, shards: list[Path]) -> set[frozenset[tuple
     return set(map(frozenset, clusters.values()))
 
 
+@given(st.lists(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30))), max_size=5))
+def test_components_do_not_depend_on_parts(parts: list[list[tuple[int, int]]]):
+    arrays = [np.array(part, np.int64).reshape(-1, 2) for part in parts]
+    in_parts = equal_keys.components(arrays)
+    at_once = equal_keys.components([np.concatenate([np.empty((0, 2), np.int64), *arrays])])
+    assert [array.tolist() for array in in_parts] == [array.tolist() for array in at_once]
+    members, labels = in_parts
+    assert members.tolist() == sorted({number for part in parts for pair in part for number in pair})
+    label = dict(zip(members.tolist(), labels.tolist(), strict=True))
+    assert all(label[a] == label[b] for part in parts for a, b in part)
+
+
 def own_clusters(folder: Path, shards: list[Path]) -> set[frozenset[tuple[int, int]]]:
     firsts, _ = first_numbers(tuple(shards))
     numbers, labels = equal_keys.components(

@@ -5,6 +5,7 @@ One file, so that one worker of pytest has the clusters, and starts each once.
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -58,6 +59,14 @@ def jobs_in_queue(nodes: Nodes) -> list[str]:
     return [name for name in done.stdout.split() if name.startswith("scratchlm")]
 
 
+def building(toy: Toy, nodes: Nodes) -> list[Any]:
+    """What of a cluster is at work on shards of a toy: jobs in the queue and processes."""
+    if nodes.settings["kind"] == "ray":
+        names = [process.info["cmdline"] or [""] for process in psutil.process_iter(["cmdline"])]
+        return [name for name in names if name[0].startswith("ray::build_one")]
+    return [*jobs_in_queue(nodes), *processes_of(toy.store)]
+
+
 def test_shards_are_the_same_bytes_as_here(toy: Toy, nodes: Nodes, tmp_path: Path):
     toy.write(**NUMBERS)
     here = toy.run(store=tmp_path / "here")
@@ -71,7 +80,8 @@ def test_shards_are_the_same_bytes_as_here(toy: Toy, nodes: Nodes, tmp_path: Pat
 def test_the_fault_of_a_shard_comes_home_with_its_place_and_its_log(toy: Toy, nodes: Nodes):
     toy.write(bad="crash", **NUMBERS)
     told = toy.run(cluster=nodes.settings, env=nodes.environment, fails=True)
-    assert "double: shard" in told["failed"]
+    assert re.search(r"double: shard \d+ on \S+: ", told["failed"])
+    assert "`scratchlm task double RECIPE --shard" in told["failed"]
     assert "ZeroDivisionError: a number that cannot be" in told["failed"]
     assert "in double" in told["log"]
     toy.write(bad=7)
@@ -81,17 +91,27 @@ def test_the_fault_of_a_shard_comes_home_with_its_place_and_its_log(toy: Toy, no
 def test_a_driver_that_is_killed_leaves_nothing_and_the_next_goes_on(toy: Toy, nodes: Nodes, tmp_path: Path):
     toy.write(**NUMBERS)
     here = toy.run(store=tmp_path / "here")
-    slowly(toy, 0.5)
+    closed = tmp_path / "closed"
+    toy.edit(
+        "stages",
+        SLEEP,
+        f"    while os.path.exists({str(closed)!r}):\n        time.sleep(0.1)\n    time.sleep(0.5)",
+    )
     driver = start(toy, nodes)
     shards = toy.store / "shards" / "double"
     wait_until(lambda: shards.exists() and len(list(shards.iterdir())) >= 2, "two shards", driver)
+    closed.touch()
     driver.kill()
     driver.wait()
+    # Whoever is in the middle of a shard, which takes for ever now, ends without anybody's help.
+    wait_until(lambda: not building(toy, nodes), "the end of all that works for it")
     ready = len(list(shards.iterdir()))
+    assert ready < 12
+    closed.unlink()
     there = toy.run(cluster=nodes.settings, env=nodes.environment)
     assert toy_digests(there) == toy_digests(here)
-    assert there["double"]["reused"] >= ready
-    assert jobs_in_queue(nodes) == [] if nodes.settings["kind"] == "slurm" else True
+    assert there["double"]["built"] == 12 - ready
+    assert not building(toy, nodes)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -248,22 +268,37 @@ def prepare(line: Line, where: Nodes, **machine: Any) -> dict[str, str]:
 
 
 def trained(line: Line) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    record = json.loads((line.store / "runs" / "latest" / "run.json").read_text())
-    result = line.store / "artifacts" / "train_model" / record["stages"]["train_model"]["key"]
-    return load_file(result / "out" / "model.safetensors"), json.loads(
-        (result / "manifest.json").read_text()
-    )["metrics"]
+    """The weights, and what training and the held-out text came to."""
+    results = {
+        name: line.store / "artifacts" / name / stages(line)[name]["key"]
+        for name in ("train_model", "evaluate_held_out")
+    }
+    metrics = [json.loads((result / "manifest.json").read_text())["metrics"] for result in results.values()]
+    weights = load_file(results["train_model"] / "out" / "model.safetensors")
+    return weights, {**metrics[0], "held_out": metrics[1]["bits_per_byte"]}
+
+
+def assert_trained_as(line: Line, on_one: tuple[dict[str, np.ndarray], dict[str, Any]]) -> None:
+    """Weights and held-out likelihood are those of one computer, though a rank was lost on the way."""
+    weights, metrics = trained(line)
+    assert metrics["resumed_from_step"]
+    for name, value in on_one[0].items():
+        np.testing.assert_allclose(weights[name], value, rtol=1e-4, atol=1e-5)
+    assert metrics["held_out"] == pytest.approx(on_one[1]["held_out"], rel=1e-4)
+    assert_no_process_of(line.store)
 
 
 @pytest.fixture(scope="session")
-def on_one(line: Line, tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
-    """The weights of two ranks on one node."""
+def on_one(
+    line: Line, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """What two ranks on one node come to."""
     own = copy(line, tmp_path_factory.mktemp("one"))
     environment = prepare(own, Nodes({"kind": "local"}), nodes=0)
     process = run(own, environment)
     printed = process.communicate()[0]
     assert process.returncode == 0, printed
-    return trained(own)[0]
+    return trained(own)
 
 
 def copy(line: Line, folder: Path) -> Line:
@@ -286,7 +321,7 @@ def ranks_of(folder: Path) -> list[int]:
 
 
 def test_two_nodes_that_lose_a_rank_train_as_one_does(
-    line: Line, on_one: dict[str, np.ndarray], kind: Nodes, tmp_path: Path
+    line: Line, on_one: tuple[dict[str, np.ndarray], dict[str, Any]], kind: Nodes, tmp_path: Path
 ):
     made = copy(line, tmp_path)
     environment = prepare(made, kind, checkpoint_every_seconds=0)
@@ -298,15 +333,12 @@ def test_two_nodes_that_lose_a_rank_train_as_one_does(
         os.kill(pids[-1], signal.SIGKILL)
         printed = process.communicate()[0]
     assert process.returncode == 0, printed
-    weights, metrics = trained(made)
-    assert metrics["resumed_from_step"]
-    for name, value in on_one.items():
-        np.testing.assert_allclose(weights[name], value, rtol=1e-4, atol=1e-5)
-    assert_no_process_of(made.store)
+    assert re.search(r"rank \d on \S+ \((load|step|validation|save)\)", printed)
+    assert_trained_as(made, on_one)
 
 
 def test_a_computer_that_is_switched_off_is_named_and_another_takes_its_place(
-    line: Line, on_one: dict[str, np.ndarray], tmp_path: Path
+    line: Line, on_one: tuple[dict[str, np.ndarray], dict[str, Any]], tmp_path: Path
 ):
     made, alone = copy(line, tmp_path), Nodes({"kind": "local"})
     environment = prepare(made, alone, checkpoint_every_seconds=0)
@@ -326,10 +358,6 @@ def test_a_computer_that_is_switched_off_is_named_and_another_takes_its_place(
     with joined(made, environment, alone):
         printed = process.communicate()[0]
     assert process.returncode == 0, printed
-    assert "was not heard of for 30 seconds" in printed
+    assert re.search(r"was not heard of for 30 seconds.*there ran rank \d on", printed, re.DOTALL)
     assert len(teams) == 2
-    weights, metrics = trained(made)
-    assert metrics["resumed_from_step"]
-    for name, value in on_one.items():
-        np.testing.assert_allclose(weights[name], value, rtol=1e-4, atol=1e-5)
-    assert_no_process_of(made.store)
+    assert_trained_as(made, on_one)

@@ -34,17 +34,19 @@ def _here() -> str:
 
 
 def is_held(path: Path) -> bool:
-    """Whether somebody holds a lease."""
+    """Whether somebody holds a lease, or the file system does not answer just now: then nobody is to end for it."""
     try:
         # Opened, since what NFS remembers of a file is asked for anew only then.
         descriptor = os.open(path, os.O_RDONLY)
+        try:
+            touched = os.fstat(descriptor).st_mtime
+        finally:
+            os.close(descriptor)
+        return file_system_time(path.parent) - touched < STALE_SECONDS
     except FileNotFoundError:
         return False
-    try:
-        touched = os.fstat(descriptor).st_mtime
-    finally:
-        os.close(descriptor)
-    return file_system_time(path.parent) - touched < STALE_SECONDS
+    except OSError:
+        return True
 
 
 def is_held_elsewhere(path: Path) -> bool:

@@ -1,8 +1,10 @@
 """Leases between computers, and what a worker of a cluster refuses."""
 
+import errno
 import os
 import shutil
 import threading
+import time
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -55,6 +57,32 @@ def test_a_lease_that_nobody_touches_is_nobodys(tmp_path: Path, elsewhere):
     with store.lock("stage", "key", wait=False, leased=True) as held:
         assert held
     assert not path.exists()
+
+
+def test_a_store_that_does_not_answer_ends_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "lease"
+    path.write_text("elsewhere")
+    assert leases.is_held(path)
+
+    def fails(*arguments: object) -> int:
+        raise OSError(errno.ESTALE, "of a file system on the network")
+
+    monkeypatch.setattr(leases.os, "open", fails)
+    assert leases.is_held(path)
+    monkeypatch.undo()
+    path.unlink()
+    assert not leases.is_held(path)
+
+
+def test_the_age_of_a_lease_is_told_by_the_clock_of_the_file_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = tmp_path / "lease"
+    path.write_text("elsewhere")
+    monkeypatch.setattr(time, "time", lambda: 9e9)
+    assert leases.is_held(path)
+    monkeypatch.setattr(leases, "file_system_time", lambda folder: path.stat().st_mtime + 31)
+    assert not leases.is_held(path)
 
 
 def test_of_many_that_find_a_stale_lease_one_gets_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

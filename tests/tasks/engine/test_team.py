@@ -98,6 +98,12 @@ def test_a_controller_that_is_away_ends_nothing_at_once(tmp_path: Path, monkeypa
     assert failure.value.retryable
 
 
+def test_what_jobs_wait_for_is_told():
+    tasks = [("RUNNING", "None"), ("PENDING", "Priority"), ("PENDING", "Resources"), ("PENDING", "Priority")]
+    assert slurm_cluster.told_of(tasks) == "Slurm jobs: 3 pending, 1 running (Priority)"
+    assert slurm_cluster.told_of([]) == "Slurm jobs: none"
+
+
 class CutOff(team.HereLauncher):
     """A job that is over at once; its time was over as long as it leaves no result."""
 

@@ -1,6 +1,7 @@
 """clean, minhash, deduplicate, decontaminate and split: every row has a verdict, and the right ones are dropped."""
 
 import random
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from tasks.benchmarks.items import fingerprint_benchmarks
 from tasks.engine.sources import SourceDigests
 from tasks.engine.stage import Artifact, Parts, Piece, Shard
 from tasks.ngrams import WordHasher, ngram_hashes
-from tasks.tables import read_table, write_table
+from tasks.tables import read_table, write_arrays, write_table
 from tasks.text import equal_keys
 from tasks.text import minhash as minhash_module
 from tasks.text.clean import CleanConfig, clean
@@ -27,7 +28,7 @@ from tasks.text.find_duplicates import find_duplicates, list_buckets
 from tasks.text.groups import draw
 from tasks.text.likeness import first_numbers
 from tasks.text.minhash import minhash
-from tasks.text.signatures import NEAR, ROWS, SIGNATURES, MinhashConfig
+from tasks.text.signatures import NEAR, ROWS, SIGNATURES, SIGNED, SIGNED_SCHEMA, MinhashConfig
 from tasks.text.split import SplitConfig, split
 from tasks.text.verdicts import VERDICTS_SCHEMA, kept
 
@@ -360,6 +361,40 @@ def datatroves_clusters(folder: Path, shards: list[Path]) -> set[frozenset[tuple
         for row, cluster in struct.iter_unpack("<2I", path.read_bytes()):
             clusters.setdefault(cluster, set()).add((int(path.stem), row))
     return set(map(frozenset, clusters.values()))
+
+
+def test_more_shards_than_files_that_may_be_open(tmp_path: Path):
+    """And one document of each is near to one of every other."""
+    generator = np.random.default_rng(0)
+    common = generator.integers(0, 2**32, (1, 112), np.uint32)
+    shards = [tmp_path / "signed" / f"{number:05d}" for number in range(100)]
+    for number, shard in enumerate(shards):
+        shard.mkdir(parents=True)
+        own = np.concatenate((common, generator.integers(0, 2**32, (2, 112), np.uint32)))
+        np.save(shard / SIGNATURES, np.ascontiguousarray(own.T))
+        np.save(shard / ROWS, np.arange(3, dtype="<u4"))
+        digests = generator.integers(0, 2**63, (2, 3), np.uint64)
+        names = [f"t/{number}-{row}" for row in range(3)]
+        write_arrays(
+            shard / SIGNED,
+            {"id": names, "source": ["t"] * 3, "digest": digests[0], "text_digest": digests[1]},
+            SIGNED_SCHEMA,
+        )
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    opened = len(list(Path("/proc/self/fd").iterdir()))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (opened + 32, before[1]))
+    try:
+        pairs = find_pairs(tmp_path / "pairs", shards)
+        (tmp_path / "out").mkdir()
+        metrics = deduplicate.fn(
+            DeduplicateConfig(),
+            signatures=Artifact(tmp_path, tuple(shards)),
+            pairs=pairs,
+            out=tmp_path / "out",
+        )
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert (metrics["clusters"], metrics["removed"]) == (1, 99)
 
 
 @given(st.lists(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30))), max_size=5))

@@ -1,7 +1,8 @@
 """Speed and memory of each stage on one shard of text: python benchmarks/stages.py FILE.jsonl.gz --megabytes 64.
 
 Each stage runs alone in a process of its own, on a shard of so many MB that is cut from the texts of the file. Prints a table
-in Markdown: MB of text for each CPU second, and peak memory; the encoder alone stands beside tokenize.
+in Markdown: MB of text for each CPU second, peak memory, what it reads and writes, and in how many files; the encoder alone stands
+beside tokenize.
 """
 
 import argparse
@@ -39,7 +40,19 @@ def _measured(function: Callable[[], Any], told: Any) -> None:
     told.put((time.process_time() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
 
 
-def alone(name: str | None, megabytes: float, function: Callable[[], Any]) -> float:
+def _size(*folders: Path) -> tuple[float, int]:
+    """MB in folders, and the number of their files."""
+    files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+    return sum(path.stat().st_size for path in files) / 1e6, len(files)
+
+
+def alone(
+    name: str | None,
+    megabytes: float,
+    function: Callable[[], Any],
+    reads: tuple[Path, ...] = (),
+    writes: tuple[Path, ...] = (),
+) -> float:
     """Run a function in a process of its own, which inherits little, and print a row if it has a name; returns its CPU seconds."""
     context = multiprocessing.get_context("fork")
     told = context.Queue()
@@ -48,7 +61,9 @@ def alone(name: str | None, megabytes: float, function: Callable[[], Any]) -> fl
     seconds, peak = told.get()
     process.join()
     if name:
-        print(f"| {name} | {megabytes / seconds:.1f} | {peak:,.0f} |", flush=True)
+        (read, _), (written, files) = _size(*reads), _size(*writes)
+        speed = f"{megabytes / seconds:.1f} | {peak:,.0f}"
+        print(f"| {name} | {speed} | {read:,.1f} | {written:,.1f} | {files} |", flush=True)
     return seconds
 
 
@@ -99,15 +114,34 @@ def main() -> None:
         # One shard, whatever the text says of cuts.
         config = IngestConfig(sources=(source,), shard_bytes=10**9)
         (piece,) = list_pieces(config, SourceDigests()).each
-        print(f"one shard of {megabytes:.0f} MB\n\n| stage | MB/CPU-s | peak memory, MB |\n|---|---|---|")
+        print(
+            f"one shard of {megabytes:.0f} MB\n\n| stage | MB/CPU-s | peak memory, MB | MB read | MB written | files |"
+        )
+        print("|---|---|---|---|---|---|")
         read = folder / "read"
         read.mkdir()
-        alone("ingest", megabytes, lambda: ingest.fn(config, Piece(piece), out=read))
+        alone(
+            "ingest",
+            megabytes,
+            lambda: ingest.fn(config, Piece(piece), out=read),
+            (folder / "in",),
+            (read,),
+        )
         documents, cleaned = Shard(read / "shards" / "00000"), folder / "clean"
-        alone("clean", megabytes, lambda: clean.fn(CleanConfig(), documents=documents, out=cleaned))
+        alone(
+            "clean",
+            megabytes,
+            lambda: clean.fn(CleanConfig(), documents=documents, out=cleaned),
+            (documents.path,),
+            (cleaned,),
+        )
         kept = Shard(cleaned)
         alone(
-            "minhash", megabytes, lambda: minhash.fn(MinhashConfig(), documents=kept, out=folder / "signed")
+            "minhash",
+            megabytes,
+            lambda: minhash.fn(MinhashConfig(), documents=kept, out=folder / "signed"),
+            (cleaned,),
+            (folder / "signed",),
         )
         index = folder / "index"
         index.mkdir()
@@ -118,6 +152,8 @@ def main() -> None:
             "decontaminate",
             megabytes,
             lambda: decontaminate.fn(documents=kept, index=found, out=folder / "clear"),
+            (cleaned, index),
+            (folder / "clear",),
         )
         alone(None, megabytes, lambda: _all_for_training(cleaned, folder / "sides"))
         whole = Artifact(cleaned, (cleaned,)), Artifact(folder, (folder / "sides",))
@@ -135,6 +171,8 @@ def main() -> None:
             lambda: tokenize.fn(
                 documents=kept, selection=side, tokenizer=Artifact(learnt), out=folder / "tokens"
             ),
+            (cleaned, folder / "sides", learnt),
+            (folder / "tokens",),
         )
         encoder = alone("the encoder alone", megabytes, lambda: _encode_only(learnt, cleaned))
         print(f"\ntokenize has {encoder / own:.0%} of the encoder's speed")

@@ -337,6 +337,26 @@ def test_two_nodes_that_lose_a_rank_train_as_one_does(
     assert_trained_as(made, on_one)
 
 
+def test_a_driver_that_is_killed_in_the_middle_of_a_training_leaves_no_node(
+    line: Line, on_one: tuple[dict[str, np.ndarray], dict[str, Any]], kind: Nodes, tmp_path: Path
+):
+    made = copy(line, tmp_path)
+    environment = prepare(made, kind, checkpoint_every_seconds=0)
+    with joined(made, environment, kind):
+        process = run(made, environment)
+        work = made.store / "work"
+        wait_until(lambda: len(list(work.glob("train_model-*/step-*"))) >= 2, "two checkpoints", process)
+        process.kill()
+        process.communicate()
+        wait_until(lambda: not ranks_of(made.store), "the end of the ranks")
+        if kind.settings["kind"] == "slurm":
+            wait_until(lambda: not jobs_in_queue(kind), "an empty queue")
+        process = run(made, environment)
+        printed = process.communicate()[0]
+    assert process.returncode == 0, printed
+    assert_trained_as(made, on_one)
+
+
 def test_a_computer_that_is_switched_off_is_named_and_another_takes_its_place(
     line: Line, on_one: tuple[dict[str, np.ndarray], dict[str, Any]], tmp_path: Path
 ):

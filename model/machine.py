@@ -134,7 +134,7 @@ class TrainingMachine(Config):
     zero_stage: Literal["auto", 0, 1, 2, 3] = Field(
         "auto",
         description="DeepSpeed ZeRO stage. auto: 0 for one rank in float32; else 1, so that each rank holds a share of the "
-        "optimizer's state, or 2 or 3 if it does not fit.",
+        "optimizer's state, or 2 or 3 if it does not fit, or if keys of deepspeed need it.",
     )
     activation_checkpointing: Literal["auto", "none", "selective", "full"] | Annotated[int, Field(ge=2)] = (
         Field(

@@ -1,11 +1,17 @@
-"""Text behind a URL: a real S3 server and a real web server on this computer."""
+"""Text behind a URL: a real S3 server, a real web server, and the hub's client, on this computer."""
 
 import functools
 import hashlib
 import http.server
+import json
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, ClassVar
+from urllib.parse import unquote
 
 import pytest
 
@@ -15,6 +21,7 @@ from tasks.engine.sources import SourceDigests
 from tasks.text.pieces import list_pieces
 from tasks.text.remote import fetched, list_remote
 from tasks.text.sources import IngestConfig, Source
+from tests.conftest import ROOT
 from tests.tasks.text.test_ingest import run
 
 
@@ -174,3 +181,79 @@ def test_a_server_that_tells_no_version_is_refused(web: tuple[Path, str], monkey
     monkeypatch.setattr(Tagged, "tag", False)
     with pytest.raises(InputError, match="tells no ETag and no version, so a change would go unseen"):
         list_pieces(config(f"{url}/a.txt"), SourceDigests())
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """As much of the hub as a dataset of three files needs: what it is, its folders, and its files."""
+
+    files: ClassVar = {"data/a.txt": b"one", "data/b/c.txt": b"two", "README.md": b"three"}
+    asked: ClassVar[list[str]] = []
+
+    def log_message(self, *arguments: object) -> None:
+        """Nothing."""
+
+    def _answer(self, body: bytes, **headers: str) -> None:
+        self.send_response(200)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def _tree(self, folder: str, recursive: bool) -> list[dict[str, Any]]:
+        found = {}
+        for name, data in self.files.items():
+            if name.startswith(f"{folder}/" if folder else ""):
+                first = name[len(folder) :].strip("/").split("/")[0]
+                path = name if recursive else f"{folder}/{first}".strip("/")
+                own = {"type": "directory", "path": path, "oid": "0", "size": 0}
+                if path == name:
+                    own = {**own, "type": "file", "oid": hashlib.sha1(data).hexdigest(), "size": len(data)}
+                found[path] = own
+        return list(found.values())
+
+    def do_GET(self) -> None:
+        path, _, query = unquote(self.path).partition("?")
+        self.asked.append(path)
+        of_dataset = path.removeprefix("/api").startswith("/datasets/org/name")
+        if "/tree/" in path:
+            folder = path.split("/tree/")[1].partition("/")[2]
+            self._answer(json.dumps(self._tree(folder, "recursive=true" in query.lower())).encode())
+        elif "/resolve/" in path:
+            data = self.files[path.split("/resolve/")[1].partition("/")[2]]
+            self._answer(data, ETag=hashlib.sha1(data).hexdigest(), X_Repo_Commit="0" * 40)
+        elif of_dataset:
+            self._answer(json.dumps({"id": "org/name", "sha": "0" * 40}).encode())
+        else:
+            self.send_error(404)
+
+
+READ = """
+import sys
+from tasks.text.remote import fetched, list_remote
+for name, size, version in list_remote(sys.argv[1])[0]:
+    with fetched(sys.argv[1], name, size, version) as path:
+        print(name, path.read_text(), version)
+"""
+
+
+def test_files_of_a_dataset_on_the_hub_are_read_at_a_revision(tmp_path: Path):
+    """By the hub's own client, against a server on this computer that answers as the hub does."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        endpoint = f"http://127.0.0.1:{server.server_address[1]}"
+        env = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}
+        done = subprocess.run(
+            [sys.executable, "-c", READ, "hf://datasets/org/name@v1.0/data"],
+            env={**env, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+        )
+        server.shutdown()
+    assert done.returncode == 0, done.stderr
+    versions = {name: hashlib.sha1(data).hexdigest() for name, data in Hub.files.items()}
+    assert done.stdout.splitlines() == [
+        f"a.txt one blob_id {versions['data/a.txt']}",
+        f"b/c.txt two blob_id {versions['data/b/c.txt']}",
+    ]
+    assert any("/tree/v1.0" in path for path in Hub.asked)

@@ -6,6 +6,7 @@ what a process held at its peak. Published estimates of the kind: Korthikanti et
 activations, Rajbhandari et al. 2019 (arXiv 1910.02054, figure 1) for the stages of ZeRO.
 """
 
+import re
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -222,7 +223,9 @@ class Accelerator:
 
 
 ACCELERATORS = (
+    Accelerator("gb200", 2500e12, 186e9),
     Accelerator("b200", 2250e12, 192e9),
+    Accelerator("gh200", 989e12, 96e9),
     Accelerator("h200", 989e12, 141e9),
     Accelerator("h100 pcie", 756e12, 80e9),
     Accelerator("h100", 989e12, 80e9),
@@ -238,8 +241,8 @@ ACCELERATORS = (
 
 def accelerator_named(name: str) -> Accelerator | None:
     """The kind of device that a name such as "NVIDIA H100 80GB HBM3" means, if it is known."""
-    words = f" {name.lower().replace('-', ' ').replace('_', ' ')} "
-    return next((kind for kind in ACCELERATORS if f" {kind.name} " in words), None)
+    words = name.lower().replace("-", " ").replace("_", " ")
+    return next((kind for kind in ACCELERATORS if re.search(rf"\b{kind.name}(sxm\d*)?\b", words)), None)
 
 
 @dataclass(frozen=True)

@@ -268,10 +268,13 @@ def _cluster(machine: Machine, store: Path) -> Iterator[Finding]:
     store.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".doctor-", dir=store.absolute()) as name:
         own = examine_here(Path(name))
-        nodes, unheard = examine_cluster(cluster, Path(name))  # type: ignore[arg-type]
-    if not nodes:
+        nodes, unheard, failed = examine_cluster(cluster, Path(name))  # type: ignore[arg-type]
+    if not nodes and not failed:
         mend = "look whether jobs start there, and whether the nodes see the store"
         yield Finding(f"{cluster.kind} cluster", FAULT, "no node answered", mend)
+    for broken in failed:
+        mend = "the same checkout, and `pip install -c constraints.txt -e .`, on every node"
+        yield Finding(f"{cluster.kind} node", FAULT, f"{broken}: cannot be examined", mend)
     for silent in unheard:
         yield Finding(f"{cluster.kind} node", WARNING, f"{silent}: not examined", "look at it, and ask again")
     for node in nodes:
@@ -279,6 +282,10 @@ def _cluster(machine: Machine, store: Path) -> Iterator[Finding]:
         mend = "the same checkout, `pip install -c constraints.txt -e .`, and the same path of the store on every node"
         what = f"{cluster.kind} node {node['host']}"
         yield Finding(what, FAULT if told else OK, "; ".join(told) or "as here", mend if told else "")
+        others = [name for name, version in own["readers"].items() if node["readers"].get(name) != version]
+        if others:
+            mend = "pip install -c constraints.txt -e '.[office,s3]' there, or such files are not read by it"
+            yield Finding(what, WARNING, f"without, or with another {', '.join(others)}", mend)
 
 
 def examine(store: Path, machine: Machine | None = None) -> Iterator[Finding]:

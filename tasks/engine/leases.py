@@ -4,6 +4,7 @@ A lease is a file that its holder touches every few seconds. One that was not to
 told by the clock of the file system, so clocks that differ between computers mislead nobody.
 """
 
+import errno
 import os
 import socket
 import threading
@@ -14,6 +15,8 @@ from functools import cache
 from pathlib import Path
 
 TOUCH_SECONDS, STALE_SECONDS = 5.0, 30.0
+SILENT = frozenset({errno.ESTALE, errno.EIO, errno.ETIMEDOUT})
+"""What a file system on the network says while it does not answer."""
 
 
 def file_system_time(folder: Path) -> float:
@@ -45,8 +48,10 @@ def is_held(path: Path) -> bool:
         return file_system_time(path.parent) - touched < STALE_SECONDS
     except FileNotFoundError:
         return False
-    except OSError:
-        return True
+    except OSError as error:
+        if error.errno in SILENT:
+            return True
+        raise
 
 
 def is_held_elsewhere(path: Path) -> bool:

@@ -117,6 +117,8 @@ def run_on_ranks(
     resolved: TrainingMachine,
     machine: Machine,
     work: Path,
+    *,
+    goes_on: bool = False,
 ) -> Any:
     """Call a function on every rank of a machine; returns what the first one gets.
 
@@ -125,6 +127,7 @@ def run_on_ranks(
         arguments: JSON values.
         resolved: the machine with its device and its ranks.
         work: the working folder of a stage.
+        goes_on: whether another call goes on from where the work of one was that was ended.
 
     Raises:
         InputError: if a rank found that recipe or data make it impossible.
@@ -136,11 +139,12 @@ def run_on_ranks(
         if not isinstance(ended, _CutOff):
             return ended
         # An end from outside is no failed attempt, as long as each job comes further than the one before.
-        if ended.reached <= reached:
+        if not goes_on or ended.reached <= reached:
+            further = f" any further than the one before ({reached:,})" if goes_on else " to its end"
             raise StageFailed(
-                "its job was ended by the cluster, since its time was over or another took its place, before it came any further than "
-                f"the one before ({ended.reached:,}): raise machine.cluster.time",
-                retryable=True,
+                "its job was ended by the cluster, since its time was over or another took its place, before it came"
+                f"{further}: raise machine.cluster.time",
+                retryable=False,
             )
         reached = ended.reached
         print(

@@ -106,8 +106,8 @@ def build_on_ray(
             ray.cancel(reference, force=True)
 
 
-def examine_nodes(cluster: RayCluster, folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """What each node of the cluster has, see `tasks.engine.worker.examine`; and which did not say."""
+def examine_nodes(cluster: RayCluster, folder: Path) -> tuple[list[dict[str, Any]], list[str], list[str]]:
+    """What each node of the cluster has, see `tasks.engine.worker.examine`; which did not say; and which failed at it."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     ray = connect(cluster)
@@ -116,12 +116,14 @@ def examine_nodes(cluster: RayCluster, folder: Path) -> tuple[list[dict[str, Any
     strategies = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
     asked = [remote.options(scheduling_strategy=strategy).remote(folder) for strategy in strategies]
     answered, _ = ray.wait(asked, num_returns=len(asked), timeout=_DOCTOR_SECONDS)
-    told, unheard = [], []
+    told, unheard, failed = [], [], []
     for host, node in zip(nodes.values(), asked, strict=True):
+        if node not in answered:
+            unheard.append(f"{host} (no answer within {_DOCTOR_SECONDS:.0f} s)")
+            ray.cancel(node, force=True)
+            continue
         try:
-            if node not in answered:
-                raise TimeoutError(f"no answer within {_DOCTOR_SECONDS:.0f} s")
             told.append(ray.get(node))
-        except (TimeoutError, ray.exceptions.RayError) as error:
-            unheard.append(f"{host} ({str(error).splitlines()[-1]})")
-    return told, unheard
+        except ray.exceptions.RayError as error:
+            failed.append(f"{host} ({(str(error).splitlines() or [type(error).__name__])[-1]})")
+    return told, unheard, failed

@@ -31,36 +31,58 @@ _LOST_ARRAYS = 5
 _TAIL_LINES = 40
 _SILENCE_SECONDS, _CANCEL_ATTEMPTS = 600.0, 5
 """A controller that is started again is away for minutes, and its jobs run on."""
+_NO_ANSWER = ("Unable to contact", "timed out", "Connection refused", "Zero Bytes were transmitted")
+"""What Slurm's commands say if it does not answer."""
+_COMPLETING_SECONDS = 120.0
+"""What a job that is ended may take for it: KillWait, and an epilog."""
 
 
-def _slurm(*arguments: str) -> str:
-    """What a command of Slurm prints; a controller that does not answer is waited for.
+def _asked(*arguments: str) -> str | None:
+    """What a command of Slurm prints; None if the controller did not answer.
 
     Raises:
         InputError: if it is not installed, or refuses what it is asked for.
-        StageFailed: if the controller has not answered for `_SILENCE_SECONDS`.
     """
     if shutil.which(arguments[0]) is None:
         raise InputError(
             f"machine.cluster is slurm, and there is no command {arguments[0]} here: run on a login node of the cluster"
         )
+    done = subprocess.run(arguments, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    if not done.returncode:
+        return done.stdout
+    sentence = " ".join(done.stderr.split()) or f"status {done.returncode}"
+    if not any(words in sentence for words in _NO_ANSWER):
+        raise InputError(f"machine.cluster: {arguments[0]} refuses: {sentence}")
+    print(f"Slurm does not answer, it is waited for: {sentence}", file=sys.stderr, flush=True)
+    return None
+
+
+def _slurm(*arguments: str) -> str:
+    """The same, of a command that may be repeated: a controller that does not answer is waited for.
+
+    Raises:
+        StageFailed: if it has not answered for `_SILENCE_SECONDS`.
+    """
     silence = Silence()
-    while True:
-        done = subprocess.run(arguments, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-        if not done.returncode:
-            return done.stdout
-        sentence = " ".join(done.stderr.split()) or f"status {done.returncode}"
-        if "ontact" not in sentence and "timed out" not in sentence:
-            raise InputError(f"machine.cluster: {arguments[0]} refuses: {sentence}")
-        print(f"Slurm does not answer, it is waited for: {sentence}", file=sys.stderr, flush=True)
+    while (answer := _asked(*arguments)) is None:
         silence.note(answered=False)
         time.sleep(_QUEUE_SECONDS)
+    return answer
+
+
+def _sbatch(name: str, *arguments: str) -> str:
+    """Submit a job of this name, once; returns its number. If no answer came, a job may be there all the same."""
+    silence = Silence()
+    while (answer := _asked("sbatch", "--parsable", f"--job-name={name}", *arguments)) is None:
+        silence.note(answered=False)
+        time.sleep(_QUEUE_SECONDS)
+        _cancel_left_over(name)
+    return answer.split(";")[0].strip()
 
 
 def submit(cluster: SlurmCluster, name: str, folder: Path, n_jobs: int, command: list[str]) -> str:
     """Submit an array whose tasks run `command` with $SLURM_ARRAY_TASK_ID at its end; returns its number."""
     options = {
-        "job-name": name,
         "array": f"0-{n_jobs - 1}",
         "output": str(folder / "%a.log"),
         "time": cluster.time,
@@ -71,8 +93,7 @@ def submit(cluster: SlurmCluster, name: str, folder: Path, n_jobs: int, command:
         **cluster.sbatch,
     }
     flags = [f"--{option}={value}" for option, value in options.items()]
-    script = f'exec {shlex.join(command)} "$SLURM_ARRAY_TASK_ID"'
-    return _slurm("sbatch", "--parsable", *flags, "--wrap", script).split(";")[0].strip()
+    return _sbatch(name, *flags, "--wrap", f'exec {shlex.join(command)} "$SLURM_ARRAY_TASK_ID"')
 
 
 def job_name(store: Path, key: str) -> str:
@@ -83,11 +104,7 @@ def job_name(store: Path, key: str) -> str:
 def submit_nodes(cluster: SlurmCluster, name: str, folder: Path, n_nodes: int, command: list[str]) -> str:
     """Submit a job of so many nodes that runs `command` once on each; $SLURM_PROCID in it is the number of the node."""
     _cancel_left_over(name)
-    deadline = time.monotonic() + _VISIBLE_SECONDS
-    while time.monotonic() < deadline and _slurm("squeue", "--me", "--noheader", f"--name={name}").strip():
-        time.sleep(_POLL_SECONDS)
     options = {
-        "job-name": name,
         "nodes": str(n_nodes),
         "ntasks-per-node": "1",
         "output": str(folder / "slurm.log"),
@@ -96,20 +113,26 @@ def submit_nodes(cluster: SlurmCluster, name: str, folder: Path, n_nodes: int, c
         **({"partition": cluster.partition} if cluster.partition else {}),
         **cluster.sbatch,
     }
-    flags = [f"--{option}={value}" for option, value in options.items()]
+    # A job that starts again by itself would find what its end has left; whoever asked submits another.
+    flags = ["--no-requeue", *(f"--{option}={value}" for option, value in options.items())]
     # srun itself does not know the number of a task; the shell that it starts on each node does.
     inner = " ".join(part if part.startswith("$") else shlex.quote(part) for part in command)
     # From 22.05 on srun does not take over what sbatch was told of cores.
     srun = f"srun --kill-on-bad-exit=1 --cpus-per-task={options['cpus-per-task']}"
     script = f"exec {srun} sh -c {shlex.quote('exec ' + inner)}"
-    return _slurm("sbatch", "--parsable", *flags, "--wrap", script).split(";")[0].strip()
+    return _sbatch(name, *flags, "--wrap", script)
 
 
 def _cancel_left_over(name: str) -> None:
-    """End the arrays of a driver that was killed."""
-    jobs = set(_slurm("squeue", "--me", "--noheader", f"--name={name}", "--format=%A").split())
-    if jobs:
-        _slurm("scancel", *sorted(jobs))
+    """End the jobs of this name, such as those of a driver that was killed, and wait a little until they are gone."""
+    deadline, cancelled = time.monotonic() + _VISIBLE_SECONDS, set[str]()
+    while jobs := set(_slurm("squeue", "--me", "--noheader", f"--name={name}", "--format=%A").split()):
+        if new := jobs - cancelled:
+            _slurm("scancel", *sorted(new))
+            cancelled |= new
+        if time.monotonic() > deadline:
+            return
+        time.sleep(_POLL_SECONDS)
 
 
 def queue_of(job: str) -> list[tuple[str, str]] | None:
@@ -126,10 +149,12 @@ def queue_of(job: str) -> list[tuple[str, str]] | None:
 
 def was_cut_off(job: str) -> bool:
     """Whether Slurm ended a job because its time was over, or for another one's sake."""
-    deadline = time.monotonic() + _VISIBLE_SECONDS
+    deadline = time.monotonic() + _COMPLETING_SECONDS
     while True:
-        done = subprocess.run(["scontrol", "show", "job", "--oneliner", job], capture_output=True, text=True)
-        words = done.stdout.split()
+        try:
+            words = _slurm("scontrol", "show", "job", "--oneliner", job).split()
+        except InputError:
+            return False  # it is too long ago
         if "JobState=COMPLETING" not in words or time.monotonic() > deadline:
             return "JobState=TIMEOUT" in words or "JobState=PREEMPTED" in words
         time.sleep(_POLL_SECONDS)
@@ -270,8 +295,8 @@ def _run_array(
         cancel(array)
 
 
-def examine_nodes(cluster: SlurmCluster, folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """What each node of the partition has, see `tasks.engine.worker.examine`; and which did not say."""
+def examine_nodes(cluster: SlurmCluster, folder: Path) -> tuple[list[dict[str, Any]], list[str], list[str]]:
+    """What each node of the partition has, see `tasks.engine.worker.examine`; which did not say; and which failed at it."""
     where = (f"--partition={cluster.partition}",) if cluster.partition else ()
 
     def names(kind: str) -> set[str]:
@@ -283,7 +308,7 @@ def examine_nodes(cluster: SlurmCluster, folder: Path) -> tuple[list[dict[str, A
     try:
         for node in nodes:
             one = cluster.model_copy(update={"sbatch": {**cluster.sbatch, "nodelist": node}})
-            jobs.append(submit(one, "scratchlm-doctor", folder, 1, command))
+            jobs.append(submit(one, f"scratchlm{folder.name}-{node}", folder, 1, command))
         deadline = time.monotonic() + _DOCTOR_SECONDS
         while time.monotonic() < deadline and len(list(folder.glob("*.json"))) < len(nodes):
             time.sleep(_POLL_SECONDS)
@@ -295,7 +320,7 @@ def examine_nodes(cluster: SlurmCluster, folder: Path) -> tuple[list[dict[str, A
     silent = [f"{node} (no answer within {_DOCTOR_SECONDS:.0f} s; it may be busy)" for node in nodes]
     missing = len(nodes) - len(told)
     unheard = [said for node, said in zip(nodes, silent, strict=True) if node not in hosts][:missing]
-    return told, [f"{node} (Slurm says that it is down)" for node in down] + unheard
+    return told, [f"{node} (Slurm says that it is down)" for node in down] + unheard, []
 
 
 _DOCTOR_SECONDS = 120.0

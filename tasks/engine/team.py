@@ -7,11 +7,13 @@ that is switched off no connection is closed.
 
 import contextlib
 import json
+import os
 import socket
 import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,7 +23,7 @@ from model.errors import InputError
 from model.files import read_json, write_whole
 from tasks.engine import process
 from tasks.engine.clusters import RayCluster, SlurmCluster
-from tasks.engine.leases import STALE_SECONDS, TOUCH_SECONDS, file_system_time, is_held
+from tasks.engine.leases import SILENT, STALE_SECONDS, TOUCH_SECONDS, file_system_time, is_held
 from tasks.engine.machine import Machine
 
 TEAM, STOP, MEETING = "team.json", "stop", "meeting.json"
@@ -62,6 +64,11 @@ class Team(BaseModel):
 
     def lost(self) -> tuple[str, str] | None:
         """Which node has begun, has not ended, and was not heard of for half a minute: its host, and what to say of it."""
+        with store_may_be_silent():
+            return self._lost()
+        return None
+
+    def _lost(self) -> tuple[str, str] | None:
         for path in sorted(self.folder.glob("node-*")):
             index = path.name.removeprefix("node-")
             # It says that it ends before it falls silent.
@@ -72,6 +79,16 @@ class Team(BaseModel):
                     "does not reach the store"
                 )
         return None
+
+
+@contextlib.contextmanager
+def store_may_be_silent() -> Iterator[None]:
+    """Pass over a file system that does not answer just now: nobody ends for that."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in SILENT:
+            raise
 
 
 class Launcher(Protocol):
@@ -325,14 +342,17 @@ def _meet(team: Team, index: int) -> tuple[str, bool]:
     while not (endpoint := read_json(path)):
         if is_over(team):
             raise SystemExit(1)
-        (team.folder / f"node-{index}").touch()
+        with store_may_be_silent():
+            (team.folder / f"node-{index}").touch()
         time.sleep(_POLL_SECONDS)
     return endpoint, False
 
 
 def is_over(team: Team) -> bool:
     """Whether the nodes have to end: they were asked to, or whoever asked is gone."""
-    return (team.folder / STOP).exists() or not is_held(team.lease)
+    with store_may_be_silent():
+        return (team.folder / STOP).exists() or not is_held(team.lease)
+    return False
 
 
 def run_node(team_path: Path, index: int) -> int:
@@ -359,7 +379,7 @@ def run_node(team_path: Path, index: int) -> int:
             write_whole(team.folder / "status.json", json.dumps(abs(status)))
             (team.folder / STOP).touch()
         return status
-    except (SystemExit, KeyboardInterrupt):
+    except BaseException:
         (team.folder / STOP).touch()
         raise
     finally:
@@ -391,7 +411,8 @@ def _run_torchrun(team: Team, index: int, presence: Path) -> int:
             if is_over(team):
                 return 1
             if time.monotonic() - touched > TOUCH_SECONDS:
-                presence.touch()
+                with store_may_be_silent():
+                    presence.touch()
                 touched = time.monotonic()
             time.sleep(_POLL_SECONDS)
         return status
@@ -465,7 +486,8 @@ def _claim_index(team: Team) -> int | None:
                 aside = claim.with_name(f".{claim.name}-{uuid.uuid4().hex}")
                 claim.rename(aside)
                 if file_system_time(team.folder) - aside.stat().st_mtime <= _CLAIM_SECONDS:
-                    aside.rename(claim)
+                    with contextlib.suppress(FileExistsError):
+                        os.link(aside, claim)
         with contextlib.suppress(FileExistsError):
             claim.touch(exist_ok=False)
             return index

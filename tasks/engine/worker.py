@@ -92,16 +92,16 @@ def build_one(spec_path: Path, position: int) -> dict[str, Any]:
         return {**told, **describe(error), "traceback": redact(traceback.format_exc())}
 
 
-_EXTRAS = ('extra == "office"', 'extra == "s3"')
-"""How requirements end by which it is decided what becomes of a text."""
+_READERS = ('extra == "office"', 'extra == "s3"')
+"""How requirements end that are needed to read some kinds of files, and for nothing else."""
 
 
-def _libraries() -> dict[str, str]:
-    """Version of each distribution that the project, or an extra that reads text, asks for; those that are not installed are not in it."""
+def _libraries(are_readers: bool) -> dict[str, str]:
+    """Version of each distribution that the project asks for, or that it needs to read some files; of those that are installed."""
     names = {
         re.split(r"[^A-Za-z0-9._-]", wanted)[0]
         for wanted in importlib.metadata.requires("scratchlm") or ()
-        if "extra ==" not in wanted or wanted.endswith(_EXTRAS)
+        if (wanted.endswith(_READERS) if are_readers else "extra ==" not in wanted)
     }
     found = {}
     for name in names:
@@ -128,7 +128,8 @@ def examine(folder: Path) -> dict[str, Any]:
         "python": PYTHON,
         "format": FORMAT_VERSION,
         "code": {name: hashlib.sha256(content).hexdigest()[:16] for name, content in modules.items()},
-        "libraries": _libraries(),
+        "libraries": _libraries(are_readers=False),
+        "readers": _libraries(are_readers=True),
     }
 
 

@@ -1,5 +1,6 @@
 """Files elsewhere: listed and fetched through fsspec, by their URL. Credentials come from the environment alone."""
 
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,20 +46,40 @@ def _is_file(file_system: Any, path: str) -> bool:
     return not path.endswith("/") and bool(file_system.isfile(path))
 
 
-def _linked_files(file_system: Any, folder: str) -> Iterator[str]:
+_NO_PAGES = ("mailto:", "javascript:", "tel:", "data:")
+_DEEPEST = 30
+
+
+def _links_of(file_system: Any, folder: str) -> list[str]:
+    """Where the list of a web server's folder links to below it."""
+    try:
+        links = [info["name"] for info in file_system.ls(folder, detail=True)]
+    except FileNotFoundError:
+        # Of a list without links fsspec asks again, for a page of the folder's name.
+        if not file_system.exists(folder):
+            raise
+        return []
+    found = set()
+    for link in links:
+        # A page behind a proxy may say https where it was asked for by http.
+        below = link.partition("://")[2].removeprefix(folder.partition("://")[2])
+        below = re.sub(r"^(\./)+", "", below.partition("#")[0])
+        is_outside = link.partition("://")[2] == below or ".." in below.split("/")
+        # What sorts the list, the folder itself, what lies above it, and what is no page.
+        if below and not is_outside and not below.startswith(("?", *_NO_PAGES)):
+            found.add(below)
+    return sorted(below for below in found if not below.split("/")[-1].startswith("?"))
+
+
+def _linked_files(file_system: Any, folder: str, depth: int = 0) -> Iterator[str]:
     """The files that the list of a web server's folder has links to, and those of folders below it."""
-    for path in sorted(info["name"] for info in file_system.ls(folder, detail=True)):
-        below = path.removeprefix(folder)
-        parts = below.split("/")
-        # Links that sort the list, to a place in it, to itself, up, or to no page at all, such as mailto.
-        if not path.startswith(folder) or not below or ".." in parts or parts[-1].startswith(("?", "#")):
-            continue
-        if ":" in parts[0]:
-            continue
+    if depth > _DEEPEST:
+        raise ValueError(f"{folder} is more than {_DEEPEST} folders deep: one of them links to itself")
+    for below in _links_of(file_system, folder):
         if below.endswith("/"):
-            yield from _linked_files(file_system, path)
+            yield from _linked_files(file_system, folder + below, depth + 1)
         else:
-            yield path
+            yield folder + below
 
 
 def _infos(file_system: Any, root: str) -> dict[str, dict[str, Any]]:

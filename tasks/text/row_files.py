@@ -30,7 +30,7 @@ from tasks.text.sources import Kind, Source
 _BATCH_BYTES = 16_000_000
 _SMALL_GROUP_BYTES = 32_000_000
 """Of a row group of at most so much, unpacked, equal texts are one in memory. pyarrow holds all texts of the group for that."""
-_MOST_OF_A_BATCH_BYTES = 4_000_000_000
+_MOST_OF_A_BATCH_BYTES = 400_000_000
 """What the rows of a batch may come to if each of them is all that a larger row group holds."""
 _BYTE_ARRAYS = ("string", "large_string", "binary", "large_binary")
 

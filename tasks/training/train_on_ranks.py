@@ -70,7 +70,7 @@ def train_on_ranks(
     metrics = (
         train_here(spec)
         if machine.in_process
-        else run_on_ranks(train_as_rank, spec.model_dump(mode="json"), resolved, machine, work)
+        else run_on_ranks(train_as_rank, spec.model_dump(mode="json"), resolved, machine, work, goes_on=True)
     )
     (out / "figures").mkdir(exist_ok=True)
     for name in (METRICS, SPIKES):

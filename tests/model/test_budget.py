@@ -175,6 +175,8 @@ def test_a_size_is_its_shape_and_may_be_changed():
         ("NVIDIA L40", "l40"),
         ("NVIDIA L40S", "l40s"),
         ("NVIDIA L4", "l4"),
+        ("NVIDIA GH200 480GB", "gh200"),
+        ("h100sxm", "h100"),
         ("TPU v5", None),
     ],
 )

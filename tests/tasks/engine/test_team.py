@@ -130,7 +130,8 @@ def test_a_job_whose_time_is_over_goes_on_in_another_as_long_as_it_comes_further
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(on_ranks, "_launch", lambda job, *others: CutOff(job.parent))
-    run = partial(run_on_ranks, print, {}, TrainingMachine(device="cpu", ranks=1), Machine(), tmp_path)
+    resolved = TrainingMachine(device="cpu", ranks=1)
+    run = partial(run_on_ranks, print, {}, resolved, Machine(), tmp_path, goes_on=True)
     monkeypatch.setattr(CutOff, "reached", [3, 6, 8, 9])
     assert run() == "whole"
     monkeypatch.setattr(CutOff, "reached", [3, 6, 6, 9])
@@ -138,6 +139,64 @@ def test_a_job_whose_time_is_over_goes_on_in_another_as_long_as_it_comes_further
         StageFailed, match=r"before it came any further .*\(6\): raise machine\.cluster\.time"
     ):
         run()
+    # What begins anew in each job is not given another.
+    monkeypatch.setattr(CutOff, "reached", [3, 9])
+    with pytest.raises(StageFailed, match=r"before it came to its end: raise machine\.cluster\.time"):
+        run(goes_on=False)
+
+
+def command_of_slurm(folder: Path, name: str, *answers: str) -> None:
+    """A command that gives one answer after the other, the last for ever; one that begins with ! is an error."""
+    folder.mkdir(exist_ok=True)
+    for number, answer in enumerate(answers):
+        (folder / f"{name}-{number}").write_text(answer)
+    (folder / f"{name}-count").write_text("0")
+    script = f"""#!/bin/sh
+n=$(cat {folder}/{name}-count)
+echo "$@" >> {folder}/{name}-asked
+[ -e {folder}/{name}-$((n + 1)) ] && echo $((n + 1)) > {folder}/{name}-count
+case "$(cat {folder}/{name}-$n)" in
+!*) tail -c +2 {folder}/{name}-$n >&2; exit 1 ;;
+*) cat {folder}/{name}-$n ;;
+esac
+"""
+    (folder / name).write_text(script)
+    (folder / name).chmod(0o755)
+
+
+def test_a_job_is_submitted_once_though_the_controller_does_not_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    commands = tmp_path / "commands"
+    timed_out = "!sbatch: error: Batch job submission failed: Socket timed out on send/recv operation"
+    command_of_slurm(commands, "sbatch", timed_out, "8;main")
+    # It took the job all the same, under number 7.
+    command_of_slurm(commands, "squeue", "7", "")
+    command_of_slurm(commands, "scancel", "")
+    monkeypatch.setenv("PATH", f"{commands}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(slurm_cluster, "_QUEUE_SECONDS", 0.01)
+    assert slurm_cluster._sbatch("name", "--wrap", "true") == "8"
+    assert (commands / "scancel-asked").read_text() == "7\n"
+    # A refusal that speaks of contacts is one.
+    command_of_slurm(commands, "sbatch", "!your account has expired, contact support")
+    with pytest.raises(InputError, match="has expired"):
+        slurm_cluster._sbatch("name", "--wrap", "true")
+
+
+def test_a_job_was_cut_off_if_its_time_was_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    commands = tmp_path / "commands"
+    monkeypatch.setenv("PATH", f"{commands}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(slurm_cluster, "_QUEUE_SECONDS", 0.01)
+    monkeypatch.setattr(slurm_cluster, "_POLL_SECONDS", 0.01)
+    away = "!slurm_load_jobs error: Unable to contact slurm controller (connect failure)"
+    for last, is_cut_off in (
+        ("JobId=7 JobState=TIMEOUT Reason=None", True),
+        ("JobId=7 JobState=PREEMPTED Reason=None", True),
+        ("JobId=7 JobState=FAILED Reason=None", False),
+        ("!slurm_load_jobs error: Invalid job id specified", False),
+    ):
+        command_of_slurm(commands, "scontrol", "JobId=7 JobState=COMPLETING", away, last)
+        assert slurm_cluster.was_cut_off("7") == is_cut_off
 
 
 def test_a_node_that_falls_silent_is_lost_and_one_that_ended_is_not(made: Team):

@@ -229,6 +229,24 @@ def test_a_small_parquet_file_does_not_become_a_large_one(tmp_path: Path):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1_000_000  # of 30 GB, in KiB
 
 
+def test_a_text_of_megabytes_that_is_kept_once_is_held_a_few_times(tmp_path: Path):
+    """Of so large a group equal texts do not stay one in memory."""
+    from tasks.text.readers import from_mapping, read_file
+
+    text, path = os.urandom(17_000_000).hex(), tmp_path / "bomb.parquet"
+    column = pa.DictionaryArray.from_arrays(pa.array([0] * 40, pa.int32()), pa.array([text])).cast(
+        pa.string()
+    )
+    pq.write_table(pa.table({"text": column}), path)
+    del column
+    assert path.stat().st_size < 1.5 * len(text)
+    before, held = pa.total_allocated_bytes(), 0
+    for record in read_file(Source(path=str(path)), path.name, path, from_mapping, 100_000_000):
+        assert record.text == text
+        held = max(held, pa.total_allocated_bytes() - before)
+    assert held < 700_000_000  # of 1.4 GB
+
+
 def test_a_large_row_group_is_read_a_few_rows_at_a_time(tmp_path: Path):
     from tasks.text.readers import from_mapping, read_file
 

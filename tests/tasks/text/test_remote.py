@@ -166,6 +166,16 @@ def test_a_folder_of_a_web_server_is_read_as_far_as_it_goes(web: tuple[Path, str
     links(below, "?C=S;O=A", "/in/", "../", "b.txt")
     names = [name for name, *_ in list_remote(f"{url}/in/")[0]]
     assert names == ["a.txt", "sub/b.txt"]
+    # With the scheme that a proxy has, with a colon in a name, and with an empty folder in it.
+    (folder / "in" / "b:1.txt").write_text("three")
+    (folder / "in" / "empty").mkdir()
+    links(folder / "in" / "empty")
+    links(folder / "in", f"https{url.removeprefix('http')}/in/a.txt", "./b:1.txt", "./", "sub/", "empty/")
+    assert [name for name, *_ in list_remote(f"{url}/in/")[0]] == ["a.txt", "b:1.txt", "sub/b.txt"]
+    (below / "me").symlink_to(below)
+    links(below, "b.txt", "me/")
+    with pytest.raises(InputError, match="one of them links to itself"):
+        list_remote(f"{url}/in/")
     # Less than all of it is none of it.
     links(folder / "in", "a.txt", "sub/", "gone/")
     with pytest.raises(InputError, match=r"cannot be listed.*gone"):

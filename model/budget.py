@@ -223,8 +223,8 @@ class Accelerator:
 
 
 ACCELERATORS = (
-    Accelerator("gb200", 2500e12, 186e9),
     Accelerator("b200", 2250e12, 192e9),
+    Accelerator("gb200", 2500e12, 186e9),
     Accelerator("gh200", 989e12, 96e9),
     Accelerator("h200", 989e12, 141e9),
     Accelerator("h100 pcie", 756e12, 80e9),

@@ -7,10 +7,11 @@ from contextlib import contextmanager
 
 import typer
 
+from flows.command.interrupted import INTERRUPT_EXIT, SENTENCE, was_interrupted
 from flows.command.say import say
 from model.errors import InputError, StageFailed
 
-INPUT_EXIT, FAILURE_EXIT, INTERRUPT_EXIT = 2, 1, 130
+INPUT_EXIT, FAILURE_EXIT = 2, 1
 
 
 @contextmanager
@@ -39,6 +40,8 @@ def exit_codes() -> Iterator[None]:
         place = f": {error.filename}" if error.filename else ""
         say(f"error: {error.strerror or error}{place}", err=True)
         raise typer.Exit(FAILURE_EXIT) from None
-    except KeyboardInterrupt:
-        say("interrupted; the same command goes on from what was saved", err=True)
+    except (KeyboardInterrupt, Exception) as error:
+        if isinstance(error, typer.Exit | typer.Abort) or not was_interrupted(error):
+            raise
+        say(SENTENCE, err=True)
         raise typer.Exit(INTERRUPT_EXIT) from None

@@ -4,6 +4,8 @@ import importlib.util
 import sys
 from pathlib import Path
 
+from flows.command.interrupted import INTERRUPT_EXIT, SENTENCE, was_interrupted
+
 _OURS = Path(__file__).resolve().parents[2]
 
 
@@ -29,9 +31,15 @@ def main() -> None:
     if fault:
         print(f"error: {fault}", file=sys.stderr)
         raise SystemExit(2)
-    from model.imports import uncollected
+    try:
+        from model.imports import uncollected
 
-    with uncollected():
-        from flows.command.app import app
+        with uncollected():
+            from flows.command.app import app
+    except (KeyboardInterrupt, Exception) as error:
+        if not was_interrupted(error):
+            raise
+        print(SENTENCE, file=sys.stderr)
+        raise SystemExit(INTERRUPT_EXIT) from None
 
     app(prog_name="scratchlm")

@@ -86,9 +86,10 @@ def windows_by_source(
             )
         wanted = _shared_out(weights, last - first, left) if left else dict(weights)
         if wanted is None:
-            most = sum(sizes.values()) * float(config.max_epochs or 0)
+            weighed = sum(sizes[name] for name, weight in weights.items() if weight)
+            most = weighed * float(config.max_epochs or 0)
             raise InputError(
-                f"mixture.max_epochs ({config.max_epochs:g}) allows at most {most:,.0f} windows of all sources, and train_model.tokens "
+                f"mixture.max_epochs ({config.max_epochs:g}) allows at most {most:,.0f} windows of these sources, and train_model.tokens "
                 f"reads {n_steps * windows_per_step:,}: lower train_model.tokens, raise mixture.max_epochs, or add text"
             )
         for name, count in wanted.items():

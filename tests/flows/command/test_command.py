@@ -278,3 +278,33 @@ def test_reasons(change: dict, reason: str):
 
 def test_no_reason_without_a_past():
     assert explain_change(None, OLD) == "no result yet"
+
+
+INTERRUPTED_AT = """
+import sys
+
+module = sys.argv[1]
+
+class Interrupts:
+    def find_spec(self, name, path=None, target=None):
+        if name == module:
+            try:
+                raise KeyboardInterrupt
+            except KeyboardInterrupt as error:
+                # As pydantic makes another error of what comes while a class is made.
+                raise RuntimeError("Error calling __set_name__") from error
+
+sys.meta_path.insert(0, Interrupts())
+from flows.command.main import main
+sys.argv = ["scratchlm", "sql", "latest", "select 1"]
+main()
+"""
+
+
+@pytest.mark.parametrize("module", ["flows.command.app", "flows.runs.record"])
+def test_ctrl_c_while_a_library_is_imported_is_an_end_as_any(module: str, tmp_path: Path):
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_AT, module], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 130
+    assert done.stderr == "interrupted; the same command goes on from what was saved\n"

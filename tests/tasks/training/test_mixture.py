@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -24,8 +24,10 @@ def test_no_source_is_read_more_often_than_it_may(weights, sizes, n_steps: int, 
     there = dict(zip("abcd", map(float, sizes), strict=True))
     wanted = n_steps * 4
     possible = sum(there[name] for name in weights) * most
+    # Less than a window may lack, but for what rounding makes of one.
+    assume(abs(possible - (wanted - 1)) > 1e-6)
     if possible < wanted - 1:
-        with pytest.raises(InputError, match=r"lower train_model\.tokens"):
+        with pytest.raises(InputError, match=r"at most [\d,]+ windows of these .*lower train_model\.tokens"):
             windows_by_source(config, there, n_steps, 4)
         return
     phases = windows_by_source(config, there, n_steps, 4)

@@ -15,8 +15,18 @@ from functools import cache
 from pathlib import Path
 
 TOUCH_SECONDS, STALE_SECONDS = 5.0, 30.0
-SILENT = frozenset({errno.ESTALE, errno.EIO, errno.ETIMEDOUT})
+_SILENT = frozenset({errno.ESTALE, errno.EIO, errno.ETIMEDOUT})
 """What a file system on the network says while it does not answer."""
+
+
+@contextmanager
+def store_may_be_silent() -> Iterator[None]:
+    """Pass over a file system that does not answer just now: nobody ends for that."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _SILENT:
+            raise
 
 
 def file_system_time(folder: Path) -> float:
@@ -39,19 +49,17 @@ def _here() -> str:
 def is_held(path: Path) -> bool:
     """Whether somebody holds a lease, or the file system does not answer just now: then nobody is to end for it."""
     try:
-        # Opened, since what NFS remembers of a file is asked for anew only then.
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            touched = os.fstat(descriptor).st_mtime
-        finally:
-            os.close(descriptor)
-        return file_system_time(path.parent) - touched < STALE_SECONDS
+        with store_may_be_silent():
+            # Opened, since what NFS remembers of a file is asked for anew only then.
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                touched = os.fstat(descriptor).st_mtime
+            finally:
+                os.close(descriptor)
+            return file_system_time(path.parent) - touched < STALE_SECONDS
     except FileNotFoundError:
         return False
-    except OSError as error:
-        if error.errno in SILENT:
-            return True
-        raise
+    return True
 
 
 def is_held_elsewhere(path: Path) -> bool:

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,7 +22,7 @@ from model.errors import InputError
 from model.files import read_json, write_whole
 from tasks.engine import process
 from tasks.engine.clusters import RayCluster, SlurmCluster
-from tasks.engine.leases import SILENT, STALE_SECONDS, TOUCH_SECONDS, file_system_time, is_held
+from tasks.engine.leases import STALE_SECONDS, TOUCH_SECONDS, file_system_time, is_held, store_may_be_silent
 from tasks.engine.machine import Machine
 
 TEAM, STOP, MEETING = "team.json", "stop", "meeting.json"
@@ -79,16 +78,6 @@ class Team(BaseModel):
                     "does not reach the store"
                 )
         return None
-
-
-@contextlib.contextmanager
-def store_may_be_silent() -> Iterator[None]:
-    """Pass over a file system that does not answer just now: nobody ends for that."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in SILENT:
-            raise
 
 
 class Launcher(Protocol):

@@ -59,16 +59,17 @@ def _links_of(file_system: Any, folder: str) -> list[str]:
         if not file_system.exists(folder):
             raise
         return []
-    found = set()
+    # A page behind a proxy may say https where it was asked for by http.
+    address, found = folder.partition("://")[2], set()
     for link in links:
-        # A page behind a proxy may say https where it was asked for by http.
-        below = link.partition("://")[2].removeprefix(folder.partition("://")[2])
-        below = re.sub(r"^(\./)+", "", below.partition("#")[0])
-        is_outside = link.partition("://")[2] == below or ".." in below.split("/")
-        # What sorts the list, the folder itself, what lies above it, and what is no page.
-        if below and not is_outside and not below.startswith(("?", *_NO_PAGES)):
+        _, _, linked = link.partition("://")
+        below = re.sub(r"^(\./)+", "", linked.removeprefix(address).partition("#")[0])
+        parts = below.split("/")
+        # But for the folder itself, what lies above it or elsewhere, what is no page, and what sorts the list.
+        is_below = linked.startswith(address) and bool(below) and ".." not in parts
+        if is_below and not below.startswith(("?", *_NO_PAGES)) and not parts[-1].startswith("?"):
             found.add(below)
-    return sorted(below for below in found if not below.split("/")[-1].startswith("?"))
+    return sorted(found)
 
 
 def _linked_files(file_system: Any, folder: str, depth: int = 0) -> Iterator[str]:

@@ -320,15 +320,20 @@ def ranks_of(folder: Path) -> list[int]:
     return found
 
 
+def run_into_training(made: Line, environment: dict[str, str]) -> subprocess.Popen:
+    """A run that has saved twice."""
+    process, work = run(made, environment), made.store / "work"
+    wait_until(lambda: len(list(work.glob("train_model-*/step-*"))) >= 2, "two checkpoints", process)
+    return process
+
+
 def test_two_nodes_that_lose_a_rank_train_as_one_does(
     line: Line, on_one: tuple[dict[str, np.ndarray], dict[str, Any]], kind: Nodes, tmp_path: Path
 ):
     made = copy(line, tmp_path)
     environment = prepare(made, kind, checkpoint_every_seconds=0)
     with joined(made, environment, kind):
-        process = run(made, environment)
-        work = made.store / "work"
-        wait_until(lambda: len(list(work.glob("train_model-*/step-*"))) >= 2, "two checkpoints", process)
+        process = run_into_training(made, environment)
         pids = wait_until(lambda: ranks_of(made.store), "ranks", process)
         os.kill(pids[-1], signal.SIGKILL)
         printed = process.communicate()[0]
@@ -343,9 +348,7 @@ def test_a_driver_that_is_killed_in_the_middle_of_a_training_leaves_no_node(
     made = copy(line, tmp_path)
     environment = prepare(made, kind, checkpoint_every_seconds=0)
     with joined(made, environment, kind):
-        process = run(made, environment)
-        work = made.store / "work"
-        wait_until(lambda: len(list(work.glob("train_model-*/step-*"))) >= 2, "two checkpoints", process)
+        process = run_into_training(made, environment)
         process.kill()
         process.communicate()
         wait_until(lambda: not ranks_of(made.store), "the end of the ranks")
@@ -363,14 +366,12 @@ def test_a_computer_that_is_switched_off_is_named_and_another_takes_its_place(
     made, alone = copy(line, tmp_path), Nodes({"kind": "local"})
     environment = prepare(made, alone, checkpoint_every_seconds=0)
     former = subprocess.Popen(made.command("join"), cwd=made.root, env=environment, stdout=subprocess.DEVNULL)
-    process = run(made, environment)
-    work = made.store / "work"
-    wait_until(lambda: len(list(work.glob("train_model-*/step-*"))) >= 2, "two checkpoints", process)
+    process = run_into_training(made, environment)
     stopped = stop_node(made)
     assert former.pid in stopped
     # It is missed, and not for ranks that make no step: for that there are fifteen minutes.
     teams = wait_until(
-        lambda: two if len(two := [*work.glob("train_model-*/team-*")]) == 2 else None, "a team"
+        lambda: two if len(two := [*made.store.glob("work/train_model-*/team-*")]) == 2 else None, "a team"
     )
     for pid in stopped:
         os.kill(pid, signal.SIGKILL)

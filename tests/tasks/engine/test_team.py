@@ -2,7 +2,6 @@
 
 import json
 import os
-import stat
 import time
 from functools import partial
 from pathlib import Path
@@ -74,18 +73,12 @@ def test_nodes_end_with_whoever_asked_and_with_a_later_attempt(made: Team, monke
 
 
 def test_a_controller_that_is_away_ends_nothing_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    squeue = tmp_path / "squeue"
-    squeue.write_text(
-        "#!/bin/sh\necho 'slurm_load_jobs error: Unable to contact slurm controller' >&2\nexit 1\n"
-    )
-    squeue.chmod(squeue.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    commands = tmp_path / "commands"
+    away = "!slurm_load_jobs error: Unable to contact slurm controller"
+    command_of_slurm(commands, "squeue", away)
+    monkeypatch.setenv("PATH", f"{commands}{os.pathsep}{os.environ['PATH']}")
     # What is asked for once waits for it, too.
-    sinfo = tmp_path / "sinfo"
-    sinfo.write_text(
-        f"#!/bin/sh\n[ -e {tmp_path}/asked ] && exec echo up\ntouch {tmp_path}/asked\nexec squeue\n"
-    )
-    sinfo.chmod(squeue.stat().st_mode)
+    command_of_slurm(commands, "sinfo", away, "up\n")
     monkeypatch.setattr(slurm_cluster, "_QUEUE_SECONDS", 0.01)
     assert slurm_cluster._slurm("sinfo") == "up\n"
     silence = slurm_cluster.Silence()

@@ -20,13 +20,13 @@ class Batch:
     """One rank's share of the batch of a step.
 
     Attributes:
-        tensors: what the objective takes, by name, on the device; their first dimension is rows.
+        micro_batches: what the objective takes, by name, on the device: one for each forward pass.
         mean_targets: what the loss of a micro-batch is divided by. Micro-batches have different numbers of targets, so it is
             the mean over all of them, on all ranks.
     """
 
     step: int
-    tensors: dict[str, Tensor]
+    micro_batches: list[dict[str, Tensor]]
     mean_targets: float
     ready: Any = None
 
@@ -60,8 +60,9 @@ class Feed:
         if batch.ready is not None:
             current = torch.cuda.current_stream()
             current.wait_event(batch.ready)
-            for tensor in batch.tensors.values():
-                tensor.record_stream(current)
+            for tensors in batch.micro_batches:
+                for tensor in tensors.values():
+                    tensor.record_stream(current)
         return batch
 
     def close(self) -> None:
@@ -85,14 +86,21 @@ class Feed:
     def _make(self, step: int) -> Batch:
         spec, seed = self.spec, self.spec.train.seed
         micro_batch, accumulation = spec.micro_batch
-        count = micro_batch * accumulation
-        arrays = self.rows.batch(step, spec.rows_per_batch, seed, self.rank * count, count)
+        first = self.rank * micro_batch * accumulation
+        micro_batches = []
+        for start in range(first, first + micro_batch * accumulation, micro_batch):
+            arrays = self.rows.batch(step, spec.rows_per_batch, seed, start, micro_batch)
+            micro_batches.append({name: torch.from_numpy(values) for name, values in arrays.items()})
         targets = self.rows.trained_targets(step, spec.rows_per_batch, seed)
         mean_targets = max(1.0, targets / (spec.machine.ranks * accumulation))
-        tensors = {name: torch.from_numpy(values) for name, values in arrays.items()}
         if self.stream is None:
-            return Batch(step, tensors, mean_targets)
+            return Batch(step, micro_batches, mean_targets)
         with torch.cuda.stream(self.stream):
-            pinned = {name: tensor.contiguous().pin_memory() for name, tensor in tensors.items()}
-            copied = {name: tensor.to(self.device, non_blocking=True) for name, tensor in pinned.items()}
+            copied = [
+                {
+                    name: tensor.contiguous().pin_memory().to(self.device, non_blocking=True)
+                    for name, tensor in tensors.items()
+                }
+                for tensors in micro_batches
+            ]
             return Batch(step, copied, mean_targets, self.stream.record_event())

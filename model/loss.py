@@ -1,6 +1,6 @@
 """What training makes small: losses of a Transformer's states. The model itself knows nothing of them.
 
-Names of shapes: B windows, T tokens, D model features, V vocabulary entries, N positions of a batch.
+Names of shapes: B windows, T tokens, D model features, V vocabulary entries, N positions of a batch or of one of its R rows.
 """
 
 from typing import Any
@@ -93,22 +93,30 @@ def token_nats(model: Transformer, tokens: Tensor, targets: Tensor) -> Tensor:
 
 
 def log_probabilities(
-    model: Transformer, tokens: Tensor, targets: Tensor, places: Tensor | None = None
+    model: Transformer,
+    tokens: Tensor,
+    targets: Tensor,
+    places: Tensor | None = None,
+    *,
+    ends: Tensor | None = None,
+    positions: Tensor | None = None,
 ) -> Tensor:
-    """Summed log-probability of the targets of each row, (B,), in nats.
+    """Summed log-probability of the targets of each row, (R,), in nats.
 
     The logits of a chunk of positions exist together, and are computed again for the backward pass.
 
     Args:
         tokens: ids (B, T).
-        targets: the ids (B, N) that follow; `IGNORED` where none is asked for.
-        places: positions (B, N) that they follow; every one of the T if None.
+        targets: the ids (R, N) that follow; `IGNORED` where none is asked for.
+        places: positions (R, N) that they follow, counted through all B windows; every one of each window in a row of its own
+            if None.
+        ends, positions: of documents in the windows, see `Transformer.hidden_states`.
     """
-    states = model.hidden_states(tokens)
+    states = model.hidden_states(tokens, positions, ends=ends).flatten(0, 1)
     if places is not None:
-        states = take_places(states, places)
+        states = states.index_select(0, places.flatten())
     rows = head_rows(model.vocabulary_size, states.device.type)
-    chunks = zip(torch.split(states.flatten(0, 1), rows), torch.split(targets.flatten(), rows), strict=True)
+    chunks = zip(torch.split(states, rows), torch.split(targets.flatten(), rows), strict=True)
     nats = [checkpoint(_nats, model.lm_head, some, wanted, use_reentrant=False) for some, wanted in chunks]
     return -torch.cat(nats).view(targets.shape).sum(1)
 

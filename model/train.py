@@ -223,14 +223,12 @@ class _Training:
             What `Spikes.judge` says of it, on the device; None if it was given up between micro-batches, since a step may take
             longer than whoever asks to stop will wait.
         """
-        micro_batch, accumulation = self.spec.micro_batch
+        accumulation = len(batch.micro_batches)
         total = torch.zeros((), device=self.device)
-        for number in range(accumulation):
+        for number, tensors in enumerate(batch.micro_batches):
             if number and self.heard.ask()[0]:
                 return None
-            rows = slice(number * micro_batch, (number + 1) * micro_batch)
-            micro = {name: values[rows] for name, values in batch.tensors.items()}
-            loss = self.engine(**micro, denominator=batch.mean_targets)
+            loss = self.engine(**tensors, denominator=batch.mean_targets)
             self.engine.backward(loss)
             total += loss.detach() / accumulation
             if number == accumulation - 1:

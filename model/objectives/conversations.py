@@ -1,17 +1,17 @@
 """Conversations: the assistant's turns are targets, packed into windows in which no conversation sees another."""
 
-from bisect import bisect_left, insort
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from model.base_config import Config
-from model.batches import IGNORED, filled_ends, permute
 from model.objectives.masked_documents import (
     Document,
     documents_of,
+    filled_windows,
     first_windows,
+    pack,
     rows_of_step,
     trained_places,
 )
@@ -22,27 +22,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from model.transformer import Transformer
-
-
-def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Bins of indices whose lengths sum to at most `capacity` each: best fit, in a pseudo-random order.
-
-    Taking the longest first would need fewer bins (Johnson 1973), and would put conversations of
-    one length, so often of one kind, into one window: steps would differ more than at random.
-    """
-    bins: list[list[int]] = []
-    room: list[tuple[int, int]] = []
-    order = permute(np.arange(len(lengths), dtype=np.uint64), len(lengths), 0, 0).tolist() if lengths else []
-    for index in order:
-        at = bisect_left(room, (lengths[index], -1))
-        if at == len(room):
-            bins.append([index])
-            insort(room, (capacity - lengths[index], len(bins) - 1))
-        else:
-            left, number = room.pop(at)
-            bins[number].append(index)
-            insort(room, (left - lengths[index], number))
-    return bins
 
 
 class PackedConversations:
@@ -77,24 +56,11 @@ class PackedConversations:
             tokens (count, T); ends of the conversations in each window (count, M), what is left of it being one more; places
             where a loss is taken, and the targets there, (count, N) each; all int64.
         """
-        shape = (count, self.context_length)
-        tokens, targets = np.zeros(shape, np.int64), np.full(shape, IGNORED, np.int64)
-        ends: list[list[int]] = [[] for _ in range(count)]
-        for row, index in enumerate(rows_of_step(len(self), step, rows_per_batch, seed, first, count)):
-            start = 0
-            for number in self.windows[index]:
-                document = self.documents[number]
-                end = start + len(document)
-                tokens[row, start:end], targets[row, start:end] = document.inputs, document.targets
-                ends[row].append(end)
-                start = end
+        rows = rows_of_step(len(self), step, rows_per_batch, seed, first, count)
+        windows = [[self.documents[number] for number in self.windows[row]] for row in rows]
+        tokens, targets, ends = filled_windows(windows, self.context_length)
         places, wanted = trained_places(targets)
-        return {
-            "tokens": tokens,
-            "ends": filled_ends(ends, self.context_length),
-            "places": places,
-            "targets": wanted,
-        }
+        return {"tokens": tokens, "ends": ends, "places": places, "targets": wanted}
 
 
 class ConversationObjective(Config):

@@ -3,12 +3,13 @@
 A document of n tokens fills n - 1 places: each token but the last predicts the next one.
 """
 
+from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from model.batches import IGNORED, padded, shuffled
+from model.batches import IGNORED, filled_ends, padded, permute, shuffled
 from model.objectives.objective import Window
 from model.tokens import Tokens
 
@@ -46,6 +47,47 @@ def documents_of(shards: Sequence[Tokens]) -> list[Document]:
             documents.append(Document(tokens.ids[start:end], tokens.trained[start:end], name))
             start = end
     return documents
+
+
+def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Bins of indices whose lengths sum to at most `capacity` each: best fit, in a pseudo-random order.
+
+    Taking the longest first would need fewer bins (Johnson 1973), and would put conversations of
+    one length, so often of one kind, into one window: steps would differ more than at random.
+    """
+    bins: list[list[int]] = []
+    room: list[tuple[int, int]] = []
+    order = permute(np.arange(len(lengths), dtype=np.uint64), len(lengths), 0, 0).tolist() if lengths else []
+    for index in order:
+        at = bisect_left(room, (lengths[index], -1))
+        if at == len(room):
+            bins.append([index])
+            insort(room, (capacity - lengths[index], len(bins) - 1))
+        else:
+            left, number = room.pop(at)
+            bins[number].append(index)
+            insort(room, (left - lengths[index], number))
+    return bins
+
+
+def filled_windows(
+    windows: Sequence[Sequence[Document]], length: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Documents one after another in n windows: tokens and targets (n, length), and their ends (n, M); all int64.
+
+    What is left over of a window is a document more: tokens 0, and targets `IGNORED`.
+    """
+    shape = (len(windows), length)
+    tokens, targets = np.zeros(shape, np.int64), np.full(shape, IGNORED, np.int64)
+    ends: list[list[int]] = [[] for _ in windows]
+    for row, documents in enumerate(windows):
+        start = 0
+        for document in documents:
+            end = start + len(document)
+            tokens[row, start:end], targets[row, start:end] = document.inputs, document.targets
+            ends[row].append(end)
+            start = end
+    return tokens, targets, filled_ends(ends, length)
 
 
 _PLACES = 64

@@ -12,7 +12,9 @@ from model.batches import padded
 from model.objectives.masked_documents import (
     Document,
     documents_of,
+    filled_windows,
     first_windows,
+    pack,
     rows_of_step,
     trained_places,
 )
@@ -26,13 +28,14 @@ if TYPE_CHECKING:
 
 
 _LENGTHS = 64
-"""Padded lengths are multiples of this, so that there are few shapes to compile for."""
+"""Lengths of windows are multiples of this, so that there are few shapes to compile for."""
 
 
 class PreferencePairs:
     """Pairs of a chosen and a rejected conversation, with the reference's log-probabilities.
 
-    Both sides of all pairs that are computed together are padded to the longest of them, and not to the context.
+    Both sides of all pairs that are computed together are packed into as few windows as hold them, in which no side sees
+    another: a short one is not padded to a long one.
     """
 
     def __init__(self, documents: list[Document], reference: np.ndarray, context_length: int) -> None:
@@ -56,38 +59,71 @@ class PreferencePairs:
         """Pairs `first` to `first + count` of the batch of `step`.
 
         Returns:
-            tokens (count, 2, T), places and targets (count, 2, N), int64, chosen before rejected, and reference (count, 2),
-            float32.
+            As `rows`.
         """
         return self.rows(rows_of_step(len(self), step, rows_per_batch, seed, first, count))
 
     def rows(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
-        """Some pairs: tokens (n, 2, T), places and targets (n, 2, N), and reference (n, 2).
+        """Some pairs, packed.
 
-        T is the shortest multiple of 64 that holds them; of places see `trained_places`.
+        Returns:
+            tokens (W, T) of W windows, T the shortest multiple of 64 that holds the fullest; positions of the tokens in their
+            sides (W, T), since in bfloat16 RoPE rounds elsewhere at other places; ends of the sides in each window (W, M);
+            for each side, chosen before rejected, places (2n, N) where it is trained, counted through all windows, and the
+            targets there, `IGNORED` where it has fewer than N; all int64. reference (2n,), float32.
         """
         sides = [side for index in indices for side in (2 * index, 2 * index + 1)]
         documents = [self.documents[side] for side in sides]
+        windows = pack([len(document) for document in documents], self.context_length)
+        fullest = max(sum(len(documents[number]) for number in window) for window in windows)
+        length = min(self.context_length, -(-fullest // _LENGTHS) * _LENGTHS)
+        tokens, _, ends = filled_windows(
+            [[documents[number] for number in window] for window in windows], length
+        )
+        starts, positions = np.zeros(len(documents), np.int64), np.zeros_like(tokens)
+        for row, window in enumerate(windows):
+            start = 0
+            for number in window:
+                end = start + len(documents[number])
+                starts[number] = row * length + start
+                positions[row, start:end] = np.arange(end - start)
+                start = end
         longest = max(map(len, documents))
-        length = min(self.context_length, -(-longest // _LENGTHS) * _LENGTHS)
-        windows = [padded(document.inputs, document.targets, length) for document in documents]
-        tokens, targets = (np.stack(part) for part in zip(*windows, strict=True))
+        targets = np.stack([padded(each.inputs, each.targets, longest)[1] for each in documents])
         places, wanted = trained_places(targets)
-        values = {"tokens": tokens, "places": places, "targets": wanted}
-        values["reference"] = self.reference[sides].astype(np.float32)
-        return {name: value.reshape(len(indices), 2, *value.shape[1:]) for name, value in values.items()}
+        reference = self.reference[sides].astype(np.float32)
+        return {
+            "tokens": tokens,
+            "positions": positions,
+            "ends": ends,
+            "places": places + starts[:, None],
+            "targets": wanted,
+            "reference": reference,
+        }
 
-    def alike_in_length(self, n_tokens: int) -> Iterator[list[int]]:
-        """All pairs in groups of about one length, each of at most about `n_tokens` tokens once padded, or of one pair."""
-        longest = [max(len(self.documents[2 * i]), len(self.documents[2 * i + 1])) for i in range(len(self))]
+    def in_groups(self, n_tokens: int) -> Iterator[list[int]]:
+        """All pairs in order, in groups of at most `n_tokens` tokens, or of one pair."""
         group: list[int] = []
-        for index in sorted(range(len(self)), key=lambda i: (longest[i], i)):
-            if group and 2 * (len(group) + 1) * longest[index] > n_tokens:
+        size = 0
+        for index in range(len(self)):
+            own = len(self.documents[2 * index]) + len(self.documents[2 * index + 1])
+            if group and size + own > n_tokens:
                 yield group
-                group = []
+                group, size = [], 0
             group.append(index)
+            size += own
         if group:
             yield group
+
+
+def packed_log_probabilities(model: "Transformer", rows: "dict[str, Tensor]") -> "Tensor":
+    """Summed log-probability of what is trained of each side (2n,), in nats, of the `rows` of n pairs."""
+    from model.loss import log_probabilities
+
+    tokens, targets = rows["tokens"], rows["targets"]
+    return log_probabilities(
+        model, tokens, targets, rows["places"], ends=rows["ends"], positions=rows["positions"]
+    )
 
 
 class PreferenceObjective(Config):
@@ -117,9 +153,6 @@ class PreferenceObjective(Config):
         """Summed loss of the pairs: equation 7 of the paper."""
         import torch.nn.functional as F
 
-        from model.loss import log_probabilities
-
-        sides = (batch[name].flatten(0, 1) for name in ("tokens", "targets", "places"))
-        nats = log_probabilities(model, *sides).view(-1, 2)
-        chosen, rejected = (nats - batch["reference"]).unbind(1)
+        nats = packed_log_probabilities(model, batch)
+        chosen, rejected = (nats - batch["reference"]).view(-1, 2).unbind(1)
         return -F.logsigmoid(self.beta * (chosen - rejected)).sum()

@@ -36,16 +36,15 @@ def refer_as_rank(arguments: dict[str, Any], rank: Rank) -> Metrics:
     import numpy as np
     import torch
 
-    from model.loss import log_probabilities
     from model.objectives.masked_documents import documents_of
-    from model.objectives.preferences import PreferencePairs
+    from model.objectives.preferences import PreferencePairs, packed_log_probabilities
     from model.tokens import open_tokens
     from model.weights import load_model
 
     config = ReferenceLogProbabilitiesConfig.model_validate(arguments["config"])
     documents = documents_of([open_tokens(Path(shard) / "train.arrow") for shard in arguments["tokens"]])
     pairs = PreferencePairs(documents, np.zeros(len(documents), np.float32), config.context_length)
-    groups = list(pairs.alike_in_length(_TOKENS_AT_ONCE))
+    groups = list(pairs.in_groups(_TOKENS_AT_ONCE))
     parts: list[np.ndarray] = []
     with reading(TrainingMachine.model_validate(arguments["machine"]), rank) as device, torch.no_grad():
         # As in training, so that both are alike before its first step.
@@ -57,11 +56,8 @@ def refer_as_rank(arguments: dict[str, Any], rank: Rank) -> Metrics:
         done = 0
         for indices in share_of(groups, rank):
             rows = pairs.rows(indices)
-            sides = (
-                torch.from_numpy(rows[name]).flatten(0, 1).to(device)
-                for name in ("tokens", "targets", "places")
-            )
-            parts.append(log_probabilities(model, *sides).float().cpu().numpy().reshape(-1, 2))
+            on_device = {name: torch.from_numpy(values).to(device) for name, values in rows.items()}
+            parts.append(packed_log_probabilities(model, on_device).float().cpu().numpy().reshape(-1, 2))
             done += len(indices)
             rank.progress(min(len(pairs), rank.count * done), len(pairs), "pairs")
         parts = gathered(rank, parts)

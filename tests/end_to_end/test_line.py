@@ -1,6 +1,7 @@
 """The whole line on a small corpus: raw text to a benchmarked model, through the real command."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -72,7 +73,8 @@ def test_a_second_run_is_cached_and_shows_so_in_prefect(line: Line):
 def test_a_cached_run_needs_no_server_and_no_prefect(line: Line, tmp_path: Path):
     (tmp_path / "prefect.py").write_text("raise ImportError('Prefect is not needed here')\n")
     alone = Line(line.root, None)
-    environment = {**alone.environment(), "PYTHONPATH": str(tmp_path)}
+    path = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
+    environment = {**alone.environment(), "PYTHONPATH": path}
     command = alone.command("run", "recipe.yaml", "--json")
     done = subprocess.run(command, cwd=alone.root, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -19,9 +19,13 @@ from model.errors import InputError
 from model.hugging_face import class_name, hugging_face_config, hugging_face_weights
 from model.loss import log_probabilities
 from model.machine import TrainingMachine
-from model.objectives.conversations import ConversationObjective, PackedConversations, pack
-from model.objectives.masked_documents import Document, documents_of
-from model.objectives.preferences import PreferenceObjective, PreferencePairs
+from model.objectives.conversations import ConversationObjective, PackedConversations
+from model.objectives.masked_documents import Document, documents_of, pack
+from model.objectives.preferences import (
+    PreferenceObjective,
+    PreferencePairs,
+    packed_log_probabilities,
+)
 from model.tokens import open_tokens, write_tokens
 from model.train_spec import TrainSpec
 from model.weights import load_model, save_model
@@ -240,16 +244,9 @@ def test_preferences_make_the_chosen_side_likelier(tmp_path: Path, adapter: LowR
 
     def gains(model) -> np.ndarray:
         pairs = PreferencePairs(documents, np.zeros(len(documents), np.float32), LENGTH)
-        rows = [pairs.rows([i]) for i in range(len(pairs))]
+        rows = {name: torch.from_numpy(values) for name, values in pairs.rows(range(len(pairs))).items()}
         with torch.no_grad():
-            return np.array(
-                [
-                    log_probabilities(
-                        model, *(torch.from_numpy(row[name][0]) for name in ("tokens", "targets", "places"))
-                    ).numpy()
-                    for row in rows
-                ]
-            )
+            return packed_log_probabilities(model, rows).view(-1, 2).numpy()
 
     before = gains(base)
     np.save(tmp_path / "reference.npy", before.reshape(-1).astype(np.float32))
@@ -268,25 +265,58 @@ def test_preferences_make_the_chosen_side_likelier(tmp_path: Path, adapter: LowR
 
 @settings(max_examples=50, deadline=None)
 @given(lengths=st.lists(st.integers(2, 300), max_size=20), n_tokens=st.integers(1, 2_000))
-def test_pairs_are_padded_to_the_longest_of_those_computed_together(lengths: list[int], n_tokens: int):
+def test_pairs_are_packed_and_each_side_is_found_again(lengths: list[int], n_tokens: int):
     documents = [
-        Document(np.arange(n + side, dtype=np.uint16) % 50, np.ones(n + side, np.uint8))
+        Document((np.arange(n + side) * (n + side) % 50).astype(np.uint16), np.ones(n + side, np.uint8))
         for n in lengths
         for side in (0, 1)
     ]
     pairs = PreferencePairs(documents, np.arange(len(documents), dtype=np.float32), 300)
-    groups = list(pairs.alike_in_length(n_tokens))
-    assert sorted(index for group in groups for index in group) == list(range(len(lengths)))
+    groups = list(pairs.in_groups(n_tokens))
+    assert [index for group in groups for index in group] == list(range(len(lengths)))
     for group in groups:
         rows = pairs.rows(group)
-        longest = max(len(documents[2 * index + 1]) for index in group)
-        assert longest <= rows["tokens"].shape[2] <= min(300, longest + 63)
-        assert rows["reference"].tolist() == [[2 * index, 2 * index + 1] for index in group]
-        for at, index in enumerate(group):
-            for side in (0, 1):
-                document = documents[2 * index + side]
-                assert (rows["targets"][at, side] != IGNORED).sum() == len(document)
-                assert (rows["tokens"][at, side, : len(document)] == document.inputs).all()
+        sides = [side for index in group for side in (2 * index, 2 * index + 1)]
+        size = sum(len(documents[side]) for side in sides)
+        assert len(group) == 1 or size <= n_tokens
+        assert rows["tokens"].shape[1] <= 300
+        # Never more windows than if each side had one of its own, and about half of them filled, or more.
+        assert len(rows["tokens"]) <= min(len(sides), 2 * size / 300 + 1)
+        assert rows["reference"].tolist() == sides
+        tokens = rows["tokens"].reshape(-1)
+        for places, targets, side in zip(rows["places"], rows["targets"], sides, strict=True):
+            own = places[targets != IGNORED]
+            assert (tokens[own] == documents[side].inputs).all()
+            assert (targets[targets != IGNORED] == documents[side].targets).all()
+            # It is a document of its own in its window.
+            row, first = divmod(int(own[0]), rows["tokens"].shape[1])
+            ends = [0, *rows["ends"][row].tolist()]
+            assert {first, first + len(own)} <= {*ends}
+            assert rows["positions"].reshape(-1)[own].tolist() == list(range(len(own)))
+
+
+def test_the_loss_of_packed_pairs_is_that_of_each_side_alone():
+    model, documents = build(), talks()
+    reference = np.linspace(-3, 3, len(documents)).astype(np.float32)
+    pairs = PreferencePairs(documents, reference, LENGTH)
+    rows = {name: torch.from_numpy(values) for name, values in pairs.rows(range(len(pairs))).items()}
+    assert len(rows["tokens"]) < len(documents)
+    loss = PreferenceObjective(beta=0.1, reference=Path("none")).loss(model, rows)
+    loss.backward()
+    packed = {name: weight.grad.clone() for name, weight in model.named_parameters()}
+    model.zero_grad()
+    gains = [
+        log_probabilities(model, torch.from_numpy(d.inputs)[None], torch.from_numpy(d.targets)[None]) - nats
+        for d, nats in zip(documents, reference.tolist(), strict=True)
+    ]
+    alone = -sum(
+        torch.nn.functional.logsigmoid(0.1 * (chosen - rejected))
+        for chosen, rejected in zip(gains[::2], gains[1::2], strict=True)
+    )
+    alone.backward()
+    assert loss.item() == pytest.approx(alone.item(), rel=1e-5)
+    for name, weight in model.named_parameters():
+        assert torch.allclose(packed[name], weight.grad, atol=1e-5), name
 
 
 def refer(tokens: Path, base: Path, out: Path, ranks: int = 1, dtype: str = "float32") -> np.ndarray:

@@ -149,7 +149,7 @@ TEXT_STAGES = {"clean", "decontaminate", "deduplicate", "deduplicate_conversatio
         ("model/checkpoint.py", "to train from the start", "to begin again", set()),
         ("model/config.py", "Number of Transformer blocks", "Transformer blocks", set()),
         # One objective or adapter is in no other's key, and none of them in pre-training's.
-        ("model/objectives/conversations.py", "capacity: int", "most: int", {"finetune_model"}),
+        ("model/objectives/conversations.py", "has_ignored=True", "has_ignored=False", {"finetune_model"}),
         (
             "model/objectives/preferences.py",
             "-F.logsigmoid",

@@ -282,7 +282,9 @@ def _cluster(machine: Machine, store: Path) -> Iterator[Finding]:
         mend = "the same checkout, `pip install -c constraints.txt -e .`, and the same path of the store on every node"
         what = f"{cluster.kind} node {node['host']}"
         yield Finding(what, FAULT if told else OK, "; ".join(told) or "as here", mend if told else "")
-        others = [name for name, version in own["readers"].items() if node["readers"].get(name) != version]
+        others = [
+            name for name, version in own["readers"].items() if node.get("readers", {}).get(name) != version
+        ]
         if others:
             mend = "pip install -c constraints.txt -e '.[office,s3]' there, or such files are not read by it"
             yield Finding(what, WARNING, f"without, or with another {', '.join(others)}", mend)

@@ -18,7 +18,8 @@ INPUT_EXIT, FAILURE_EXIT = 2, 1
 def exit_codes() -> Iterator[None]:
     """Turn errors into one sentence and an exit code: 2 for input, 1 for a failed stage, 130 for Ctrl-C."""
     try:
-        yield
+        with _interruption():
+            yield
     except InputError as error:
         say(f"error: {error}", err=True)
         raise typer.Exit(INPUT_EXIT) from None
@@ -40,6 +41,12 @@ def exit_codes() -> Iterator[None]:
         place = f": {error.filename}" if error.filename else ""
         say(f"error: {error.strerror or error}{place}", err=True)
         raise typer.Exit(FAILURE_EXIT) from None
+
+
+@contextmanager
+def _interruption() -> Iterator[None]:
+    try:
+        yield
     except (KeyboardInterrupt, Exception) as error:
         if isinstance(error, typer.Exit | typer.Abort) or not was_interrupted(error):
             raise

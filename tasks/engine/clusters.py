@@ -1,6 +1,7 @@
 """Where shards are built: this machine, a Ray cluster or a Slurm cluster; a section of `machine`."""
 
 import re
+from enum import Enum
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
@@ -8,6 +9,13 @@ from pydantic import Field, field_validator
 from model.base_config import Config
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+
+
+class CutOff(Enum):
+    """Why a cluster ended a job, in Slurm's words."""
+
+    TIME = "TIMEOUT"
+    PREEMPTION = "PREEMPTED"
 
 
 class LocalCluster(Config):
@@ -62,6 +70,15 @@ class SlurmCluster(Config):
     sbatch: dict[str, str] = Field(
         {}, description="More options of sbatch by their long names, such as account or mem-per-cpu."
     )
+
+    @field_validator("sbatch")
+    @classmethod
+    def _names_are_ours(cls, options: dict[str, str]) -> dict[str, str]:
+        if "job-name" in options:
+            raise ValueError(
+                "job-name is not to be given: by the names of its jobs a run finds what a killed one left"
+            )
+        return options
 
 
 Cluster = Annotated[LocalCluster | RayCluster | SlurmCluster, Field(discriminator="kind")]

@@ -8,15 +8,24 @@ import errno
 import os
 import socket
 import threading
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
 TOUCH_SECONDS, STALE_SECONDS = 5.0, 30.0
-_SILENT = frozenset({errno.ESTALE, errno.EIO, errno.ETIMEDOUT})
-"""What a file system on the network says while it does not answer."""
+_AGAIN_SECONDS = 0.5
+_SILENT = frozenset(
+    getattr(errno, name)
+    for name in (
+        *("ESTALE", "EIO", "ETIMEDOUT", "EAGAIN", "ENOTCONN", "ESHUTDOWN", "ECONNRESET", "ECONNREFUSED"),
+        *("EHOSTDOWN", "EHOSTUNREACH", "ENETUNREACH", "EREMOTEIO", "ENOSPC", "EDQUOT"),
+    )
+    if hasattr(errno, name)
+)
+"""What a file system on the network says while it does not answer, or takes no more files."""
 
 
 @contextmanager
@@ -27,6 +36,19 @@ def store_may_be_silent() -> Iterator[None]:
     except OSError as error:
         if error.errno not in _SILENT:
             raise
+
+
+def insist(write: Callable[[], object]) -> None:
+    """Write to a file system that may not answer just now: again and again for half a minute, and then raise what it says."""
+    deadline = time.monotonic() + STALE_SECONDS
+    while True:
+        try:
+            write()
+            return
+        except OSError as error:
+            if error.errno not in _SILENT or time.monotonic() > deadline:
+                raise
+        time.sleep(_AGAIN_SECONDS)
 
 
 def file_system_time(folder: Path) -> float:

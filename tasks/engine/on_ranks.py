@@ -14,6 +14,7 @@ from model.errors import InputError, StageFailed
 from model.files import read_json
 from model.machine import TrainingMachine
 from tasks.engine import ranks
+from tasks.engine.clusters import CutOff
 from tasks.engine.leases import TOUCH_SECONDS
 from tasks.engine.machine import Machine
 from tasks.engine.progress import progress
@@ -136,30 +137,31 @@ def run_on_ranks(
     reached = 0
     while True:
         ended = _run_once(function, arguments, resolved, machine, work)
-        if not isinstance(ended, _CutOff):
+        if not isinstance(ended, _Ended):
             return ended
         # An end from outside is no failed attempt, as long as each job comes further than the one before.
-        if not goes_on or ended.reached <= reached:
-            further = f" any further than the one before ({reached:,})" if goes_on else " to its end"
+        if goes_on and ended.reached > reached:
+            reached = ended.reached
+            print("the cluster ended the job before the work was done: it goes on in another one", flush=True)
+            continue
+        least = f"any further than the one before ({reached:,})" if reached else "to its first step"
+        before = f"before it came {least if goes_on else 'to its end'}"
+        if ended.why is CutOff.TIME:
             raise StageFailed(
-                "its job was ended by the cluster, since its time was over or another took its place, before it came"
-                f"{further}: raise machine.cluster.time",
-                retryable=False,
+                f"the time of its job was over {before}: raise machine.cluster.time", retryable=False
             )
-        reached = ended.reached
-        print(
-            "the job was ended by the cluster before the work was done: it goes on in another one", flush=True
-        )
+        raise StageFailed(f"its job was ended for another one's sake {before}", retryable=True)
 
 
 @dataclass
-class _CutOff:
+class _Ended:
     """A job that was ended from outside.
 
     Attributes:
         reached: how far it was, by its own count.
     """
 
+    why: CutOff
     reached: int
 
 
@@ -170,7 +172,7 @@ def _run_once(
     machine: Machine,
     work: Path,
 ) -> Any:
-    """`run_on_ranks` in one job; a `_CutOff` if that was ended from outside."""
+    """`run_on_ranks` in one job; an `_Ended` if that was ended from outside."""
     for former in work.glob(f"{_ATTEMPT}*"):
         shutil.rmtree(former, ignore_errors=True)
     # Each attempt has a folder of its own: ranks of a former one, elsewhere, may not have ended yet.
@@ -183,8 +185,8 @@ def _run_once(
         status = _watch(launcher, attempt, machine.hang_seconds)
     finally:
         launcher.stop(_STOP_SECONDS)
-    if not (attempt / ranks.RESULT).exists() and launcher.was_cut_off():
-        return _CutOff(int((read_json(attempt / ranks.PROGRESS) or [0])[0]))
+    if not (attempt / ranks.RESULT).exists() and (why := launcher.cut_off()):
+        return _Ended(why, int((read_json(attempt / ranks.PROGRESS) or [0])[0]))
     error = ranks.first_error(attempt)
     if error:
         kind, message = error

@@ -20,7 +20,7 @@ from typing import Any
 
 from model.errors import InputError, StageFailed
 from tasks.engine import worker
-from tasks.engine.clusters import SlurmCluster
+from tasks.engine.clusters import CutOff, SlurmCluster
 from tasks.engine.failures import raise_described
 
 _POLL_SECONDS, _QUEUE_SECONDS = 0.5, 2.0
@@ -31,8 +31,19 @@ _LOST_ARRAYS = 5
 _TAIL_LINES = 40
 _SILENCE_SECONDS, _CANCEL_ATTEMPTS = 600.0, 5
 """A controller that is started again is away for minutes, and its jobs run on."""
-_NO_ANSWER = ("Unable to contact", "timed out", "Connection refused", "Zero Bytes were transmitted")
+_NO_ANSWER = (
+    *(
+        "Unable to contact",
+        "timed out",
+        "Connection refused",
+        "Connection reset",
+        "Zero Bytes were transmitted",
+    ),
+    *("Transport endpoint is not connected", "in standby mode", "Unexpected message received"),
+)
 """What Slurm's commands say if it does not answer."""
+_GONE = ("Invalid job id", "already complet")
+"""What scancel says of a job that is over."""
 _COMPLETING_SECONDS = 120.0
 """What a job that is ended may take for it: KillWait, and an epilog."""
 
@@ -71,13 +82,19 @@ def _slurm(*arguments: str) -> str:
 
 
 def _sbatch(name: str, *arguments: str) -> str:
-    """Submit a job of this name, once; returns its number. If no answer came, a job may be there all the same."""
-    silence = Silence()
+    """Submit a job of this name, once; returns its number. If no answer came, it may be there all the same."""
+    former, silence = _jobs_of(name), Silence()
     while (answer := _asked("sbatch", "--parsable", f"--job-name={name}", *arguments)) is None:
         silence.note(answered=False)
         time.sleep(_QUEUE_SECONDS)
-        _cancel_left_over(name)
+        if there := _jobs_of(name) - former:
+            return max(there, key=int)
     return answer.split(";")[0].strip()
+
+
+def _jobs_of(name: str) -> set[str]:
+    """Numbers of the jobs of this name that are not over."""
+    return set(_slurm("squeue", "--me", "--noheader", f"--name={name}", "--format=%F").split())
 
 
 def submit(cluster: SlurmCluster, name: str, folder: Path, n_jobs: int, command: list[str]) -> str:
@@ -126,10 +143,14 @@ def submit_nodes(cluster: SlurmCluster, name: str, folder: Path, n_nodes: int, c
 def _cancel_left_over(name: str) -> None:
     """End the jobs of this name, such as those of a driver that was killed, and wait a little until they are gone."""
     deadline, cancelled = time.monotonic() + _VISIBLE_SECONDS, set[str]()
-    while jobs := set(_slurm("squeue", "--me", "--noheader", f"--name={name}", "--format=%A").split()):
-        if new := jobs - cancelled:
-            _slurm("scancel", *sorted(new))
-            cancelled |= new
+    while jobs := _jobs_of(name):
+        for job in sorted(jobs - cancelled):
+            try:
+                _slurm("scancel", job)
+            except InputError as error:
+                if not any(words in str(error) for words in _GONE):
+                    raise
+        cancelled |= jobs
         if time.monotonic() > deadline:
             return
         time.sleep(_POLL_SECONDS)
@@ -147,23 +168,24 @@ def queue_of(job: str) -> list[tuple[str, str]] | None:
     return [(state, reason) for state, _, reason in lines if state != "COMPLETING"]
 
 
-def was_cut_off(job: str) -> bool:
-    """Whether Slurm ended a job because its time was over, or for another one's sake."""
+def cut_off(job: str) -> CutOff | None:
+    """Why Slurm ended a job from outside: its time was over, or another one took its place; None if it did not."""
     deadline = time.monotonic() + _COMPLETING_SECONDS
     while True:
         try:
             words = _slurm("scontrol", "show", "job", "--oneliner", job).split()
         except InputError:
-            return False  # it is too long ago
+            return None  # it is too long ago
         if "JobState=COMPLETING" not in words or time.monotonic() > deadline:
-            return "JobState=TIMEOUT" in words or "JobState=PREEMPTED" in words
+            return next((why for why in CutOff if f"JobState={why.value}" in words), None)
         time.sleep(_POLL_SECONDS)
 
 
 def cancel(job: str) -> None:
     """End a job, whatever Slurm's controller is at: it may be starting again."""
     for _ in range(_CANCEL_ATTEMPTS):
-        if subprocess.run(["scancel", job], capture_output=True).returncode == 0:
+        done = subprocess.run(["scancel", job], capture_output=True, text=True)
+        if not done.returncode or any(words in done.stderr for words in _GONE):
             return
         time.sleep(_QUEUE_SECONDS)
     print(f"scancel {job} was refused {_CANCEL_ATTEMPTS} times: cancel it by hand", flush=True)

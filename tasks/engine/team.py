@@ -21,8 +21,15 @@ from pydantic import BaseModel, ConfigDict
 from model.errors import InputError
 from model.files import read_json, write_whole
 from tasks.engine import process
-from tasks.engine.clusters import RayCluster, SlurmCluster
-from tasks.engine.leases import STALE_SECONDS, TOUCH_SECONDS, file_system_time, is_held, store_may_be_silent
+from tasks.engine.clusters import CutOff, RayCluster, SlurmCluster
+from tasks.engine.leases import (
+    STALE_SECONDS,
+    TOUCH_SECONDS,
+    file_system_time,
+    insist,
+    is_held,
+    store_may_be_silent,
+)
 from tasks.engine.machine import Machine
 
 TEAM, STOP, MEETING = "team.json", "stop", "meeting.json"
@@ -95,8 +102,8 @@ class Launcher(Protocol):
     def lost(self) -> tuple[str, str] | None:
         """The computer that was lost without a word, and what to say of it; None if none was."""
 
-    def was_cut_off(self) -> bool:
-        """Whether it was ended because it had no more time, and not because of anything in it."""
+    def cut_off(self) -> CutOff | None:
+        """Why it was ended from outside, and not because of anything in it; None if it was not."""
 
 
 def rank_environment(device: str) -> dict[str, str]:
@@ -131,9 +138,9 @@ class HereLauncher:
         """None: a process that ends is seen."""
         return None
 
-    def was_cut_off(self) -> bool:
-        """No: it has all the time it needs."""
-        return False
+    def cut_off(self) -> CutOff | None:
+        """None: it has all the time it needs."""
+        return None
 
 
 def node_command(team: Path, index: int | str) -> list[str]:
@@ -150,9 +157,9 @@ class _TeamLauncher:
         """The computer that was lost without a word, and what to say of it; None if none was."""
         return self.team.lost()
 
-    def was_cut_off(self) -> bool:
-        """No: it has all the time it needs."""
-        return False
+    def cut_off(self) -> CutOff | None:
+        """None: it has all the time it needs."""
+        return None
 
 
 class JoinedLauncher(_TeamLauncher, HereLauncher):
@@ -222,11 +229,11 @@ class SlurmLauncher(_TeamLauncher):
         finally:
             cancel(self.job)
 
-    def was_cut_off(self) -> bool:
+    def cut_off(self) -> CutOff | None:
         """Whether the time of the job was over, or another one took its place."""
-        from tasks.engine.slurm_cluster import was_cut_off
+        from tasks.engine.slurm_cluster import cut_off
 
-        return was_cut_off(self.job)
+        return cut_off(self.job)
 
     def told(self) -> str:
         """The state of the job, until its nodes are there."""
@@ -326,7 +333,7 @@ def _meet(team: Team, index: int) -> tuple[str, bool]:
     if index == 0:
         host = "127.0.0.1" if team.nodes == 1 else socket.gethostname()
         endpoint = f"{host}:{process.free_port()}"
-        write_whole(path, json.dumps(endpoint))
+        insist(lambda: write_whole(path, json.dumps(endpoint)))
         return endpoint, True
     while not (endpoint := read_json(path)):
         if is_over(team):
@@ -360,19 +367,19 @@ def run_node(team_path: Path, index: int) -> int:
         )
         return 1
     presence = team.folder / f"node-{index}"
-    write_whole(presence, socket.gethostname())
+    insist(lambda: write_whole(presence, socket.gethostname()))
     try:
         status = _run_torchrun(team, index, presence)
         if status and not is_over(team):
             # So that no other node waits for peers that are not there any more.
-            write_whole(team.folder / "status.json", json.dumps(abs(status)))
-            (team.folder / STOP).touch()
+            insist(lambda: write_whole(team.folder / "status.json", json.dumps(abs(status))))
+            insist((team.folder / STOP).touch)
         return status
     except BaseException:
-        (team.folder / STOP).touch()
+        insist((team.folder / STOP).touch)
         raise
     finally:
-        (team.folder / f"ended-{index}").touch()
+        insist((team.folder / f"ended-{index}").touch)
 
 
 def _run_torchrun(team: Team, index: int, presence: Path) -> int:
@@ -475,8 +482,12 @@ def _claim_index(team: Team) -> int | None:
                 aside = claim.with_name(f".{claim.name}-{uuid.uuid4().hex}")
                 claim.rename(aside)
                 if file_system_time(team.folder) - aside.stat().st_mtime <= _CLAIM_SECONDS:
-                    with contextlib.suppress(FileExistsError):
-                        os.link(aside, claim)
+                    try:
+                        with contextlib.suppress(FileExistsError):
+                            os.link(aside, claim)
+                    except OSError:
+                        aside.rename(claim)  # where there are no hard links
+                aside.unlink(missing_ok=True)
         with contextlib.suppress(FileExistsError):
             claim.touch(exist_ok=False)
             return index

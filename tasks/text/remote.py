@@ -46,7 +46,8 @@ def _is_file(file_system: Any, path: str) -> bool:
     return not path.endswith("/") and bool(file_system.isfile(path))
 
 
-_NO_PAGES = ("mailto:", "javascript:", "tel:", "data:")
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)
+"""What a link to elsewhere begins with, as browsers read it (RFC 3986, section 4.2): `./b:1.txt` is one to below."""
 _DEEPEST = 30
 
 
@@ -63,11 +64,12 @@ def _links_of(file_system: Any, folder: str) -> list[str]:
     address, found = folder.partition("://")[2], set()
     for link in links:
         _, _, linked = link.partition("://")
-        below = re.sub(r"^(\./)+", "", linked.removeprefix(address).partition("#")[0])
+        relative = linked.removeprefix(address).partition("#")[0]
+        below = re.sub(r"^(\./)+", "", relative)
         parts = below.split("/")
         # But for the folder itself, what lies above it or elsewhere, what is no page, and what sorts the list.
         is_below = linked.startswith(address) and bool(below) and ".." not in parts
-        if is_below and not below.startswith(("?", *_NO_PAGES)) and not parts[-1].startswith("?"):
+        if is_below and not _SCHEME.match(relative) and not below.startswith("?") and parts[-1][:1] != "?":
             found.add(below)
     return sorted(found)
 

@@ -31,7 +31,7 @@ _BATCH_BYTES = 16_000_000
 _SMALL_GROUP_BYTES = 32_000_000
 """Of a row group of at most so much, unpacked, equal texts are one in memory. pyarrow holds all texts of the group for that."""
 _MOST_OF_A_BATCH_BYTES = 400_000_000
-"""What the rows of a batch may come to if each of them is all that a larger row group holds."""
+"""What the rows of a batch may come to if each of them is all that the row group holds."""
 _BYTE_ARRAYS = ("string", "large_string", "binary", "large_binary")
 
 
@@ -208,6 +208,24 @@ def _parsed(source: Source, where: str, row: int, line: bytes, convert: Convert)
     return convert(source, where, row, value)
 
 
+def _delta_columns(file: Any) -> set[str]:
+    """Columns of a Parquet file with an encoding by differences, which pyarrow cannot read as a dictionary."""
+    groups = (file.metadata.row_group(number) for number in range(file.metadata.num_row_groups))
+    columns = (group.column(number) for group in groups for number in range(group.num_columns))
+    return {column.path_in_schema for column in columns if any("DELTA" in name for name in column.encodings)}
+
+
+def _kept_once(group: Any) -> set[str]:
+    """Columns of a row group of Parquet in which a text that is repeated is kept once."""
+    columns = [group.column(number) for number in range(group.num_columns)]
+    texts = [column for column in columns if column.physical_type.endswith("BYTE_ARRAY")]
+    return {
+        column.path_in_schema
+        for column in texts
+        if column.has_dictionary_page or "DELTA_BYTE_ARRAY" in column.encodings
+    }
+
+
 def read_parquet_rows(
     source: Source, where: str, path: Path, convert: Convert, limit: int, part: RowGroups | None = None
 ) -> Iterator[Record]:
@@ -221,11 +239,12 @@ def read_parquet_rows(
 
     faults = (OSError, pa.ArrowException, MemoryError, ValueError, OverflowError)
     try:
-        schema = pq.read_schema(path)
-        texts = [field.name for field in schema if str(field.type) in _BYTE_ARRAYS]
         opened = partial(pq.ParquetFile, path, page_checksum_verification=True)
         # A page at a time, where pyarrow by itself reads all of a row group's column.
-        file, small = opened(buffer_size=2**20, pre_buffer=False), opened(read_dictionary=texts)
+        file = opened(buffer_size=2**20, pre_buffer=False)
+        schema = file.schema_arrow
+        texts = {field.name for field in schema if str(field.type) in _BYTE_ARRAYS} - _delta_columns(file)
+        small = opened(read_dictionary=sorted(texts))
     except faults as error:
         size = path.stat().st_size
         yield Record(where, None, error=f"unreadable: {type(error).__name__}", size=size, rows=None)
@@ -241,7 +260,9 @@ def read_parquet_rows(
         try:
             rows, reader = min(1024, _BATCH_BYTES // row_size), small
             if footer.total_byte_size > _SMALL_GROUP_BYTES:
-                rows, reader = min(rows, _MOST_OF_A_BATCH_BYTES // footer.total_byte_size), file
+                reader = file
+            if _kept_once(footer) - (texts if reader is small else set()):
+                rows = min(rows, _MOST_OF_A_BATCH_BYTES // max(1, footer.total_byte_size))
             for batch in reader.iter_batches(max(1, rows), row_groups=[group]):
                 for i in range(batch.num_rows):
                     value = _row_of(batch.slice(i, 1))

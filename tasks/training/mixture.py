@@ -86,11 +86,10 @@ def windows_by_source(
             )
         wanted = _shared_out(weights, last - first, left) if left else dict(weights)
         if wanted is None:
-            weighed = sum(sizes[name] for name, weight in weights.items() if weight)
-            most = weighed * float(config.max_epochs or 0)
+            most = sum(left[name] for name, weight in weights.items() if weight)
             raise InputError(
-                f"mixture.max_epochs ({config.max_epochs:g}) allows at most {most:,.0f} windows of these sources, and train_model.tokens "
-                f"reads {n_steps * windows_per_step:,}: lower train_model.tokens, raise mixture.max_epochs, or add text"
+                f"{where}: mixture.max_epochs ({config.max_epochs:g}) leaves {most:,.0f} windows of these sources, and of "
+                f"train_model.tokens {last - first:,} are read there: lower train_model.tokens, raise mixture.max_epochs, or add text"
             )
         for name, count in wanted.items():
             if left:

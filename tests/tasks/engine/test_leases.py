@@ -7,6 +7,7 @@ import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -69,9 +70,23 @@ def test_a_store_that_does_not_answer_ends_nobody(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(leases.os, "open", fails)
     assert leases.is_held(path)
+    monkeypatch.setattr(leases.os, "open", Mock(side_effect=PermissionError(errno.EACCES, "not yours")))
+    with pytest.raises(PermissionError):
+        leases.is_held(path)
     monkeypatch.undo()
     path.unlink()
     assert not leases.is_held(path)
+
+
+def test_a_worker_ends_with_its_driver_whatever_the_store_said_before(monkeypatch: pytest.MonkeyPatch):
+    """The thread that watches the driver is all that ends a job whose driver was killed."""
+    told: list[OSError | bool] = [True, PermissionError(errno.EACCES, "for a moment"), OSError("odd"), False]
+    monkeypatch.setattr(worker, "is_held", Mock(side_effect=told))
+    monkeypatch.setattr(worker, "TOUCH_SECONDS", 0.0)
+    monkeypatch.setattr(worker.os, "_exit", Mock(side_effect=SystemExit))
+    with pytest.raises(SystemExit):
+        worker._end_with_driver(Path("lease"))
+    assert worker.is_held.call_count == 4
 
 
 def test_the_age_of_a_lease_is_told_by_the_clock_of_the_file_system(

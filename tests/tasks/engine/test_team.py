@@ -1,5 +1,6 @@
 """Who is a node of a training, and when it has to end."""
 
+import errno
 import json
 import os
 import time
@@ -11,7 +12,8 @@ import pytest
 
 from model.errors import InputError, StageFailed
 from model.machine import TrainingMachine
-from tasks.engine import on_ranks, ranks, slurm_cluster, team
+from tasks.engine import leases, on_ranks, ranks, slurm_cluster, team
+from tasks.engine.clusters import CutOff, SlurmCluster
 from tasks.engine.leases import hold
 from tasks.engine.machine import Machine
 from tasks.engine.on_ranks import _told_of_lost, run_on_ranks
@@ -53,6 +55,7 @@ def test_a_seat_is_taken_once_and_is_free_again_if_nobody_sat_down(made: Team):
     old = claim.stat().st_mtime - 2 * team._CLAIM_SECONDS
     os.utime(claim, (old, old))
     assert _claim_index(made) == 1
+    assert not list(made.folder.glob(".claim-*"))
     os.utime(claim, (old, old))
     (made.folder / "node-1").touch()
     assert _claim_index(made) is None
@@ -97,10 +100,11 @@ def test_what_jobs_wait_for_is_told():
     assert slurm_cluster.told_of([]) == "Slurm jobs: none"
 
 
-class CutOff(team.HereLauncher):
-    """A job that is over at once; its time was over as long as it leaves no result."""
+class Job(team.HereLauncher):
+    """A job that is over at once; it was ended from outside as long as it leaves no result."""
 
     reached: ClassVar[list[int]] = []
+    why: ClassVar[CutOff] = CutOff.TIME
 
     def __init__(self, attempt: Path) -> None:
         self.attempt, done = attempt, self.reached.pop(0)
@@ -115,27 +119,38 @@ class CutOff(team.HereLauncher):
     def stop(self, seconds: float) -> None:
         """Nothing runs."""
 
-    def was_cut_off(self) -> bool:
-        return not (self.attempt / ranks.RESULT).exists()
+    def cut_off(self) -> CutOff | None:
+        return None if (self.attempt / ranks.RESULT).exists() else self.why
 
 
 def test_a_job_whose_time_is_over_goes_on_in_another_as_long_as_it_comes_further(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(on_ranks, "_launch", lambda job, *others: CutOff(job.parent))
+    monkeypatch.setattr(on_ranks, "_launch", lambda job, *others: Job(job.parent))
     resolved = TrainingMachine(device="cpu", ranks=1)
     run = partial(run_on_ranks, print, {}, resolved, Machine(), tmp_path, goes_on=True)
-    monkeypatch.setattr(CutOff, "reached", [3, 6, 8, 9])
+    monkeypatch.setattr(Job, "reached", [3, 6, 8, 9])
     assert run() == "whole"
-    monkeypatch.setattr(CutOff, "reached", [3, 6, 6, 9])
-    with pytest.raises(
-        StageFailed, match=r"before it came any further .*\(6\): raise machine\.cluster\.time"
-    ):
-        run()
+
+    def failure(*reached: int, **others: bool) -> StageFailed:
+        monkeypatch.setattr(Job, "reached", [*reached])
+        with pytest.raises(StageFailed) as failed:
+            run(**others)
+        assert len(Job.reached) == 1  # one job was not asked for
+        return failed.value
+
+    mend = "raise machine.cluster.time"
+    in_vain = failure(3, 6, 6, 9)
+    assert str(in_vain).endswith(f"before it came any further than the one before (6): {mend}")
+    assert str(failure(0, 9)).endswith(f"before it came to its first step: {mend}")
     # What begins anew in each job is not given another.
-    monkeypatch.setattr(CutOff, "reached", [3, 9])
-    with pytest.raises(StageFailed, match=r"before it came to its end: raise machine\.cluster\.time"):
-        run(goes_on=False)
+    assert str(failure(3, 9, goes_on=False)).endswith(f"before it came to its end: {mend}")
+    assert not in_vain.retryable
+    # More time is of no use to a job that had to make room, and another attempt is.
+    monkeypatch.setattr(Job, "why", CutOff.PREEMPTION)
+    for preempted in (failure(0, 9), failure(6, 5, 9), failure(3, 9, goes_on=False)):
+        assert preempted.retryable
+        assert mend not in str(preempted)
 
 
 def command_of_slurm(folder: Path, name: str, *answers: str) -> None:
@@ -163,13 +178,17 @@ def test_a_job_is_submitted_once_though_the_controller_does_not_answer(
     commands = tmp_path / "commands"
     timed_out = "!sbatch: error: Batch job submission failed: Socket timed out on send/recv operation"
     command_of_slurm(commands, "sbatch", timed_out, "8;main")
-    # It took the job all the same, under number 7.
-    command_of_slurm(commands, "squeue", "7", "")
-    command_of_slurm(commands, "scancel", "")
+    # It took the job all the same, under number 7; of 5 an array is about to end.
+    away = "!slurm_load_jobs error: Unable to contact slurm controller"
+    command_of_slurm(commands, "squeue", "5", away, "5\n7")
     monkeypatch.setenv("PATH", f"{commands}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setattr(slurm_cluster, "_QUEUE_SECONDS", 0.01)
+    assert slurm_cluster._sbatch("name", "--wrap", "true") == "7"
+    assert len((commands / "sbatch-asked").read_text().splitlines()) == 1
+    # It took none, and is asked again.
+    command_of_slurm(commands, "sbatch", timed_out, "8;main")
+    command_of_slurm(commands, "squeue", "", "", "")
     assert slurm_cluster._sbatch("name", "--wrap", "true") == "8"
-    assert (commands / "scancel-asked").read_text() == "7\n"
     # A refusal that speaks of contacts is one.
     command_of_slurm(commands, "sbatch", "!your account has expired, contact support")
     with pytest.raises(InputError, match="has expired"):
@@ -182,14 +201,82 @@ def test_a_job_was_cut_off_if_its_time_was_over(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(slurm_cluster, "_QUEUE_SECONDS", 0.01)
     monkeypatch.setattr(slurm_cluster, "_POLL_SECONDS", 0.01)
     away = "!slurm_load_jobs error: Unable to contact slurm controller (connect failure)"
-    for last, is_cut_off in (
-        ("JobId=7 JobState=TIMEOUT Reason=None", True),
-        ("JobId=7 JobState=PREEMPTED Reason=None", True),
-        ("JobId=7 JobState=FAILED Reason=None", False),
-        ("!slurm_load_jobs error: Invalid job id specified", False),
+    for last, why in (
+        ("JobId=7 JobState=TIMEOUT Reason=None", CutOff.TIME),
+        ("JobId=7 JobState=PREEMPTED Reason=None", CutOff.PREEMPTION),
+        ("JobId=7 JobState=FAILED Reason=None", None),
+        ("!slurm_load_jobs error: Invalid job id specified", None),
     ):
         command_of_slurm(commands, "scontrol", "JobId=7 JobState=COMPLETING", away, last)
-        assert slurm_cluster.was_cut_off("7") == is_cut_off
+        assert slurm_cluster.cut_off("7") == why
+
+
+def test_a_job_that_is_over_when_it_is_cancelled_is_left_over_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    commands = tmp_path / "commands"
+    monkeypatch.setenv("PATH", f"{commands}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(slurm_cluster, "_POLL_SECONDS", 0.01)
+    gone = "!scancel: error: Kill job error on job id 7: Invalid job id specified"
+    command_of_slurm(commands, "squeue", "7", "7", "7", "")
+    command_of_slurm(commands, "scancel", gone)
+    slurm_cluster._cancel_left_over("name")
+    # Once, and then it was waited for.
+    assert (commands / "scancel-asked").read_text() == "7\n"
+    assert len((commands / "squeue-asked").read_text().splitlines()) == 4
+    slurm_cluster.cancel("7")
+    assert (commands / "scancel-asked").read_text() == "7\n7\n"
+    command_of_slurm(commands, "squeue", "7")
+    command_of_slurm(commands, "scancel", "!scancel: error: Access/permission denied")
+    with pytest.raises(InputError, match="permission denied"):
+        slurm_cluster._cancel_left_over("name")
+
+
+def test_nodes_of_a_job_start_once_under_our_name(made: Team, monkeypatch: pytest.MonkeyPatch):
+    commands = made.store / "commands"
+    monkeypatch.setenv("PATH", f"{commands}{os.pathsep}{os.environ['PATH']}")
+    command_of_slurm(commands, "squeue", "")
+    command_of_slurm(commands, "sbatch", "8")
+    cluster = SlurmCluster(kind="slurm", sbatch={"account": "x"})
+    assert slurm_cluster.submit_nodes(cluster, "name", made.folder, 2, ["true"]) == "8"
+    asked = (commands / "sbatch-asked").read_text()
+    assert "--job-name=name" in asked
+    # A job that starts again by itself would find the STOP of its end.
+    assert "--no-requeue" in asked
+    with pytest.raises(ValueError, match="job-name is not to be given"):
+        SlurmCluster(kind="slurm", sbatch={"job-name": "mine"})
+
+
+def test_a_store_that_is_silent_for_a_moment_ends_no_node(made: Team, monkeypatch: pytest.MonkeyPatch):
+    """What a node writes is written a moment later, also that it has ended."""
+    monkeypatch.setattr(leases, "_AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr(team, "_run_torchrun", lambda *_: 0)
+    own = made.model_copy(update={"has": examine(made.store)})
+    silent = {"node-1": 2, "ended-1": 2}
+    touch, written = Path.touch, team.write_whole
+
+    def fails(path: Path) -> None:
+        if silent.get(path.name, 0):
+            silent[path.name] -= 1
+            raise OSError(errno.EIO, "silent")
+
+    def touch_later(path: Path, *arguments: object, **options: object) -> None:
+        fails(path)
+        touch(path, *arguments, **options)  # type: ignore[arg-type]
+
+    def write_later(path: Path, text: str) -> None:
+        fails(path)
+        written(path, text)
+
+    monkeypatch.setattr(Path, "touch", touch_later)
+    monkeypatch.setattr(team, "write_whole", write_later)
+    path = made.store / "team.json"
+    path.write_text(own.model_dump_json())
+    with hold(made.lease):
+        assert team.run_node(path, 1) == 0
+    assert (made.folder / "ended-1").exists()
+    assert not (made.folder / STOP).exists()
+    assert silent == {"node-1": 0, "ended-1": 0}
 
 
 def test_a_node_that_falls_silent_is_lost_and_one_that_ended_is_not(made: Team):

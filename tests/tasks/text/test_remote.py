@@ -162,7 +162,18 @@ def test_a_folder_of_a_web_server_is_read_as_far_as_it_goes(web: tuple[Path, str
         (at / "index.html").write_text("".join(f'<a href="{name}">x</a>' for name in names))
 
     # As Apache and nginx write them: what sorts a list, a place in it, the folder above, whom to write to.
-    links(folder / "in", "?C=N;O=D", "#top", "/", "../", "mailto:a@b.org", "a.txt", "sub/")
+    links(
+        folder / "in",
+        "?C=N;O=D",
+        "#top",
+        "/",
+        "../",
+        "mailto:a@b.org",
+        "ftp://mirror.org/a.txt",
+        "MAGNET:?xt=1",
+        "a.txt",
+        "sub/",
+    )
     links(below, "?C=S;O=A", "/in/", "../", "b.txt")
     names = [name for name, *_ in list_remote(f"{url}/in/")[0]]
     assert names == ["a.txt", "sub/b.txt"]

@@ -27,7 +27,7 @@ def test_no_source_is_read_more_often_than_it_may(weights, sizes, n_steps: int, 
     # Less than a window may lack, but for what rounding makes of one.
     assume(abs(possible - (wanted - 1)) > 1e-6)
     if possible < wanted - 1:
-        with pytest.raises(InputError, match=r"at most [\d,]+ windows of these .*lower train_model\.tokens"):
+        with pytest.raises(InputError, match=r"leaves [\d,]+ windows of these .*lower train_model\.tokens"):
             windows_by_source(config, there, n_steps, 4)
         return
     phases = windows_by_source(config, there, n_steps, 4)

@@ -18,7 +18,7 @@ from typing import Any
 
 from model.budget import memory
 from model.config import ModelConfig
-from tasks.engine.team import rank_environment
+from tasks.engine.launcher import rank_environment
 
 SHAPES = {
     "4 x 256": (ModelConfig(n_layers=4, d_model=256, n_heads=4, context_length=256), 4096, 16),

@@ -21,7 +21,7 @@ from benchmarks.training import SHAPES, describe
 from model.files import read_json, sha256_of_file
 from model.train_spec import TrainSpec
 from tasks.engine import process, ranks
-from tasks.engine.team import rank_environment
+from tasks.engine.launcher import rank_environment
 
 
 def _start(spec: TrainSpec) -> subprocess.Popen[bytes]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.training import SHAPES, describe
-from tasks.engine.team import rank_environment
+from tasks.engine.launcher import rank_environment
 from tasks.training.rank import train_here
 
 _WARM_UP = 3

@@ -38,7 +38,7 @@ from model.tokens import open_tokens
 from model.train_spec import TrainSpec
 from model.transformer import Transformer
 from tasks.engine.call import peak_memory_bytes
-from tasks.engine.team import rank_environment
+from tasks.engine.launcher import rank_environment
 from tasks.training.probe import write_made_up_tokens
 from tasks.training.rank import train_here
 

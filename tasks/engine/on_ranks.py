@@ -15,10 +15,12 @@ from model.files import read_json
 from model.machine import TrainingMachine
 from tasks.engine import ranks
 from tasks.engine.clusters import CutOff
+from tasks.engine.launcher import HereLauncher, Launcher
 from tasks.engine.leases import TOUCH_SECONDS
 from tasks.engine.machine import Machine
 from tasks.engine.progress import progress
-from tasks.engine.team import TEAM_FOLDER, HereLauncher, Launcher, Team, launch_team
+from tasks.engine.team import TEAM_FOLDER, Team
+from tasks.engine.team_launchers import launch_team
 from tasks.engine.worker import examine
 
 JOB, _ATTEMPT = "job.json", "ranks-"

@@ -19,7 +19,7 @@ from model.machine import LEAST_STAGE, TrainingMachine, available_cores
 from model.objectives.text import TextObjective
 from model.train_spec import METRICS, TrainSpec
 from tasks.engine import process
-from tasks.engine.team import rank_environment
+from tasks.engine.launcher import rank_environment
 from tasks.training.fit import settled
 from tasks.training.settings import TrainModelConfig
 

@@ -130,7 +130,7 @@ def test_a_folder_of_the_caller_is_on_no_childs_path(toy: Toy, tmp_path: Path):
 def test_a_hanging_training_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from model.errors import StageFailed
     from model.machine import TrainingMachine
-    from tasks.engine import team
+    from tasks.engine import launcher
     from tasks.engine.on_ranks import run_on_ranks
 
     started: list[subprocess.Popen[bytes]] = []
@@ -146,7 +146,7 @@ def test_a_hanging_training_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyP
         return hang(arguments, **options)
 
     real = subprocess.Popen
-    monkeypatch.setattr(team.subprocess, "Popen", hang)
+    monkeypatch.setattr(launcher.subprocess, "Popen", hang)
     machine = Machine(device="cpu", hang_seconds=0.5)
     resolved = TrainingMachine(device="cpu", ranks=1)
     with pytest.raises(StageFailed, match="no rank has begun for 2 seconds") as failure:
@@ -154,7 +154,7 @@ def test_a_hanging_training_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert failure.value.retryable
     assert started[0].poll() is not None
 
-    monkeypatch.setattr(team.subprocess, "Popen", hang_in_a_step)
+    monkeypatch.setattr(launcher.subprocess, "Popen", hang_in_a_step)
     with pytest.raises(StageFailed, match=r"longest without news is rank 1 on n1 \(step\)"):
         run_on_ranks(print, {}, resolved, machine, tmp_path)
 

@@ -12,8 +12,9 @@ import pytest
 
 from model.errors import InputError, StageFailed
 from model.machine import TrainingMachine
-from tasks.engine import leases, on_ranks, ranks, slurm_cluster, team
+from tasks.engine import leases, on_ranks, ranks, slurm_cluster, team, team_launchers
 from tasks.engine.clusters import CutOff, SlurmCluster
+from tasks.engine.launcher import HereLauncher
 from tasks.engine.leases import hold
 from tasks.engine.machine import Machine
 from tasks.engine.on_ranks import _told_of_lost, run_on_ranks
@@ -25,9 +26,9 @@ from tasks.engine.team import (
     _claim_index,
     is_over,
     join,
-    launch_team,
     write_team,
 )
+from tasks.engine.team_launchers import launch_team
 from tasks.engine.worker import build_one, compare, examine
 
 
@@ -67,9 +68,9 @@ def test_nodes_end_with_whoever_asked_and_with_a_later_attempt(made: Team, monke
         assert held
         assert not is_over(made)
         # The next driver of the same training holds the same lease.
-        monkeypatch.setattr(team, "JoinedLauncher", lambda later, store: later)
+        monkeypatch.setattr(team_launchers, "JoinedLauncher", lambda later, store: later)
         later = made.model_copy(update={"folder": made.folder.parent / f"{TEAM_FOLDER}c"})
-        launch_team(team.Machine(nodes=3), later, made.folder)
+        launch_team(Machine(nodes=3), later, made.folder)
         assert (made.folder / STOP).exists()
         assert is_over(made)
         assert not is_over(later)
@@ -100,7 +101,7 @@ def test_what_jobs_wait_for_is_told():
     assert slurm_cluster.told_of([]) == "Slurm jobs: none"
 
 
-class Job(team.HereLauncher):
+class Job(HereLauncher):
     """A job that is over at once; it was ended from outside as long as it leaves no result."""
 
     reached: ClassVar[list[int]] = []

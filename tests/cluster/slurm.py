@@ -53,7 +53,10 @@ MpiDefault=none
 KillWait=2
 SchedulerParameters=batch_sched_delay=0,sched_min_interval=100000
 {nodes}
-PartitionName=main Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=CANCEL
+PartitionName=main Nodes=n1,n2 Default=YES MaxTime=INFINITE PriorityTier=1 State=UP
+PartitionName=urgent Nodes=n1,n2 MaxTime=INFINITE PriorityTier=10 State=UP
 """
 
 
@@ -119,7 +122,8 @@ def _start(commands: list[list[str]], environment: dict[str, str], folder: Path)
 
 
 def _idle(environment: dict[str, str]) -> int:
-    done = subprocess.run(["sinfo", "-h", "-N", "-o", "%T"], env=environment, capture_output=True, text=True)
+    asked = ["sinfo", "-h", "-p", "main", "-N", "-o", "%T"]
+    done = subprocess.run(asked, env=environment, capture_output=True, text=True)
     return done.stdout.split().count("idle")
 
 

@@ -342,6 +342,22 @@ def test_two_nodes_that_lose_a_rank_train_as_one_does(
     assert_trained_as(made, on_one)
 
 
+def test_a_training_that_makes_place_for_another_job_goes_on_in_the_next(
+    line: Line, on_one: tuple[dict[str, np.ndarray], dict[str, Any]], slurm_nodes: Nodes, tmp_path: Path
+):
+    made = copy(line, tmp_path)
+    environment = prepare(made, slurm_nodes, checkpoint_every_seconds=0)
+    process = run_into_training(made, environment)
+    urgent = ["sbatch", "--partition=urgent", "--nodes=2", "--output=/dev/null", "--wrap", "srun sleep 1"]
+    subprocess.run(urgent, env=environment, cwd=tmp_path, check=True)
+    printed = process.communicate()[0]
+    assert process.returncode == 0, printed
+    key = stages(made)["train_model"]["key"]
+    log = (made.store / "artifacts" / "train_model" / key / "log.txt").read_text()
+    assert "the cluster ended the job before the work was done: it goes on in another one" in log
+    assert_trained_as(made, on_one)
+
+
 def test_a_driver_that_is_killed_in_the_middle_of_a_training_leaves_no_node(
     line: Line, on_one: tuple[dict[str, np.ndarray], dict[str, Any]], kind: Nodes, tmp_path: Path
 ):

@@ -93,6 +93,15 @@ def test_a_page_has_a_time_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert errors[0]["error"] == "HTML whose text takes longer than 0.01 seconds to find"
 
 
+def ends_whole(packed: bytes) -> bool:
+    """Whether compressed members, one after another, end with one of them."""
+    try:
+        gzip.decompress(packed)
+    except (EOFError, zlib.error):
+        return False
+    return True
+
+
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(cut=st.integers(1, 600), packed=st.booleans())
 def test_a_torn_archive_is_named(tmp_path_factory: pytest.TempPathFactory, cut: int, packed: bool):
@@ -107,7 +116,7 @@ def test_a_torn_archive_is_named(tmp_path_factory: pytest.TempPathFactory, cut: 
     assert [text.strip().replace("Brot", "Bread") for text in texts[:-1]] == [
         text.strip() for text in wanted
     ][: len(texts) - 1]
-    assert errors or metrics["documents"] - 1 == len(wanted) or not packed
+    assert errors or metrics["documents"] - 1 == len(wanted) or not packed or ends_whole(torn)
 
 
 def test_arrow_as_a_file_and_as_a_stream(tmp_path: Path):

@@ -1,6 +1,6 @@
 """What training makes small: losses of a Transformer's states. The model itself knows nothing of them.
 
-Names of shapes: B windows, T tokens, D model features, V vocabulary entries, N positions of a batch or of one of its R rows.
+Names of shapes: B windows, T tokens, D model features, V vocabulary entries, N positions of a batch.
 """
 
 from typing import Any
@@ -92,33 +92,26 @@ def token_nats(model: Transformer, tokens: Tensor, targets: Tensor) -> Tensor:
     return torch.cat([_nats(model.lm_head, some, wanted) for some, wanted in chunks]).view(targets.shape)
 
 
-def log_probabilities(
-    model: Transformer,
-    tokens: Tensor,
-    targets: Tensor,
-    places: Tensor | None = None,
-    *,
-    ends: Tensor | None = None,
-    positions: Tensor | None = None,
-) -> Tensor:
-    """Summed log-probability of the targets of each row, (R,), in nats.
+def target_nats(model: Transformer, states: Tensor, targets: Tensor) -> Tensor:
+    """Nats of the targets (N,) that follow the states (N, D): (N,) in float32, zero where they are `IGNORED`.
 
     The logits of a chunk of positions exist together, and are computed again for the backward pass.
+    """
+    rows = head_rows(model.vocabulary_size, states.device.type)
+    chunks = zip(torch.split(states, rows), torch.split(targets, rows), strict=True)
+    nats = [checkpoint(_nats, model.lm_head, some, wanted, use_reentrant=False) for some, wanted in chunks]
+    return torch.cat(nats)
+
+
+def log_probabilities(model: Transformer, tokens: Tensor, targets: Tensor) -> Tensor:
+    """Summed log-probability of the targets of each row, (B,), in nats.
 
     Args:
         tokens: ids (B, T).
-        targets: the ids (R, N) that follow; `IGNORED` where none is asked for.
-        places: positions (R, N) that they follow, counted through all B windows; every one of each window in a row of its own
-            if None.
-        ends, positions: of documents in the windows, see `Transformer.hidden_states`.
+        targets: the ids (B, T) that follow; `IGNORED` where none is asked for.
     """
-    states = model.hidden_states(tokens, positions, ends=ends).flatten(0, 1)
-    if places is not None:
-        states = states.index_select(0, places.flatten())
-    rows = head_rows(model.vocabulary_size, states.device.type)
-    chunks = zip(torch.split(states, rows), torch.split(targets.flatten(), rows), strict=True)
-    nats = [checkpoint(_nats, model.lm_head, some, wanted, use_reentrant=False) for some, wanted in chunks]
-    return -torch.cat(nats).view(targets.shape).sum(1)
+    states = model.hidden_states(tokens).flatten(0, 1)
+    return -target_nats(model, states, targets.flatten()).view(targets.shape).sum(1)
 
 
 def _nats(head: nn.Module, states: Tensor, targets: Tensor) -> Tensor:

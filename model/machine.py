@@ -147,7 +147,7 @@ class TrainingMachine(Config):
     compile: Literal["auto"] | bool = Field(
         "auto",
         description="Compile each block with torch.compile. auto: on CUDA, but for ZeRO stage 3, with which it does not work. "
-        "A CPU reads isolated documents one after another, which does not compile.",
+        "A CPU reads isolated documents, conversations and preferences one after another, which does not compile.",
     )
     memory_gigabytes: float = Field(
         0.0,

@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import Field
 
 from model.base_config import Config
-from model.batches import padded
+from model.batches import IGNORED
 from model.objectives.masked_documents import (
     Document,
     documents_of,
@@ -16,7 +16,6 @@ from model.objectives.masked_documents import (
     first_windows,
     pack,
     rows_of_step,
-    trained_places,
 )
 from model.objectives.objective import Rows, Window
 from model.tokens import Tokens
@@ -28,7 +27,11 @@ if TYPE_CHECKING:
 
 
 _LENGTHS = 64
-"""Lengths of windows are multiples of this, so that there are few shapes to compile for."""
+"""Lengths are multiples of this, so that there are few shapes."""
+
+
+def _rounded(n: int) -> int:
+    return max(1, -(-n // _LENGTHS)) * _LENGTHS
 
 
 class PreferencePairs:
@@ -69,14 +72,15 @@ class PreferencePairs:
         Returns:
             tokens (W, T) of W windows, T the shortest multiple of 64 that holds the fullest; positions of the tokens in their
             sides (W, T), since in bfloat16 RoPE rounds elsewhere at other places; ends of the sides in each window (W, M);
-            for each side, chosen before rejected, places (2n, N) where it is trained, counted through all windows, and the
-            targets there, `IGNORED` where it has fewer than N; all int64. reference (2n,), float32.
+            places (N,) where they are trained, side after side, counted through all windows, and the targets there (N,);
+            numbers of these places for each side (2n, P), chosen before rejected, N where it has fewer than P; all int64.
+            reference (2n,), float32. N and P are multiples of 64: what is left of N is place 0 with the target `IGNORED`.
         """
         sides = [side for index in indices for side in (2 * index, 2 * index + 1)]
         documents = [self.documents[side] for side in sides]
         windows = pack([len(document) for document in documents], self.context_length)
         fullest = max(sum(len(documents[number]) for number in window) for window in windows)
-        length = min(self.context_length, -(-fullest // _LENGTHS) * _LENGTHS)
+        length = min(self.context_length, _rounded(fullest))
         tokens, _, ends = filled_windows(
             [[documents[number] for number in window] for window in windows], length
         )
@@ -88,17 +92,27 @@ class PreferencePairs:
                 starts[number] = row * length + start
                 positions[row, start:end] = np.arange(end - start)
                 start = end
-        longest = max(map(len, documents))
-        targets = np.stack([padded(each.inputs, each.targets, longest)[1] for each in documents])
-        places, wanted = trained_places(targets)
-        reference = self.reference[sides].astype(np.float32)
+        places = [
+            start + np.flatnonzero(document.targets != IGNORED)
+            for start, document in zip(starts, documents, strict=True)
+        ]
+        n_places = _rounded(sum(map(len, places)))
+        flat, wanted = np.zeros(n_places, np.int64), np.full(n_places, IGNORED, np.int64)
+        of_sides = np.full((len(documents), _rounded(max(map(len, places)))), n_places, np.int64)
+        first = 0
+        for side, own in enumerate(places):
+            end = first + len(own)
+            flat[first:end], of_sides[side, : len(own)] = own, np.arange(first, end)
+            wanted[first:end] = documents[side].targets[own - starts[side]]
+            first = end
         return {
             "tokens": tokens,
             "positions": positions,
             "ends": ends,
-            "places": places + starts[:, None],
+            "places": flat,
             "targets": wanted,
-            "reference": reference,
+            "of_sides": of_sides,
+            "reference": self.reference[sides].astype(np.float32),
         }
 
     def in_groups(self, n_tokens: int) -> Iterator[list[int]]:
@@ -118,12 +132,14 @@ class PreferencePairs:
 
 def packed_log_probabilities(model: "Transformer", rows: "dict[str, Tensor]") -> "Tensor":
     """Summed log-probability of what is trained of each side (2n,), in nats, of the `rows` of n pairs."""
-    from model.loss import log_probabilities
+    import torch.nn.functional as F
 
-    tokens, targets = rows["tokens"], rows["targets"]
-    return log_probabilities(
-        model, tokens, targets, rows["places"], ends=rows["ends"], positions=rows["positions"]
-    )
+    from model.loss import target_nats
+
+    states = model.hidden_states(rows["tokens"], rows["positions"], ends=rows["ends"]).flatten(0, 1)
+    # Each place goes into one sum, and by its number: the order of additions is the same in every run.
+    nats = F.pad(target_nats(model, states.index_select(0, rows["places"]), rows["targets"]), (0, 1))
+    return -nats.index_select(0, rows["of_sides"].flatten()).view_as(rows["of_sides"]).sum(1)
 
 
 class PreferenceObjective(Config):

@@ -21,11 +21,12 @@ _SILENT = frozenset(
     getattr(errno, name)
     for name in (
         *("ESTALE", "EIO", "ETIMEDOUT", "EAGAIN", "ENOTCONN", "ESHUTDOWN", "ECONNRESET", "ECONNREFUSED"),
-        *("EHOSTDOWN", "EHOSTUNREACH", "ENETUNREACH", "EREMOTEIO", "ENOSPC", "EDQUOT"),
+        *("EHOSTDOWN", "EHOSTUNREACH", "ENETUNREACH", "EREMOTEIO"),
     )
     if hasattr(errno, name)
 )
-"""What a file system on the network says while it does not answer, or takes no more files."""
+"""What a file system on the network says while it does not answer."""
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 @contextmanager
@@ -39,24 +40,28 @@ def store_may_be_silent() -> Iterator[None]:
 
 
 def insist(write: Callable[[], object]) -> None:
-    """Write to a file system that may not answer just now: again and again for half a minute, and then raise what it says."""
+    """Write to a file system that may not answer just now, or be full: again and again for half a minute; then raise what it says."""
     deadline = time.monotonic() + STALE_SECONDS
     while True:
         try:
             write()
             return
         except OSError as error:
-            if error.errno not in _SILENT or time.monotonic() > deadline:
+            if error.errno not in _SILENT | _FULL or time.monotonic() > deadline:
                 raise
         time.sleep(_AGAIN_SECONDS)
 
 
 def file_system_time(folder: Path) -> float:
-    """The time by the clock of the file system that a folder is on."""
+    """The time by the clock of the file system that a folder is on; by the one of this computer while that is full."""
     probe = folder / f".clock-{uuid.uuid4().hex}"
-    probe.touch()
     try:
+        probe.touch()
         return probe.stat().st_mtime
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        return time.time()
     finally:
         probe.unlink(missing_ok=True)
 

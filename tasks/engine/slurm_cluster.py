@@ -86,10 +86,30 @@ def _sbatch(name: str, *arguments: str) -> str:
     former, silence = _jobs_of(name), Silence()
     while (answer := _asked("sbatch", "--parsable", f"--job-name={name}", *arguments)) is None:
         silence.note(answered=False)
-        time.sleep(_QUEUE_SECONDS)
-        if there := _jobs_of(name) - former:
-            return max(there, key=int)
+        if job := _submitted(name, former):
+            return job
     return answer.split(";")[0].strip()
+
+
+def _submitted(name: str, former: set[str]) -> str | None:
+    """A job that was taken though no answer came, which is looked for a little while; of several the last, alone."""
+    deadline = time.monotonic() + _VISIBLE_SECONDS
+    while not (jobs := sorted(_jobs_of(name) - former, key=int)):
+        if time.monotonic() > deadline:
+            return None
+        time.sleep(_POLL_SECONDS)
+    for job in jobs[:-1]:
+        _scancel(job)
+    return jobs[-1]
+
+
+def _scancel(job: str) -> None:
+    """End a job, unless it is over; a controller that does not answer is waited for."""
+    try:
+        _slurm("scancel", job)
+    except InputError as error:
+        if not any(words in str(error) for words in _GONE):
+            raise
 
 
 def _jobs_of(name: str) -> set[str]:
@@ -145,11 +165,7 @@ def _cancel_left_over(name: str) -> None:
     deadline, cancelled = time.monotonic() + _VISIBLE_SECONDS, set[str]()
     while jobs := _jobs_of(name):
         for job in sorted(jobs - cancelled):
-            try:
-                _slurm("scancel", job)
-            except InputError as error:
-                if not any(words in str(error) for words in _GONE):
-                    raise
+            _scancel(job)
         cancelled |= jobs
         if time.monotonic() > deadline:
             return

@@ -8,6 +8,7 @@ from typing import Any
 from model.files import read_json, write_whole
 from tasks.engine.clusters import CutOff, RayCluster, SlurmCluster
 from tasks.engine.launcher import HereLauncher, Launcher
+from tasks.engine.leases import insist
 from tasks.engine.machine import Machine
 from tasks.engine.team import (
     POLL_SECONDS,
@@ -47,9 +48,11 @@ class JoinedLauncher(_TeamLauncher, HereLauncher):
 
     def stop(self, seconds: float) -> None:
         """End all nodes."""
-        self.offer.unlink(missing_ok=True)
-        (self.team.folder / STOP).touch()
-        super().stop(seconds)
+        try:
+            self.offer.unlink(missing_ok=True)
+            insist((self.team.folder / STOP).touch)
+        finally:
+            super().stop(seconds)
 
     def told(self) -> str:
         """How many nodes are there."""
@@ -94,9 +97,9 @@ class SlurmLauncher(_TeamLauncher):
         """End the job."""
         from tasks.engine.slurm_cluster import cancel, queue_of
 
-        (self.team.folder / STOP).touch()
         deadline = time.monotonic() + seconds
         try:
+            insist((self.team.folder / STOP).touch)
             while time.monotonic() < deadline and queue_of(self.job) != []:
                 time.sleep(POLL_SECONDS)
         finally:
@@ -161,11 +164,14 @@ class RayLauncher(_TeamLauncher):
         """End the tasks, and give back the nodes."""
         from ray.util.placement_group import remove_placement_group
 
-        (self.team.folder / STOP).touch()
-        _, waiting = self.ray.wait(self.tasks, num_returns=len(self.tasks), timeout=seconds)
-        for task in waiting:
-            self.ray.cancel(task, force=True)
-        remove_placement_group(self.group)
+        waiting = self.tasks
+        try:
+            insist((self.team.folder / STOP).touch)
+            _, waiting = self.ray.wait(self.tasks, num_returns=len(self.tasks), timeout=seconds)
+        finally:
+            for task in waiting:
+                self.ray.cancel(task, force=True)
+            remove_placement_group(self.group)
 
     def told(self) -> str:
         """How many nodes are there."""

@@ -46,8 +46,11 @@ def _is_file(file_system: Any, path: str) -> bool:
     return not path.endswith("/") and bool(file_system.isfile(path))
 
 
-_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)
-"""What a link to elsewhere begins with, as browsers read it (RFC 3986, section 4.2): `./b:1.txt` is one to below."""
+_SCHEME = re.compile(
+    r"(mailto|javascript|tel|sms|data|magnet|about|news|urn|blob|geo|skype|whatsapp):|[a-z][a-z0-9+.-]*://",
+    re.IGNORECASE,
+)
+"""What a link to elsewhere begins with. No other word before a colon: fsspec joins `b:1.txt` to the folder as any name."""
 _DEEPEST = 30
 
 

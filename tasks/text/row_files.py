@@ -215,15 +215,16 @@ def _delta_columns(file: Any) -> set[str]:
     return {column.path_in_schema for column in columns if any("DELTA" in name for name in column.encodings)}
 
 
-def _kept_once(group: Any) -> set[str]:
-    """Columns of a row group of Parquet in which a text that is repeated is kept once."""
+def _kept_once_bytes(group: Any, but: set[str]) -> int:
+    """Bytes, unpacked, of the columns of a row group of Parquet in which a text that is repeated is kept once; but for some."""
     columns = [group.column(number) for number in range(group.num_columns)]
-    texts = [column for column in columns if column.physical_type.endswith("BYTE_ARRAY")]
-    return {
-        column.path_in_schema
-        for column in texts
-        if column.has_dictionary_page or "DELTA_BYTE_ARRAY" in column.encodings
-    }
+    return sum(
+        column.total_uncompressed_size
+        for column in columns
+        if column.physical_type.endswith("BYTE_ARRAY")
+        and column.path_in_schema not in but
+        and any("DICTIONARY" in name or name == "DELTA_BYTE_ARRAY" for name in column.encodings)
+    )
 
 
 def read_parquet_rows(
@@ -260,9 +261,11 @@ def read_parquet_rows(
         try:
             rows, reader = min(1024, _BATCH_BYTES // row_size), small
             if footer.total_byte_size > _SMALL_GROUP_BYTES:
-                reader = file
-            if _kept_once(footer) - (texts if reader is small else set()):
-                rows = min(rows, _MOST_OF_A_BATCH_BYTES // max(1, footer.total_byte_size))
+                # Whatever the footer says of encodings: it is the pages that count.
+                reader, most = file, footer.total_byte_size
+            else:
+                most = _kept_once_bytes(footer, texts)
+            rows = min(rows, _MOST_OF_A_BATCH_BYTES // max(1, most))
             for batch in reader.iter_batches(max(1, rows), row_groups=[group]):
                 for i in range(batch.num_rows):
                     value = _row_of(batch.slice(i, 1))

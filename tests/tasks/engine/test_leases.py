@@ -74,6 +74,12 @@ def test_a_store_that_does_not_answer_ends_nobody(tmp_path: Path, monkeypatch: p
     with pytest.raises(PermissionError):
         leases.is_held(path)
     monkeypatch.undo()
+    # A full one tells nothing of its clock; who is long gone is gone.
+    monkeypatch.setattr(Path, "touch", Mock(side_effect=OSError(errno.EDQUOT, "quota exceeded")))
+    assert leases.is_held(path)
+    os.utime(path, (0, 0))
+    assert not leases.is_held(path)
+    monkeypatch.undo()
     path.unlink()
     assert not leases.is_held(path)
 

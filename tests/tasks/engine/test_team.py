@@ -184,8 +184,16 @@ def test_a_job_is_submitted_once_though_the_controller_does_not_answer(
     command_of_slurm(commands, "squeue", "5", away, "5\n7")
     monkeypatch.setenv("PATH", f"{commands}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setattr(slurm_cluster, "_QUEUE_SECONDS", 0.01)
+    monkeypatch.setattr(slurm_cluster, "_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(slurm_cluster, "_VISIBLE_SECONDS", 0.1)
     assert slurm_cluster._sbatch("name", "--wrap", "true") == "7"
     assert len((commands / "sbatch-asked").read_text().splitlines()) == 1
+    # It took it twice.
+    command_of_slurm(commands, "sbatch", timed_out, timed_out)
+    command_of_slurm(commands, "squeue", "5", "5\n7\n8", "")
+    command_of_slurm(commands, "scancel", "")
+    assert slurm_cluster._sbatch("name", "--wrap", "true") == "8"
+    assert (commands / "scancel-asked").read_text() == "7\n"
     # It took none, and is asked again.
     command_of_slurm(commands, "sbatch", timed_out, "8;main")
     command_of_slurm(commands, "squeue", "", "", "")

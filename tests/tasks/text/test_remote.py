@@ -181,8 +181,11 @@ def test_a_folder_of_a_web_server_is_read_as_far_as_it_goes(web: tuple[Path, str
     (folder / "in" / "b:1.txt").write_text("three")
     (folder / "in" / "empty").mkdir()
     links(folder / "in" / "empty")
-    links(folder / "in", f"https{url.removeprefix('http')}/in/a.txt", "./b:1.txt", "./", "sub/", "empty/")
-    assert [name for name, *_ in list_remote(f"{url}/in/")[0]] == ["a.txt", "b:1.txt", "sub/b.txt"]
+    (folder / "in" / "part-0:1.txt").write_text("four")
+    a = f"https{url.removeprefix('http')}/in/a.txt"
+    links(folder / "in", a, "./b:1.txt", "/in/part-0:1.txt", "./", "sub/", "empty/")
+    names = [name for name, *_ in list_remote(f"{url}/in/")[0]]
+    assert names == ["a.txt", "b:1.txt", "part-0:1.txt", "sub/b.txt"]
     (below / "me").symlink_to(below)
     links(below, "b.txt", "me/")
     with pytest.raises(InputError, match="one of them links to itself"):

@@ -55,6 +55,13 @@ def test_phases_begin_at_their_share_of_the_steps():
     read = epochs_by_source(phases, sizes, 80)
     assert read["books"] == {"windows": 32, "share": 0.4, "epochs": 3.2}
     assert read["web"] == {"windows": 48, "share": 0.6, "epochs": 0.48}
+    # What a source still has when a phase begins, and what that phase reads, belong together.
+    capped = config.model_copy(update={"max_epochs": 3.0})
+    sentence = (
+        r"phases\.0\.weights: mixture\.max_epochs \(3\) leaves 14 windows of these .* 16 are read there: "
+    )
+    with pytest.raises(InputError, match=sentence):
+        windows_by_source(capped, sizes, 10, 8)
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--pairs", type=int, default=64)
+    parser.add_argument("--pairs", type=int, default=64, help="how many pairs, 8 in a forward pass")
     n_pairs = parser.parse_args().pairs
     torch.set_num_threads(1)
     model = Transformer(ModelConfig(n_layers=6, d_model=256, n_heads=4, context_length=CONTEXT), VOCABULARY)

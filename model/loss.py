@@ -81,17 +81,6 @@ def take_places(states: Tensor, places: Tensor) -> Tensor:
     return states.gather(1, places[..., None].expand(-1, -1, states.shape[2]))
 
 
-def token_nats(model: Transformer, tokens: Tensor, targets: Tensor) -> Tensor:
-    """Nats of the targets, (B, T) in float32, zero where they are `IGNORED`; for measuring, without a gradient.
-
-    The logits of a chunk of positions exist together.
-    """
-    states = model.hidden_states(tokens).flatten(0, 1)
-    rows = head_rows(model.vocabulary_size, states.device.type)
-    chunks = zip(torch.split(states, rows), torch.split(targets.flatten(), rows), strict=True)
-    return torch.cat([_nats(model.lm_head, some, wanted) for some, wanted in chunks]).view(targets.shape)
-
-
 def target_nats(model: Transformer, states: Tensor, targets: Tensor) -> Tensor:
     """Nats of the targets (N,) that follow the states (N, D): (N,) in float32, zero where they are `IGNORED`.
 
@@ -103,6 +92,12 @@ def target_nats(model: Transformer, states: Tensor, targets: Tensor) -> Tensor:
     return torch.cat(nats)
 
 
+def token_nats(model: Transformer, tokens: Tensor, targets: Tensor) -> Tensor:
+    """Nats of the targets (B, T) that follow the tokens (B, T): (B, T) in float32, zero where they are `IGNORED`."""
+    states = model.hidden_states(tokens).flatten(0, 1)
+    return target_nats(model, states, targets.flatten()).view(targets.shape)
+
+
 def log_probabilities(model: Transformer, tokens: Tensor, targets: Tensor) -> Tensor:
     """Summed log-probability of the targets of each row, (B,), in nats.
 
@@ -110,8 +105,7 @@ def log_probabilities(model: Transformer, tokens: Tensor, targets: Tensor) -> Te
         tokens: ids (B, T).
         targets: the ids (B, T) that follow; `IGNORED` where none is asked for.
     """
-    states = model.hidden_states(tokens).flatten(0, 1)
-    return -target_nats(model, states, targets.flatten()).view(targets.shape).sum(1)
+    return -token_nats(model, tokens, targets).sum(1)
 
 
 def _nats(head: nn.Module, states: Tensor, targets: Tensor) -> Tensor:

@@ -86,12 +86,10 @@ class PreferencePairs:
         )
         starts, positions = np.zeros(len(documents), np.int64), np.zeros_like(tokens)
         for row, window in enumerate(windows):
-            start = 0
-            for number in window:
-                end = start + len(documents[number])
+            for number, start in zip(window, [0, *ends[row]], strict=False):
                 starts[number] = row * length + start
-                positions[row, start:end] = np.arange(end - start)
-                start = end
+                size = len(documents[number])
+                positions[row, start : start + size] = np.arange(size)
         places = [
             start + np.flatnonzero(document.targets != IGNORED)
             for start, document in zip(starts, documents, strict=True)

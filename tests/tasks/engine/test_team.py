@@ -6,7 +6,7 @@ import os
 import time
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 
@@ -269,9 +269,9 @@ def test_a_store_that_is_silent_for_a_moment_ends_no_node(made: Team, monkeypatc
             silent[path.name] -= 1
             raise OSError(errno.EIO, "silent")
 
-    def touch_later(path: Path, *arguments: object, **options: object) -> None:
+    def touch_later(path: Path, *arguments: Any, **options: Any) -> None:
         fails(path)
-        touch(path, *arguments, **options)  # type: ignore[arg-type]
+        touch(path, *arguments, **options)
 
     def write_later(path: Path, text: str) -> None:
         fails(path)

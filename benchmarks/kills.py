@@ -1,76 +1,135 @@
-"""Kills of any process of one training, at random: whether it ends with the same bits, and how long it stood still.
+"""Kills of any process of one run that trains, at random: whether it ends with the same bits, and how long training stood still.
 
-python -m benchmarks.kills [--kills 20] [--ranks 2] [--zero-stage 2] [--size 3M] [--steps 150] [--seed 0]
+python -m benchmarks.kills [--kills 20] [--ranks 2] [--zero-stage 2] [--size 3M] [--steps 300] [--seed 0]
 
-Each kill hits torchrun or one of its ranks (SIGKILL), at a random moment of an attempt that has begun to train; the next attempt goes on
-from the newest checkpoint, as the retries of the stage do. Then the same training undisturbed, whose weights must be equal to the bit.
+The demo's text, and a model of that size. Each kill (SIGKILL) hits the command, its Prefect server, the process of the stage, torchrun
+or one of its ranks, at a random moment after a step was done. A command that has ended is given again. Then the same run undisturbed,
+whose training must have come to the same bytes.
 """
 
 import argparse
+import json
 import os
 import random
 import signal
-import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from statistics import median
+from typing import Any
 
-from benchmarks.training import SHAPES, describe
-from model.files import read_json, sha256_of_file
-from model.train_spec import TrainSpec
-from tasks.engine import process, ranks
-from tasks.engine.launcher import rank_environment
+import psutil
 
+from model.train_spec import METRICS
 
-def _start(spec: TrainSpec) -> subprocess.Popen[bytes]:
-    for stale in (spec.work / ranks.PROGRESS, *spec.work.glob(ranks.ERRORS)):
-        stale.unlink(missing_ok=True)
-    job = ranks.Job(
-        call="tasks.training.rank:train_as_rank", arguments=spec.model_dump(mode="json"), work=spec.work
-    )
-    path = spec.work / "job.json"
-    path.write_text(job.model_dump_json())
-    arguments = [sys.executable, "-m", ranks.__name__, "launch", str(spec.machine.ranks), str(path)]
-    environment = process.child_environment(rank_environment("cpu"))
-    log = (spec.work / "log").open("ab")
-    return subprocess.Popen(arguments, env=environment, stdout=log, stderr=log)
+RECIPE = Path(__file__).parents[1] / "deployments" / "recipes" / "demo.yaml"
+TOKENS_PER_BATCH = 512
+KINDS = {
+    "prefect": "Prefect server",
+    "tasks.engine.child": "stage",
+    "tasks.engine.ranks\0launch": "torchrun",
+    "tasks.engine.ranks\0rank": "rank",
+}
 
 
-def _family(pid: int) -> list[int]:
-    """A process and all below it."""
-    found = [pid]
-    for parent in found:
-        children = Path(f"/proc/{parent}/task/{parent}/children")
-        if children.exists():
-            found += map(int, children.read_text().split())
-    return found
+def command(options: argparse.Namespace, store: Path) -> list[str]:
+    """The run, into a store."""
+    fields = {
+        "model": {"size": options.size, "context_length": 256},
+        "train_model.tokens": options.steps * TOKENS_PER_BATCH,
+        "train_model.tokens_per_batch": TOKENS_PER_BATCH,
+        "train_model.dtype": "float32",
+        "evaluate_model.tasks": [],
+        "machine.device": "cpu",
+        "machine.ranks": options.ranks,
+        "machine.zero_stage": options.zero_stage,
+        "machine.checkpoint_every_seconds": 0.5,
+    }
+    assignments = [
+        word for name, value in fields.items() for word in ("--set", f"{name}={json.dumps(value)}")
+    ]
+    program = str(Path(sys.executable).parent / "scratchlm")
+    return [program, "run", str(RECIPE), *assignments, "--json", "--store", str(store)]
 
 
-def train(spec: TrainSpec, kills: int, seed: int) -> tuple[str, list[float]]:
-    """Train, killed so many times; returns the digest of the weights, and after each kill the seconds until a step was done."""
-    generator, waits, killed_at = random.Random(seed), [], 0.0
-    spec.work.mkdir(parents=True)
-    while True:
-        running = _start(spec)
-        while running.poll() is None and not read_json(spec.work / ranks.PROGRESS):
-            time.sleep(0.02)
-        if killed_at:
-            waits.append(time.monotonic() - killed_at)
-            killed_at = 0.0
-        if len(waits) < kills:
-            deadline = time.monotonic() + generator.uniform(0.0, 4.0)
-            while running.poll() is None and time.monotonic() < deadline:
-                time.sleep(0.02)
-        if len(waits) >= kills or running.poll() is not None:
-            running.wait()
-            if (spec.out / "model.safetensors").exists():
-                return sha256_of_file(spec.out / "model.safetensors"), waits
+def kind_of(process: psutil.Process) -> str:
+    """What a process of the run is."""
+    words = "\0".join(process.cmdline())
+    return next((kind for part, kind in KINDS.items() if part in words), "command")
+
+
+def log_bytes(store: Path) -> int:
+    """Of the training's log: it is longer after each step, and cut off where another attempt goes on."""
+    return sum(path.stat().st_size for path in (store / "work").glob(f"train_model-*/{METRICS}"))
+
+
+class Run:
+    """A run, which may be killed, and is given again."""
+
+    def __init__(self, options: argparse.Namespace, store: Path) -> None:
+        self.command, self.store, self.starts = command(options, store), store, 0
+        self.output = store.with_suffix(".json")
+        self.running = self._start()
+
+    def _start(self) -> psutil.Popen:
+        self.starts += 1
+        with self.output.open("w") as out, self.store.with_suffix(".log").open("a") as log:
+            return psutil.Popen(self.command, stdout=out, stderr=log)
+
+    def go_on(self) -> bool:
+        """Give the command again if it was killed or has failed; whether there is more to do."""
+        code = self.running.poll()
+        if code == 0:
+            return False
+        if code is not None:
+            self.running = self._start()
+        return True
+
+    def family(self) -> list[psutil.Process]:
+        """The command and all processes below it."""
+        try:
+            return [self.running, *self.running.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return []
+
+    def end(self) -> dict[str, Any]:
+        """What it came to."""
+        while self.go_on():
+            time.sleep(0.1)
+        results: dict[str, Any] = json.loads(self.output.read_text().splitlines()[-1])
+        return results
+
+
+def wait_for_step(run: Run) -> bool:
+    """Until another step is done; whether there was one before the run ended."""
+    known = log_bytes(run.store)
+    while run.go_on():
+        now = log_bytes(run.store)
+        if now > known:
+            return True
+        known = now
+        time.sleep(0.02)
+    return False
+
+
+def kill_at_random(run: Run, n_kills: int, seed: int) -> tuple[list[float], Counter[str]]:
+    """Kill so many times; returns the seconds from each kill to the next step, and what was killed."""
+    generator, waits, victims = random.Random(seed), [], Counter[str]()
+    while len(waits) < n_kills and wait_for_step(run):
+        time.sleep(generator.uniform(0.0, 4.0))
+        try:
+            victim = generator.choice(run.family())
+            kind = kind_of(victim)
+            victim.kill()
+        except (IndexError, psutil.NoSuchProcess):  # it has just ended by itself
             continue
-        os.kill(generator.choice(_family(running.pid)), signal.SIGKILL)
+        victims[kind] += 1
         killed_at = time.monotonic()
-        running.wait()
+        if wait_for_step(run):
+            waits.append(time.monotonic() - killed_at)
+    return waits, victims
 
 
 def main() -> None:
@@ -78,38 +137,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--ranks", type=int, default=2)
-    parser.add_argument("--zero-stage", type=int, default=2)
-    parser.add_argument("--size", choices=SHAPES, default="3M")
-    parser.add_argument("--steps", type=int, default=150)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kills", type=int, default=20, help="how many (default 20)")
+    parser.add_argument("--ranks", type=int, default=2, help="of the training (default 2)")
+    parser.add_argument("--zero-stage", type=int, default=2, help="of the training (default 2)")
+    parser.add_argument("--size", default="3M", help="of the model (default 3M)")
+    parser.add_argument("--steps", type=int, default=300, help="of the training (default 300)")
+    parser.add_argument("--seed", type=int, default=0, help="of the kills (default 0)")
     options = parser.parse_args()
-    digests = []
-    for kills in (options.kills, 0):
-        with tempfile.TemporaryDirectory() as folder:
-            how = {"dtype": "float32", "optimizer": "muon", "device": "cpu", "compile": False}
-            described = argparse.Namespace(**how, tokens_per_batch=512)
-            spec = describe(SHAPES[options.size], Path(folder), described)
-            machine = spec.machine.model_copy(
-                update={
-                    "ranks": options.ranks,
-                    "zero_stage": options.zero_stage,
-                    "checkpoint_every_seconds": 0.5,
-                }
-            )
-            steps = spec.train.model_copy(update={"tokens": options.steps * 512})
-            spec = spec.model_copy(update={"machine": machine, "train": steps, "work": Path(folder) / "work"})
-            digest, waits = train(spec, kills, options.seed)
-            digests.append(digest)
+    os.environ.pop("PREFECT_API_URL", None)
+    signal.signal(signal.SIGTERM, lambda *received: sys.exit(1))
+    with tempfile.TemporaryDirectory() as folder:
+        ends = []
+        for name, kills in (("killed", options.kills), ("undisturbed", 0)):
+            run = Run(options, Path(folder) / name)
+            waits, victims = kill_at_random(run, kills, options.seed)
+            ends.append(run.end())
             if waits:
+                hit = ", ".join(f"{kind} {number}" for kind, number in victims.most_common())
+                print(f"{sum(victims.values())} kills ({hit}); the command was given {run.starts} times")
                 print(
-                    f"{len(waits)} kills: from a kill to the next step {median(waits):.1f} s, at most {max(waits):.1f} s",
+                    f"from a kill to the next step {median(waits):.1f} s, at most {max(waits):.1f} s",
                     flush=True,
                 )
-    print(
-        f"weights {'equal' if len(set(digests)) == 1 else 'DIFFERENT'}: {digests[0][:16]} {digests[1][:16]}"
-    )
+    digests = [end["artifacts"]["train_model"]["digest"] for end in ends]
+    print(f"{'equal' if len(set(digests)) == 1 else 'DIFFERENT'}: {' '.join(digests)}")
+    raise SystemExit(len(set(digests)) - 1)
 
 
 if __name__ == "__main__":

@@ -53,8 +53,14 @@ def _norm_bytes(config: ModelConfig, width: int, heads: int, s: int) -> int:
     return 8 * heads * width + 4 * heads
 
 
-def block_bytes_per_token(config: ModelConfig, s: int, recompute: Recompute = "none") -> int:
-    """What a block keeps of a token between forward and backward pass."""
+def block_bytes_per_token(
+    config: ModelConfig, s: int, recompute: Recompute = "none", *, is_one_by_one: bool = False
+) -> int:
+    """What a block keeps of a token between forward and backward pass.
+
+    Args:
+        is_one_by_one: whether documents go through attention one after another, so that what it gives them is joined to a copy.
+    """
     width, hidden = config.d_model, config.feedforward_dim
     q, kv = config.n_heads * config.head_dim, config.kv_heads * config.head_dim
     gates = 2 if config.feed_forward == "swiglu" else 1
@@ -68,7 +74,7 @@ def block_bytes_per_token(config: ModelConfig, s: int, recompute: Recompute = "n
     if config.qk_norm:
         norms += _norm_bytes(config, config.head_dim, config.n_heads, s)
         norms += _norm_bytes(config, config.head_dim, config.kv_heads, s)
-    attention = s * (width + q + 2 * kv + q) + 4 * config.n_heads
+    attention = s * (width + q + 2 * kv + (2 if is_one_by_one else 1) * q) + 4 * config.n_heads
     return norms + attention + s * (width + 2 * gates * hidden)
 
 
@@ -150,6 +156,7 @@ def memory(
     recompute: Recompute = "none",
     averaging: bool = False,
     on_cpu: bool = True,
+    isolate_documents: bool = False,
     beside: Beside | None = None,
 ) -> Memory:
     """What one rank needs.
@@ -160,6 +167,7 @@ def memory(
         optimizer: muon or adamw.
         averaging: whether an average of the weights is kept.
         on_cpu: whether it is a CPU, where copies for checkpoints lie in the same memory.
+        isolate_documents: whether a token attends to its own document only.
         beside: what is trained, if that is not the weights themselves.
     """
     s = 2 if dtype == "bfloat16" else 4
@@ -179,8 +187,9 @@ def memory(
     kept = moments + masters + (4 * n if averaging else 0)
 
     tokens = micro_batch * window_length
-    own = block_bytes_per_token(config, s)
-    layers = config.n_layers * block_bytes_per_token(config, s, recompute)
+    is_one_by_one = isolate_documents and on_cpu
+    own = block_bytes_per_token(config, s, is_one_by_one=is_one_by_one)
+    layers = config.n_layers * block_bytes_per_token(config, s, recompute, is_one_by_one=is_one_by_one)
     if beside and recompute != "full":
         layers += s * beside.kept_per_token
     again = own if recompute != "none" else 0
@@ -285,6 +294,7 @@ def lay_out(
     lowest_stage: int = 0,
     recompute: Recompute | None = None,
     recomputed_block: int = 0,
+    isolate_documents: bool = False,
     beside: Beside | None = None,
 ) -> Plan:
     """The first layout that fits, of those that cost least: longer passes before shorter ones, and then first a higher ZeRO stage,
@@ -296,6 +306,7 @@ def lay_out(
         highest_stage, lowest_stage: that may be chosen.
         recomputed_block: with `recompute` none, of every so many blocks one keeps its input alone; 0 for no such block.
         micro_batch, zero_stage, recompute: given, and not chosen; 0 or None leaves them open.
+        isolate_documents: whether a token attends to its own document only.
         beside: what is trained, if that is not the weights themselves.
     """
     first = 1 if ranks > 1 or dtype == "bfloat16" else 0
@@ -310,7 +321,7 @@ def lay_out(
     good = [size for size in fitting if size * window_length >= _GOOD_TOKENS] or fitting[:1]
     given = [next(size for size in divisors if size <= micro_batch)] if micro_batch else None
     how = {"dtype": dtype, "optimizer": optimizer, "ranks": ranks, "averaging": averaging}
-    how |= {"on_cpu": on_cpu, "beside": beside}
+    how |= {"on_cpu": on_cpu, "isolate_documents": isolate_documents, "beside": beside}
 
     def needs_of(size: int, stage: int, mode: Recompute) -> Memory:
         return memory(

@@ -48,7 +48,7 @@ def fast_tokenizer(tokenizer: "Tokenizer", *, chat: bool, context_length: int = 
     import transformers
 
     end = end_of_text(tokenizer)
-    fast: Any = transformers.PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+    fast: Any = transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=end,
         eos_token=end,

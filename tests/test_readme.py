@@ -24,12 +24,18 @@ def blocks(language: str) -> list[str]:
 COMMANDS = [line.split("#")[0].strip() for block in blocks("bash") for line in block.splitlines()]
 
 
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One for all commands, as a person has it: how fast this machine trains is tried once."""
+    return tmp_path_factory.mktemp("store")
+
+
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("scratchlm")])
-def test_commands_run(command: str, tmp_path: Path):
+def test_commands_run(command: str, store: Path):
     program, *arguments = shlex.split(command)
-    store = [] if arguments[0] == "fields" else ["--store", str(tmp_path)]
+    below = [] if arguments[0] == "fields" else ["--store", str(store)]
     done = subprocess.run(
-        [BIN / program, *arguments, *store], cwd=ROOT, capture_output=True, text=True, timeout=HANGING_SECONDS
+        [BIN / program, *arguments, *below], cwd=ROOT, capture_output=True, text=True, timeout=HANGING_SECONDS
     )
     assert done.returncode == 0, done.stdout + done.stderr
 

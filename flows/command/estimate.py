@@ -80,6 +80,8 @@ def _print(found: Estimate, recipe: Recipe, console: Console) -> None:
         "memory": f"{_gigabytes(memory.total)}{has} a rank: "
         + ", ".join(f"{name} {_gigabytes(value)}" for name, value in vars(memory).items() if value),
     }
+    if found.peak_bytes:
+        rows["tried"] = f"{_gigabytes(found.peak_bytes)} at its peak, Python and libraries among them"
     if not plan.fits:
         rows["fits"] = "no: take more devices (--on), a smaller model, or a shorter context"
     elif found.seconds is not None:

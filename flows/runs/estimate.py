@@ -32,6 +32,7 @@ class Estimate:
         memory_bytes: that one rank has; None if nobody knows.
         seconds: of all steps; None if it was not tried.
         is_measured: whether that is of steps that were tried here.
+        peak_bytes: what the process that tried them held at its peak; None where none was tried, or several ranks share the work.
         fault: why they could not be tried; empty if they could, or need not.
     """
 
@@ -48,6 +49,7 @@ class Estimate:
     is_measured: bool
     dollars: float | None
     fault: str = ""
+    peak_bytes: float | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The same for a program."""
@@ -65,6 +67,7 @@ class Estimate:
             "activation_checkpointing": self.plan.recompute,
             "memory_bytes": self.plan.memory.total,
             "memory_bytes_of_rank": self.memory_bytes,
+            "peak_bytes": self.peak_bytes,
             "fits": self.plan.fits,
             "seconds": self.seconds,
             "is_measured": self.is_measured,
@@ -113,7 +116,7 @@ def estimate(
     plan = lay_out_training(recipe.model, train, vocabulary_size, machine, memory_bytes)
     per_token = flops_per_token(recipe.model, vocabulary_size)
     tokens = train.n_steps * train.tokens_per_batch
-    seconds, fault = None, ""
+    found, seconds, fault = None, None, ""
     if hardware:
         spent = tokens * (per_token + recomputed_flops_per_token(recipe.model, plan.recompute))
         seconds = spent / (hardware[0].peak * ASSUMED_SHARE_OF_PEAK * ranks)
@@ -123,7 +126,7 @@ def estimate(
         try:
             found = probed(recipe, vocabulary_size, place, tell)
         except InputError as error:
-            found, fault = None, str(error)
+            fault = str(error)
         seconds = found["step_seconds"] * train.n_steps / ranks if found else None
     price = machine.dollars_per_hour
     return Estimate(
@@ -140,4 +143,5 @@ def estimate(
         is_measured=hardware is None,
         dollars=price * ranks * seconds / 3600 if price and seconds and plan.fits else None,
         fault=fault,
+        peak_bytes=found["peak_memory_bytes"] if found and ranks == 1 else None,
     )

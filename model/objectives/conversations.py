@@ -71,6 +71,11 @@ class ConversationObjective(Config):
         """One."""
         return 1
 
+    @property
+    def isolate_documents(self) -> bool:
+        """Always: a window holds several conversations."""
+        return True
+
     def open_rows(self, shards: Sequence[Tokens], context_length: int) -> Rows:
         """The conversations of the shards, packed."""
         return PackedConversations(documents_of(shards), context_length)

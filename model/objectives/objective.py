@@ -46,6 +46,10 @@ class Objective(Protocol):
     def windows_per_row(self) -> int:
         """Windows of the context length in a row."""
 
+    @property
+    def isolate_documents(self) -> bool:
+        """Whether a token attends to its own document only."""
+
     def open_rows(self, shards: Sequence[Tokens], context_length: int) -> Rows:
         """The rows of these token files."""
 

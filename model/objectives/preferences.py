@@ -153,6 +153,11 @@ class PreferenceObjective(Config):
         """Two: chosen and rejected."""
         return 2
 
+    @property
+    def isolate_documents(self) -> bool:
+        """Always: a window holds sides of several pairs."""
+        return True
+
     def open_rows(self, shards: Sequence[Tokens], context_length: int) -> Rows:
         """The pairs of the shards."""
         return PreferencePairs(documents_of(shards), np.load(self.reference), context_length)

@@ -14,9 +14,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from model.errors import InputError
+from tasks.engine.known_sources import KnownSources
 
 PROJECT = ("flows", "model", "tasks")
 ENGINE = (
@@ -201,21 +202,26 @@ class Imports:
     members: frozenset[str]
 
     @classmethod
-    def of(cls, nodes: Iterable[ast.Import | ast.ImportFrom], module: str, *, is_package: bool) -> Self:
-        """What these statements in the module of this name may import."""
+    def of(
+        cls, statements: Iterable[tuple[int, str | None, list[str]]], module: str, *, is_package: bool
+    ) -> Self:
+        """What these statements in the module of this name may import.
+
+        Args:
+            statements: level, what is imported from, and names, of each; `import NAME` imports from None.
+        """
         modules: set[str] = set()
         members: set[str] = set()
-        for node in nodes:
-            if isinstance(node, ast.Import):
-                modules.update(alias.name for alias in node.names)
+        for level, base, names in statements:
+            if base is None:
+                modules.update(names)
                 continue
-            base = node.module or ""
-            if node.level:
+            if level:
                 parents = module.split(".")[: None if is_package else -1]
-                parents = parents[: len(parents) - node.level + 1]
+                parents = parents[: len(parents) - level + 1]
                 base = ".".join([*parents, base] if base else parents)
             modules.add(base)
-            members.update(f"{base}.{alias.name}" for alias in node.names)
+            members.update(f"{base}.{name}" for name in names)
         return cls(frozenset(modules), frozenset(members))
 
 
@@ -233,13 +239,29 @@ class _Source:
     imports: Imports
 
 
+_KNOWN = KnownSources(Path(__file__))
+
+
+def _find(source: str) -> dict[str, Any]:
+    """Digest of what computes in a source, and its imports: level, what they import from, and names; nothing for `import NAME`."""
+    normalizer = _Normalizer()
+    computing = ast.dump(normalizer.visit(_parse(source)))
+    imports = [
+        [0, None, [alias.name for alias in node.names]]
+        if isinstance(node, ast.Import)
+        else [node.level, node.module or "", [alias.name for alias in node.names]]
+        for node in normalizer.imports
+    ]
+    return {"computing": _digest(computing), "imports": imports}
+
+
 @cache
 def _read(module: str, path: Path, _stamp: tuple[int, int]) -> _Source:
     """Read a module once, for as long as its file is what it was."""
-    source, normalizer = path.read_text(encoding="utf-8"), _Normalizer()
-    computing = ast.dump(normalizer.visit(_parse(source)))
-    imports = Imports.of(normalizer.imports, module, is_package=path.name == "__init__.py")
-    return _Source(_digest(source), _digest(computing), imports)
+    source = path.read_text(encoding="utf-8")
+    found = _KNOWN.find(source, _find)
+    imports = Imports.of(found["imports"], module, is_package=path.name == "__init__.py")
+    return _Source(_digest(source), found["computing"], imports)
 
 
 def _read_now(module: str, path: Path) -> _Source:
@@ -297,6 +319,7 @@ def code_digests(*modules: str) -> dict[str, str]:
         tops = {found.split(".")[0] for found in imports.modules}
         project |= {top for top in tops if any(_is_in(folder, top) for folder in beside)}
         pending += [(found, name) for found in _project_imports(imports, project)]
+    _KNOWN.save()
     return dict(sorted(digests.items()))
 
 

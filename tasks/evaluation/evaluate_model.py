@@ -240,9 +240,12 @@ def evaluate_as_rank(arguments: dict[str, Any], rank: Rank) -> Metrics:
                 "the tokenizer of the model has no tokenizer.json, or no end-of-text token: add them to its folder"
             )
         scores, items = _benchmarks(config, loaded.to(device), tokenizer, arguments["batch"], device, rank)
-    if rank.number == 0:
-        (out / SCORES).write_text(json.dumps({"benchmarks": scores}, indent=1, sort_keys=True))
-        write_table(out / ITEMS, sorted(items, key=lambda row: (row["task"], row["item"])), ITEMS_SCHEMA)
+    return _written(out, scores, items) if rank.number == 0 else {}
+
+
+def _written(out: Path, scores: dict[str, Any], items: list[Any]) -> Metrics:
+    (out / SCORES).write_text(json.dumps({"benchmarks": scores}, indent=1, sort_keys=True))
+    write_table(out / ITEMS, sorted(items, key=lambda row: (row["task"], row["item"])), ITEMS_SCHEMA)
     return {"benchmarks": scores}
 
 
@@ -276,6 +279,8 @@ def evaluate_model(
         InputError: if the folder is not such a folder.
         StageFailed: if a likelihood is not finite.
     """
+    if not config.tasks:
+        return _written(out, {}, [])
     arguments = {
         "config": config.model_dump(mode="json"),
         "model": str(model.path),

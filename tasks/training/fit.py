@@ -45,6 +45,7 @@ def lay_out_training(
     *,
     window_length: int | None = None,
     windows_per_row: int = 1,
+    isolate_documents: bool = False,
     adapter: LowRankAdapter | None = None,
 ) -> Plan:
     """The layout of a training on ranks with so much memory each; what the machine says is kept.
@@ -54,6 +55,7 @@ def lay_out_training(
         memory_bytes: None if nobody knows.
         window_length: tokens of a training window, if fewer than the model's context.
         windows_per_row: windows that stay together.
+        isolate_documents: whether a token attends to its own document only, whatever the training says.
         adapter: what is trained beside frozen weights; the weights themselves if None.
     """
     ranks, length = machine.ranks or 1, window_length or model.context_length
@@ -74,6 +76,7 @@ def lay_out_training(
         # Compiled blocks, and pairs of different lengths on each rank, do not work at stage 3.
         highest_stage=2 if machine.compile is True or windows_per_row > 1 else 3,
         lowest_stage=max(needed_stages(machine.deepspeed).values(), default=0),
+        isolate_documents=isolate_documents or train.isolate_documents,
         beside=adapter.beside(model) if adapter else None,
     )
     return layout(
@@ -93,6 +96,7 @@ def lay_out_spec(spec: TrainSpec, memory_bytes: float | None) -> Plan:
         memory_bytes,
         window_length=spec.window_length,
         windows_per_row=spec.objective.windows_per_row,
+        isolate_documents=spec.objective.isolate_documents,
         adapter=spec.adapter,
     )
 

@@ -114,7 +114,7 @@ def _measure(request: dict[str, Any], folder: Path) -> dict[str, float]:
         model=config.model,
         train=TrainConfig.model_validate({**config.train.model_dump(), **steps}),
         machine=_as_one_of(TrainingMachine.model_validate(request["machine"])),
-        objective=TextObjective(),
+        objective=TextObjective(isolate_documents=config.train.isolate_documents),
         train_shards=[folder / "train.arrow"],
         validation_shards=[],
         token_bytes=folder / "token_bytes.json",

@@ -1,5 +1,6 @@
 """A person's own text, at first go: init and run as they come, on eight kinds of it."""
 
+import contextlib
 import json
 import re
 import shutil
@@ -9,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from flows.command.app import app
 from flows.recipe.read import load_recipe
 from tasks.engine.stage import Shard
 from tasks.text.clean import clean
 from tests.end_to_end.conftest import Line
 from tests.ordinary_text import write_ordinary_text
 from tests.reading import read_text
-from tests.waiting import HANGING_SECONDS
 
 SCRATCHLM = str(Path(sys.executable).parent / "scratchlm")
 KINDS = ("prose", "documentation", "german", "french", "japanese", "code", "html", "one_large_file")
@@ -31,10 +33,10 @@ def ordinary(tmp_path_factory: pytest.TempPathFactory, speeches: list[Path]) -> 
 
 
 def init(folder: Path, *arguments: str) -> str:
-    done = subprocess.run(
-        [SCRATCHLM, "init", *arguments], cwd=folder, capture_output=True, text=True, timeout=HANGING_SECONDS
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    """The command in this process, which has imported what it needs."""
+    with contextlib.chdir(folder):
+        done = CliRunner().invoke(app, ["init", *arguments])
+    assert done.exit_code == 0, done.output
     return done.stdout
 
 

@@ -75,11 +75,14 @@ def test_flops_are_those_that_torch_counts(fields):
 
 @pytest.mark.parametrize("fields", SHAPES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_block_keeps_what_is_foretold(fields, dtype: torch.dtype):
+@pytest.mark.parametrize("ends", [None, [[20, 50, 64]] * 8])
+def test_a_block_keeps_what_is_foretold(fields, dtype: torch.dtype, ends: list[list[int]] | None):
     config = shape(**fields)
     model = Transformer(config, 300)
     block = model.blocks[0].to(dtype)
     kept: dict[int, int] = {}
+
+    where = torch.tensor(ends) if ends else None
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
@@ -88,10 +91,11 @@ def test_a_block_keeps_what_is_foretold(fields, dtype: torch.dtype):
 
     x = torch.randn(8, 64, config.d_model, dtype=dtype, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        block(x, model.cos, model.sin)
+        block(x, model.cos, model.sin, ends=where)
     shared = {weight.untyped_storage().data_ptr() for weight in block.parameters()}
     found = sum(size for pointer, size in kept.items() if pointer not in shared) / x[..., 0].numel()
-    assert block_bytes_per_token(config, dtype.itemsize) == pytest.approx(found, rel=0.12)
+    foretold = block_bytes_per_token(config, dtype.itemsize, is_one_by_one=bool(ends))
+    assert foretold == pytest.approx(found, rel=0.01)
 
 
 @settings(deadline=None, max_examples=50)

@@ -10,11 +10,13 @@ import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 from model.adapter_folder import apply_adapter_folder, write_adapter_folder
-from model.adapters import LowRankAdapter, merge_adapters
+from model.adapters import ADAPTER_WEIGHTS, LowRankAdapter, merge_adapters
 from model.batches import IGNORED
 from model.config import ModelConfig, TrainConfig, flops_per_token
+from model.deepspeed_engine import Learner
 from model.errors import InputError
 from model.hugging_face import class_name, hugging_face_config, hugging_face_weights
 from model.loss import log_probabilities
@@ -229,6 +231,35 @@ def test_stock_peft_loads_the_adapter_on_the_exported_base(tmp_path: Path, kind:
     (tmp_path / "adapter" / "base.json").unlink()
     with pytest.raises(InputError, match="does not fit"):
         apply_adapter_folder(build(**{**fields, "d_model": 64}), tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_a_frozen_base_is_computed_with_in_bfloat16_and_kept_as_it_was(
+    tmp_path: Path, stage: int, monkeypatch: pytest.MonkeyPatch
+):
+    types: dict[bool, set[torch.dtype]] = {True: set(), False: set()}
+    forward = Learner.forward
+
+    def look(learner: Learner, tokens: torch.Tensor, *arguments, **named):
+        for name, weight in learner.model.named_parameters():
+            types[weight.requires_grad].add(weight.dtype)
+            assert weight.requires_grad or weight.grad is None, name
+        return forward(learner, tokens, *arguments, **named)
+
+    monkeypatch.setattr(Learner, "forward", look)
+    machine = TrainingMachine(threads=1, ranks=1, device="cpu", zero_stage=stage)
+    described = spec(tmp_path, talks(), machine=machine, adapter=LowRankAdapter(rank=4))
+    train = described.train.model_copy(update={"dtype": "bfloat16"})
+    train_here(described.model_copy(update={"train": train}))
+    assert types == {True: {torch.bfloat16}, False: {torch.bfloat16}}
+    assert losses(tmp_path)[-1] < 0.8 * losses(tmp_path)[0]
+    base = load_model(tmp_path / "base")[0].state_dict()
+    tuned = load_model(tmp_path / "out")[0].state_dict()
+    moved = {name for name, weight in base.items() if not torch.equal(weight, tuned[name])}
+    assert moved == {name for name in base if name.split(".")[-2] in LowRankAdapter().targets}
+    # What the optimizer moves is float32, and so it is written: rounded to bfloat16 it would be less.
+    trained = load_file(tmp_path / "out" / ADAPTER_WEIGHTS)
+    assert any(not torch.equal(weight, weight.bfloat16().float()) for weight in trained.values())
 
 
 @pytest.mark.parametrize("adapter", [None, LowRankAdapter(rank=4)])

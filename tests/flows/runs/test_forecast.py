@@ -182,3 +182,16 @@ def test_what_other_computers_do_is_not_estimated_by_trying_it_here(tmp_path: Pa
     assert not tried
     assert estimated.seconds is None
     assert "machine.nodes is 1" in estimated.fault
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_what_was_held_while_steps_were_tried_is_told_where_it_is_what_a_rank_holds(
+    ranks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    measured = {"start_seconds": 5.0, "step_seconds": 0.1, "python_seconds": 0.005, "peak_memory_bytes": 7e8}
+    monkeypatch.setattr("flows.runs.speed.probe_training", lambda *_: measured)
+    recipe = recipe_for(tmp_path, machine={"device": "cpu", "ranks": ranks})
+    estimated = estimate(recipe, open_place(recipe, tmp_path / "store"), None, lambda sentence: None)
+    assert estimated.seconds == pytest.approx(0.1 * estimated.steps / ranks)
+    # One rank that does the work of two says nothing of what each of them holds.
+    assert estimated.as_json()["peak_bytes"] == (7e8 if ranks == 1 else None)

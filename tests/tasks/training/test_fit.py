@@ -9,11 +9,12 @@ from model.budget import Plan
 from model.config import ModelConfig, TrainConfig
 from model.errors import InputError
 from model.machine import TrainingMachine
+from model.objectives.conversations import ConversationObjective
 from model.objectives.preferences import PreferenceObjective
 from model.objectives.text import TextObjective
 from model.train_spec import TrainSpec
 from tasks.training import precision
-from tasks.training.fit import LIBRARIES_BYTES, lay_out_training, memory_of_rank, settled
+from tasks.training.fit import LIBRARIES_BYTES, lay_out_spec, lay_out_training, memory_of_rank, settled
 from tasks.training.precision import fast_dtype, with_dtype
 from tasks.training.probe import _as_one_of
 
@@ -68,6 +69,24 @@ def test_pairs_stay_together_and_every_layout_is_one(windows: int, memory: int):
         rows, passes = found.micro_batch
         assert rows >= 1
         assert rows * passes * 2 == made.rows_per_batch
+
+
+def test_documents_that_do_not_see_each_other_are_counted_with_a_copy_on_a_cpu():
+    layout = {"windows_per_micro_batch": 2, "zero_stage": 1, "activation_checkpointing": "none"}
+
+    def activations(objective, **machine) -> int:
+        return lay_out_spec(spec(objective, **layout, **machine), None).memory.activations
+
+    config = spec(TextObjective()).model
+    copied = 2 * config.context_length * config.n_layers * 4 * config.n_heads * config.head_dim
+    plain = activations(TextObjective())
+    assert activations(ConversationObjective()) - plain == copied
+    assert activations(TextObjective(isolate_documents=True)) - plain == copied
+    on_cuda = [activations(each, device="cuda") for each in (TextObjective(), ConversationObjective())]
+    assert on_cuda[0] == on_cuda[1]
+    train = spec(TextObjective()).train.model_copy(update={"isolate_documents": True})
+    said = lay_out_training(config, train, 50_257, TrainingMachine(device="cpu", ranks=2, **layout), None)
+    assert said.memory.activations - plain == copied
 
 
 def test_ranks_of_a_computer_share_its_memory():

@@ -279,7 +279,7 @@ def evaluate_model(
         InputError: if the folder is not such a folder.
         StageFailed: if a likelihood is not finite.
     """
-    if not config.tasks:
+    if config.is_empty:
         return _written(out, {}, [])
     arguments = {
         "config": config.model_dump(mode="json"),

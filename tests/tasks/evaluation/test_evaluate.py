@@ -68,7 +68,7 @@ def test_weights_that_are_a_pickle_are_not_loaded(tmp_path: Path):
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(InputError, match=r"transformers cannot load the model: .*safetensors"):
         evaluate_model.fn(
-            EvaluateModelConfig(tasks=()),
+            EvaluateModelConfig(tasks=("sciq",)),
             model=Artifact(tmp_path),
             out=tmp_path / "out",
             work=tmp_path / "work",
@@ -151,3 +151,17 @@ def test_a_bad_question_is_named(tmp_path: Path, row: object, fault: str):
     path = write_questions(tmp_path / "own.jsonl", [OWN[0], row])
     with pytest.raises(InputError, match=fault):
         fingerprint_benchmarks(Benchmarks(tasks=(), questions=(str(path),)), SourceDigests())
+
+
+def test_nothing_to_measure_loads_nothing(tmp_path: Path):
+    from tasks.engine.machine import Machine
+
+    metrics = evaluate_model.fn(
+        EvaluateModelConfig(tasks=()),
+        model=Artifact(tmp_path / "nowhere"),
+        out=tmp_path,
+        work=tmp_path,
+        machine=Machine(device="cpu"),
+    )
+    assert metrics == {"benchmarks": {}}
+    assert json.loads((tmp_path / "scores.json").read_text()) == metrics

@@ -1,10 +1,14 @@
-"""The device and the threads of a rank."""
+"""The device and the threads of a rank, and the kernels of its attention."""
 
 import os
+import warnings
 
 import torch
 
 from model.machine import TrainingMachine, threads_of_rank
+
+_FLASH_ATTENTION = {9: ("FA3", "FA4"), 10: ("FA4",)}
+"""Implementations that torch can put in the place of its own FlashAttention 2, by compute capability, the better one first."""
 
 
 def claim_device(machine: TrainingMachine) -> str:
@@ -14,4 +18,30 @@ def claim_device(machine: TrainingMachine) -> str:
         return "cpu"
     device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     torch.cuda.set_device(device)
+    take_flash_attention(torch.cuda.get_device_capability(device)[0])
     return device
+
+
+def take_flash_attention(capability: int) -> str | None:
+    """Let torch compute attention with FlashAttention 3 or 4, where one is installed and knows the device.
+
+    Args:
+        capability: the major one of the device: 9 for Hopper, 10 for Blackwell.
+
+    Returns:
+        FA3 or FA4; None where torch's own kernels stay. One that is installed and does not load is told by a warning.
+    """
+    from torch.nn.attention import activate_flash_attention_impl
+
+    for name in _FLASH_ATTENTION.get(capability, ()):
+        try:
+            activate_flash_attention_impl(name)
+        except ModuleNotFoundError:
+            continue
+        except (ImportError, RuntimeError, OSError) as error:
+            warnings.warn(
+                f"{name} is installed and does not load ({error}): attention is torch's own", stacklevel=2
+            )
+            continue
+        return name
+    return None

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.attention import current_flash_attention_impl
 
 from model.average import WeightAverage
 from model.best import forget_others, keep_if_best, load_best
@@ -399,6 +400,8 @@ class _Training:
             "skipped_steps": state.get("skipped_steps", 0),
             "spikes": state.get("spikes", 0),
             "device": _name_of(self.device),
+            # FA3 or FA4, where one of them took the place of torch's own.
+            "flash_attention": current_flash_attention_impl(),
             "ranks": spec.machine.ranks,
         }
 

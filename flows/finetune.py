@@ -125,7 +125,11 @@ def _learn_answers(recipe: FinetuneRecipe, base: Base) -> list[Node]:
     # Training, beside a reference if there are preferences.
     reference = {}
     if kind == "preferences":
-        how = ReferenceLogProbabilitiesConfig(context_length=context_length, dtype=recipe.finetune.dtype)
+        how = ReferenceLogProbabilitiesConfig(
+            context_length=context_length,
+            dtype=recipe.finetune.dtype,
+            base=recipe.finetune.held_base,
+        )
         reference = {"reference": reference_log_probabilities(how, tokens=tokens, base=base.model)}
     config = FinetuneModelConfig(finetune=recipe.finetune, context_length=context_length, objective=kind)
     tuned = finetune_model(config, base=base.model, tokens=tokens, tokenizer=base.tokenizer, **reference)

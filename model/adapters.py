@@ -11,6 +11,7 @@ from pydantic import Field
 from model.base_config import Config
 from model.budget import Beside, matrix_shapes
 from model.config import ModelConfig
+from model.quantized import NF4_BYTES, hold_in_four_bits
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,6 +37,11 @@ class LowRankAdapter(Config):
         min_length=1,
         description="Matrices of each block that get an adapter.",
     )
+    base: Literal["full", "nf4"] = Field(
+        "full",
+        description="How the frozen matrices of the blocks are held meanwhile: full, in train's dtype; nf4, in four bits (QLoRA, with the "
+        "extra qlora). What is trained is merged into the base as it was.",
+    )
 
     def beside(self, config: ModelConfig) -> Beside:
         """What it adds to a model that need not exist."""
@@ -44,7 +50,8 @@ class LowRankAdapter(Config):
         parameters = self.rank * sum(map(sum, shapes)) + lengths
         # Beside a matrix it keeps what its first half gives; DoRA scales what both give.
         kept = self.rank * len(shapes) + 2 * lengths
-        return Beside(config.n_layers * parameters, config.n_layers * kept)
+        held = NF4_BYTES if self.base == "nf4" else None
+        return Beside(config.n_layers * parameters, config.n_layers * kept, held)
 
     def lora_config(self, **fields: Any) -> Any:
         """The configuration of `peft`."""
@@ -54,6 +61,15 @@ class LowRankAdapter(Config):
         return LoraConfig(
             **shape, lora_dropout=0.0, bias="none", **{"target_modules": list(self.targets), **fields}
         )
+
+    def hold_base(self, model: "Transformer", dtype: str, device: str) -> None:
+        """Hold the frozen matrices as they are to be held while a model is trained.
+
+        Raises:
+            InputError: if what that needs is not installed.
+        """
+        if self.base == "nf4":
+            hold_in_four_bits(model, dtype, device)
 
     def add_to(self, model: "Transformer", seed: int) -> None:
         """Put adapters beside the matrices of every block, and freeze everything else."""

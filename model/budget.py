@@ -137,10 +137,12 @@ class Beside:
     Attributes:
         parameters: numbers that are trained.
         kept_per_token: numbers that it keeps of a token, in all blocks, for the backward pass.
+        matrix_bytes: of a number of the frozen matrices; None for as many as are computed with.
     """
 
     parameters: int
     kept_per_token: int
+    matrix_bytes: float | None = None
 
 
 def memory(
@@ -175,6 +177,9 @@ def memory(
     n = beside.parameters if beside else parameters.total
     share = ranks if zero_stage else 1
     held = s * (parameters.total + (beside.parameters if beside else 0))
+    if beside and beside.matrix_bytes:
+        largest = max(rows * columns for rows, columns in matrix_shapes(config).values())
+        held += s * largest - int((s - beside.matrix_bytes) * parameters.matrices)
     weights = held if zero_stage < 3 else held // ranks
     gradients = s * n if zero_stage < 2 else s * n // ranks
     if dtype == "bfloat16":

@@ -12,13 +12,19 @@ from model.transformer import Transformer, draw_weights
 from model.weights import load_model, read_weights
 
 
-def whole_model(spec: TrainSpec) -> Transformer:
-    """The model as it begins, adapters and all, float32 on the CPU."""
+def whole_model(spec: TrainSpec, *, is_trained: bool = False) -> Transformer:
+    """The model as it begins, adapters and all, float32 on the CPU.
+
+    Args:
+        is_trained: whether it is to be trained: frozen matrices are then held as the adapter says.
+    """
     model = Transformer(spec.model, spec.vocabulary_size)
     if spec.start:
         model.load_state_dict(load_model(spec.start)[0].state_dict())
     else:
         model.initialize(spec.train.seed)
+    if spec.adapter and is_trained:
+        spec.adapter.hold_base(model, spec.train.dtype, spec.machine.device)
     if spec.adapter:
         spec.adapter.add_to(model, spec.train.seed)
     return model
@@ -32,7 +38,7 @@ class FirstModel:
 
     def __init__(self, spec: TrainSpec) -> None:
         self.spec, self.in_shares = spec, spec.zero_stage == 3 and not spec.adapter
-        self.model = self._built_in_shares() if self.in_shares else whole_model(spec)
+        self.model = self._built_in_shares() if self.in_shares else whole_model(spec, is_trained=True)
         # The values as they are: in bfloat16 the engine gives the model others, rounded ones, in their place.
         named = self.model.named_parameters()
         self.trained = {name: weight.detach() for name, weight in named if weight.requires_grad}

@@ -15,6 +15,7 @@ from tasks.engine.machine import Machine
 from tasks.engine.stage import Artifact, Metrics, stage
 from tasks.text.new_documents import NEW
 from tasks.training.finetune_settings import FinetuneConfig, base_shape, describe_adapter, steps_for
+from tasks.training.quantizer import quantizer_version
 from tasks.training.settings import TrainModelConfig, check_corpus
 from tasks.training.train_on_ranks import train_on_ranks
 
@@ -63,6 +64,9 @@ def _check_sides(sides: dict[str, Windows], mend: str) -> None:
     libraries=("torch", "deepspeed", "numpy", "pyarrow", "xxhash", "safetensors", "tokenizers", "peft"),
     retries=2,
     role="train",
+    fingerprint=lambda config, digests: quantizer_version(
+        config.finetune.held_base if config.finetune else "full"
+    ),
 )
 def continue_training(
     config: ContinueTrainingConfig,

@@ -12,6 +12,7 @@ from model.tokens import open_tokens
 from tasks.engine.machine import Machine
 from tasks.engine.stage import Artifact, Metrics, stage
 from tasks.training.finetune_settings import FinetuneConfig, base_shape, describe_adapter, steps_for
+from tasks.training.quantizer import quantizer_version
 from tasks.training.reference import REFERENCE
 from tasks.training.settings import TrainModelConfig
 from tasks.training.train_on_ranks import train_on_ranks
@@ -29,6 +30,7 @@ class FinetuneModelConfig(Config):
     libraries=("torch", "deepspeed", "numpy", "pyarrow", "xxhash", "safetensors", "tokenizers", "peft"),
     retries=2,
     role="train",
+    fingerprint=lambda config, digests: quantizer_version(config.finetune.held_base),
 )
 def finetune_model(
     config: FinetuneModelConfig,

@@ -69,6 +69,11 @@ class FinetuneConfig(OptimizationConfig):
         "few answers that are held out say less of a model than having seen all others says for it.",
     )
 
+    @property
+    def held_base(self) -> Literal["full", "nf4"]:
+        """How the frozen matrices are held; full where none is frozen."""
+        return self.adapter.base if self.adapter else "full"
+
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.adapter and self.optimizer == "muon":

@@ -58,6 +58,7 @@ def lay_out_training(
         isolate_documents: whether a token attends to its own document only, whatever the training says.
         adapter: what is trained beside frozen weights; the weights themselves if None.
     """
+    is_quantized = adapter is not None and adapter.base == "nf4"
     ranks, length = machine.ranks or 1, window_length or model.context_length
     mode = machine.activation_checkpointing
     layout = partial(
@@ -73,8 +74,8 @@ def lay_out_training(
         averaging=bool(train.averaging),
         on_cpu=machine.device != "cuda",
         zero_stage=None if machine.zero_stage == "auto" else machine.zero_stage,
-        # Compiled blocks, and pairs of different lengths on each rank, do not work at stage 3.
-        highest_stage=2 if machine.compile is True or windows_per_row > 1 else 3,
+        # Compiled blocks, pairs of different lengths on each rank, and weights in four bits do not work at stage 3.
+        highest_stage=2 if machine.compile is True or windows_per_row > 1 or is_quantized else 3,
         lowest_stage=max(needed_stages(machine.deepspeed).values(), default=0),
         isolate_documents=isolate_documents or train.isolate_documents,
         beside=adapter.beside(model) if adapter else None,
@@ -108,9 +109,14 @@ def settled(spec: TrainSpec, nodes: int = 1, *, is_elsewhere: bool = False) -> T
         is_elsewhere: whether another computer takes part, whose memory nobody knows here.
 
     Raises:
-        InputError: if it needs far more memory than this computer has, and no other one takes part; or a key of machine.deepspeed
-            has no effect in it.
+        InputError: if it needs far more memory than this computer has, and no other one takes part; if a key of machine.deepspeed
+            has no effect in it; or if its base cannot be cut up as ZeRO stage 3 does.
     """
+    if spec.machine.zero_stage == 3 and spec.adapter and spec.adapter.base == "nf4":
+        raise InputError(
+            "machine.zero_stage 3 cuts up weights that are numbers, and finetune.adapter.base nf4 holds them in four bits: set "
+            "machine.zero_stage to 2"
+        )
     memory_bytes = memory_of_rank(spec.machine, nodes)
     plan = lay_out_spec(spec, memory_bytes)
     if not is_elsewhere and (told := want_of_memory(plan, memory_bytes, spec.machine)):

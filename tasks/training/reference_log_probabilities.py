@@ -12,6 +12,7 @@ from tasks.engine.on_ranks import call_on_ranks
 from tasks.engine.ranks import Rank
 from tasks.engine.stage import Artifact, Metrics, stage
 from tasks.reading import gathered, reading, share_of
+from tasks.training.quantizer import quantizer_version
 from tasks.training.reference import REFERENCE
 
 
@@ -26,6 +27,9 @@ class ReferenceLogProbabilitiesConfig(Config):
         description="Compute type: that of the training, filled in. With another one the tuned model would differ from its "
         "reference before its first step.",
     )
+    base: Literal["full", "nf4"] = Field(
+        "full", description="How the base is held: as in the adapter that is trained, filled in."
+    )
 
 
 _TOKENS_AT_ONCE = 16_384
@@ -38,6 +42,7 @@ def refer_as_rank(arguments: dict[str, Any], rank: Rank) -> Metrics:
 
     from model.objectives.masked_documents import documents_of
     from model.objectives.preferences import PreferencePairs, packed_log_probabilities
+    from model.quantized import hold_in_four_bits
     from model.tokens import open_tokens
     from model.weights import load_model
 
@@ -50,6 +55,8 @@ def refer_as_rank(arguments: dict[str, Any], rank: Rank) -> Metrics:
         # As in training, so that both are alike before its first step.
         torch.set_float32_matmul_precision("high")
         model = load_model(Path(arguments["base"]))[0].to(device)
+        if config.base == "nf4":
+            hold_in_four_bits(model, config.dtype, device)
         if config.dtype == "bfloat16":
             model.bfloat16().fill_tables()
         rank.enter("step")
@@ -70,7 +77,11 @@ def refer_as_rank(arguments: dict[str, Any], rank: Rank) -> Metrics:
     return {"pairs": len(pairs)}
 
 
-@stage(libraries=("torch", "numpy", "pyarrow", "xxhash", "safetensors"), role="evaluate")
+@stage(
+    libraries=("torch", "numpy", "pyarrow", "xxhash", "safetensors"),
+    role="evaluate",
+    fingerprint=lambda config, digests: quantizer_version(config.base),
+)
 def reference_log_probabilities(
     config: ReferenceLogProbabilitiesConfig,
     tokens: Artifact,

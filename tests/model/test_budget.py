@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from model.adapters import LowRankAdapter
 from model.budget import accelerator_named, block_bytes_per_token, count, lay_out, memory
 from model.config import ModelConfig, flops_per_token
+from model.quantized import NF4_BYTES, hold_in_four_bits
 from model.sizes import DEPTHS
 from model.transformer import Transformer, count_parameters
 
@@ -50,6 +51,34 @@ def test_adapters_need_less_than_all_weights_and_more_than_none():
     assert adapters.total < whole.total / 2
     assert adapters.weights > whole.weights
     assert adapters.activations > whole.activations
+
+
+@pytest.mark.parametrize("fields", SHAPES)
+def test_a_base_in_four_bits_is_as_large_as_foretold(fields):
+    config = shape(d_model=256, **fields) if "d_head" not in fields else shape(**fields)
+    model = Transformer(config, 300)
+    hold_in_four_bits(model, "bfloat16", "cpu")
+    matrices = [module.weight for module in model.blocks.modules() if isinstance(module, torch.nn.Linear)]
+    # Scales of 64 numbers, of which 256 share another one, and the mean of those; of small matrices the last ones are not full.
+    held = sum(
+        weight.numel() + weight.quant_state.absmax.numel() + 4 * weight.quant_state.state2.absmax.numel()
+        for weight in matrices
+    )
+    assert held == pytest.approx(NF4_BYTES * count(config, 300).matrices, rel=0.01)
+
+
+def test_four_bits_save_what_they_save():
+    config = shape(n_layers=8, d_model=512)
+    layout = {"micro_batch": 2, "window_length": 64, "dtype": "bfloat16", "optimizer": "adamw", "ranks": 1}
+    needs = [
+        memory(config, 300, zero_stage=1, **layout, beside=LowRankAdapter(base=base).beside(config))
+        for base in ("full", "nf4")
+    ]
+    # And one matrix at a time as it is computed with.
+    largest = 2 * config.d_model * config.feedforward_dim
+    saved = needs[0].weights - needs[1].weights + largest
+    assert saved == pytest.approx((2 - NF4_BYTES) * count(config, 300).matrices, abs=1)
+    assert needs[0].activations == needs[1].activations
 
 
 @pytest.mark.parametrize("fields", SHAPES)

@@ -34,6 +34,7 @@ from model.weights import load_model, save_model
 from tasks.engine.machine import Machine
 from tasks.engine.stage import Artifact
 from tasks.training.finetune_settings import describe_adapter
+from tasks.training.fit import settled
 from tasks.training.hugging_face_folder import ExportModelConfig
 from tasks.training.rank import train_here
 from tasks.training.reference_log_probabilities import (
@@ -262,6 +263,78 @@ def test_a_frozen_base_is_computed_with_in_bfloat16_and_kept_as_it_was(
     assert any(not torch.equal(weight, weight.bfloat16().float()) for weight in trained.values())
 
 
+def test_a_base_in_four_bits_is_trained_beside_and_merged_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    held: dict[str, torch.dtype] = {}
+    forward = Learner.forward
+
+    def look(learner: Learner, tokens: torch.Tensor, *arguments, **named):
+        held.update((name, weight.dtype) for name, weight in learner.model.named_parameters())
+        return forward(learner, tokens, *arguments, **named)
+
+    monkeypatch.setattr(Learner, "forward", look)
+    first = {}
+    for base in ("full", "nf4"):
+        for dtype in ("float32", "bfloat16"):
+            folder = tmp_path / base / dtype
+            folder.mkdir(parents=True)
+            described = spec(folder, talks(), adapter=LowRankAdapter(rank=4, base=base))
+            train = described.train.model_copy(update={"dtype": dtype})
+            held.clear()
+            train_here(described.model_copy(update={"train": train}))
+            frozen = {name: type_ for name, type_ in held.items() if "base_layer" in name}
+            assert set(frozen.values()) == {torch.uint8 if base == "nf4" else getattr(torch, dtype)}
+            assert held["embedding.weight"] == held["lm_head.weight"] == getattr(torch, dtype)
+            assert losses(folder)[-1] < 0.8 * losses(folder)[0]
+            before = load_model(folder / "base")[0].state_dict()
+            first[base, dtype] = losses(folder)[0]
+            after = load_model(folder / "out")[0].state_dict()
+            for name, weight in before.items():
+                # What was trained is of rank 4, and nothing else was added: no error of four bits.
+                strengths = torch.linalg.svdvals(torch.atleast_2d(after[name] - weight))
+                if name.split(".")[-2] in LowRankAdapter().targets:
+                    assert strengths[4] < 1e-4 * strengths[0]
+                else:
+                    assert not strengths.any()
+    assert first["nf4", "float32"] == pytest.approx(first["full", "float32"], rel=0.05)
+    assert first["nf4", "float32"] != first["full", "float32"]
+
+
+def test_a_base_in_four_bits_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name in ("whole", "twice"):
+        (tmp_path / name).mkdir()
+    adapter = LowRankAdapter(kind="dora", rank=4, base="nf4")
+    machine = TrainingMachine(threads=1, ranks=1, device="cpu", checkpoint_every_seconds=0)
+    described = {
+        name: spec(tmp_path / name, talks(), adapter=adapter, machine=machine) for name in ("whole", "twice")
+    }
+    train_here(described["whole"])
+
+    class Enough(Exception):
+        pass
+
+    def stop(done: int, *_: object) -> None:
+        if done >= described["twice"].train.tokens // 2:
+            raise Enough
+
+    with pytest.raises(Enough):
+        train_here(described["twice"], stop)
+    assert train_here(described["twice"])["resumed_from_step"]
+    weights = [(tmp_path / name / "out" / "model.safetensors").read_bytes() for name in described]
+    assert weights[0] == weights[1]
+
+
+def test_a_base_in_four_bits_cannot_be_cut_up(tmp_path: Path):
+    machine = TrainingMachine(ranks=1, device="cpu", zero_stage=3)
+    described = spec(tmp_path, talks(), adapter=LowRankAdapter(base="nf4"), machine=machine)
+    with pytest.raises(InputError, match=r"zero_stage 3 .* nf4 .* set machine\.zero_stage to 2"):
+        settled(described)
+    two = machine.model_copy(update={"ranks": 2, "zero_stage": "auto", "memory_gigabytes": 1e-6})
+    laid_out = settled(described.model_copy(update={"machine": two}), is_elsewhere=True)
+    assert laid_out.machine.zero_stage == 2
+
+
 @pytest.mark.parametrize("adapter", [None, LowRankAdapter(rank=4)])
 def test_preferences_make_the_chosen_side_likelier(tmp_path: Path, adapter: LowRankAdapter | None):
     generator = np.random.default_rng(1)
@@ -356,11 +429,11 @@ def test_the_loss_of_packed_pairs_is_that_of_each_side_alone():
         assert torch.allclose(packed[name], weight.grad, atol=1e-5), name
 
 
-def refer(tokens: Path, base: Path, out: Path, ranks: int = 1, dtype: str = "float32") -> np.ndarray:
+def refer(tokens: Path, base: Path, out: Path, ranks: int = 1, dtype: str = "float32", held: str = "full"):
     """What a base thinks of the documents of a token file."""
     (out / "work").mkdir(exist_ok=True, parents=True)
     reference_log_probabilities.fn(
-        ReferenceLogProbabilitiesConfig(context_length=LENGTH, dtype=dtype),
+        ReferenceLogProbabilitiesConfig(context_length=LENGTH, dtype=dtype, base=held),
         tokens=Artifact(tokens, (tokens,)),
         base=Artifact(base),
         out=out,
@@ -381,17 +454,18 @@ def test_ranks_share_what_the_reference_reads(tmp_path: Path):
     )
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_first_loss_of_preferences_is_that_of_no_preference(tmp_path: Path, dtype: str):
-    """The reference is computed in the type of the training, so that both agree before the first step."""
+@pytest.mark.parametrize(("dtype", "base"), [("float32", "full"), ("bfloat16", "full"), ("bfloat16", "nf4")])
+def test_the_first_loss_of_preferences_is_that_of_no_preference(tmp_path: Path, dtype: str, base: str):
+    """The reference is computed in the type of the training, and with the base held alike, so that both agree before the first step."""
     documents = talks(64)
     made = spec(
         tmp_path,
         documents,
         objective=PreferenceObjective(beta=5.0, reference=tmp_path / "reference.npy"),
+        adapter=LowRankAdapter(base=base) if base == "nf4" else None,
     )
     made = made.model_copy(update={"train": made.train.model_copy(update={"dtype": dtype})})
-    refer(tmp_path, made.start, tmp_path, dtype=dtype)
+    refer(tmp_path, made.start, tmp_path, dtype=dtype, held=base)
     train_here(made)
     assert losses(tmp_path)[0] == pytest.approx(np.log(2), abs=1e-5 if dtype == "float32" else 1e-3)
 

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -62,7 +63,11 @@ def kind_of(process: psutil.Process) -> str:
 
 def log_bytes(store: Path) -> int:
     """Of the training's log: it is longer after each step, and cut off where another attempt goes on."""
-    return sum(path.stat().st_size for path in (store / "work").glob(f"train_model-*/{METRICS}"))
+    sizes = []
+    for path in (store / "work").glob(f"train_model-*/{METRICS}"):
+        with suppress(FileNotFoundError):  # the training has just been published
+            sizes.append(path.stat().st_size)
+    return sum(sizes)
 
 
 class Run:
@@ -70,22 +75,33 @@ class Run:
 
     def __init__(self, options: argparse.Namespace, store: Path) -> None:
         self.command, self.store, self.starts = command(options, store), store, 0
-        self.output = store.with_suffix(".json")
+        self.hits_known = self.hits = 0
+        self.output, self.log = store.with_suffix(".json"), store.with_suffix(".log")
         self.running = self._start()
 
     def _start(self) -> psutil.Popen:
         self.starts += 1
-        with self.output.open("w") as out, self.store.with_suffix(".log").open("a") as log:
+        with self.output.open("w") as out, self.log.open("a") as log:
             return psutil.Popen(self.command, stdout=out, stderr=log)
 
     def go_on(self) -> bool:
-        """Give the command again if it was killed or has failed; whether there is more to do."""
+        """Give the command again if it has ended since something was killed; whether there is more to do."""
         code = self.running.poll()
         if code == 0:
             return False
         if code is not None:
+            if self.hits == self.hits_known:
+                raise SystemExit(f"it failed, though nothing was killed: {self.log.read_text()[-2000:]}")
+            self.hits_known = self.hits
             self.running = self._start()
         return True
+
+    def stop(self) -> None:
+        """End it with all that it started."""
+        for process in self.family():
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.running.wait()
 
     def family(self) -> list[psutil.Process]:
         """The command and all processes below it."""
@@ -126,6 +142,7 @@ def kill_at_random(run: Run, n_kills: int, seed: int) -> tuple[list[float], Coun
         except (IndexError, psutil.NoSuchProcess):  # it has just ended by itself
             continue
         victims[kind] += 1
+        run.hits += 1
         killed_at = time.monotonic()
         if wait_for_step(run):
             waits.append(time.monotonic() - killed_at)
@@ -150,8 +167,13 @@ def main() -> None:
         ends = []
         for name, kills in (("killed", options.kills), ("undisturbed", 0)):
             run = Run(options, Path(folder) / name)
-            waits, victims = kill_at_random(run, kills, options.seed)
-            ends.append(run.end())
+            try:
+                waits, victims = kill_at_random(run, kills, options.seed)
+                ends.append(run.end())
+            finally:
+                run.stop()
+            if len(waits) < kills:
+                raise SystemExit(f"it ended after {len(waits)} of {kills} kills: take more --steps")
             if waits:
                 hit = ", ".join(f"{kind} {number}" for kind, number in victims.most_common())
                 print(f"{sum(victims.values())} kills ({hit}); the command was given {run.starts} times")

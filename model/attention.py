@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.packing import are_packed
+
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, ends: Tensor | None = None) -> Tensor:
     """Causal attention: q (B, H, T, d), k and v (B, K, S, d) -> (B, H, T, d).
@@ -26,8 +28,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, ends: Te
 
 def _attend_within_documents(q: Tensor, k: Tensor, v: Tensor, ends: Tensor) -> Tensor:
     batch, _, length, features = q.shape
-    # Its kernel takes no float32, and no head of another size; these go one after another below, as on a CPU.
-    if q.is_cuda and q.dtype != torch.float32 and features % 8 == 0 and features <= 256:
+    if are_packed(is_cuda=q.is_cuda, is_float32=q.dtype == torch.float32, head_dim=features):
         # All windows as one row of documents; those of no length, with which rows are filled up, cost nothing.
         from torch.nn.attention.varlen import varlen_attn
 

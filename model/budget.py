@@ -12,6 +12,7 @@ from typing import Literal
 
 from model.chunks import head_rows
 from model.config import ModelConfig, flops_per_token
+from model.packing import are_packed
 
 Recompute = Literal["none", "selective", "full"]
 
@@ -192,7 +193,8 @@ def memory(
     kept = moments + masters + (4 * n if averaging else 0)
 
     tokens = micro_batch * window_length
-    is_one_by_one = isolate_documents and on_cpu
+    packed = are_packed(is_cuda=not on_cpu, is_float32=dtype != "bfloat16", head_dim=config.head_dim)
+    is_one_by_one = isolate_documents and not packed
     own = block_bytes_per_token(config, s, is_one_by_one=is_one_by_one)
     layers = config.n_layers * block_bytes_per_token(config, s, recompute, is_one_by_one=is_one_by_one)
     if beside and recompute != "full":

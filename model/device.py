@@ -9,6 +9,8 @@ from model.machine import TrainingMachine, threads_of_rank
 
 _FLASH_ATTENTION = {9: ("FA3", "FA4"), 10: ("FA4",)}
 """Implementations that torch can put in the place of its own FlashAttention 2, by compute capability, the better one first."""
+_PACKAGES = {"flash_attn_interface", "flash_attn", "flash_attn.cute", "flash_attn.cute.interface"}
+"""That bring them; `flash_attn` alone is FlashAttention 2."""
 
 
 def claim_device(machine: TrainingMachine) -> str:
@@ -36,9 +38,9 @@ def take_flash_attention(capability: int) -> str | None:
     for name in _FLASH_ATTENTION.get(capability, ()):
         try:
             activate_flash_attention_impl(name)
-        except ModuleNotFoundError:
-            continue
-        except (ImportError, RuntimeError, OSError) as error:
+        except Exception as error:
+            if isinstance(error, ModuleNotFoundError) and error.name in _PACKAGES:
+                continue
             warnings.warn(
                 f"{name} is installed and does not load ({error}): attention is torch's own", stacklevel=2
             )

@@ -249,6 +249,8 @@ class Transformer(nn.Module):
         else:
             cos, sin = self.cos[positions][:, None], self.sin[positions][:, None]
         x = self.embedding(tokens)
+        # Once for all blocks, each of which would keep a copy of its own for the backward pass.
+        cos, sin = cos.to(x.dtype), sin.to(x.dtype)
         for i, block in enumerate(self.blocks):
             if torch.is_grad_enabled() and (keep := self._kept_of(i)):
                 x = checkpoint(block, x, cos, sin, mask, None, ends, use_reentrant=False, context_fn=keep)

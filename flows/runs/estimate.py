@@ -32,7 +32,8 @@ class Estimate:
         memory_bytes: that one rank has; None if nobody knows.
         seconds: of all steps; None if it was not tried.
         is_measured: whether that is of steps that were tried here.
-        peak_bytes: what the process that tried them held at its peak; None where none was tried, or several ranks share the work.
+        peak_bytes: what the process that tried them held at its peak; None where none was tried, several ranks share the work, or it is not
+            a CPU, whose memory is that of the process.
         fault: why they could not be tried; empty if they could, or need not.
     """
 
@@ -140,8 +141,8 @@ def estimate(
         plan=plan,
         memory_bytes=memory_bytes,
         seconds=seconds,
-        is_measured=hardware is None,
+        is_measured=found is not None,
         dollars=price * ranks * seconds / 3600 if price and seconds and plan.fits else None,
         fault=fault,
-        peak_bytes=found["peak_memory_bytes"] if found and ranks == 1 else None,
+        peak_bytes=found["peak_memory_bytes"] if found and ranks == 1 and machine.device == "cpu" else None,
     )

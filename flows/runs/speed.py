@@ -10,7 +10,7 @@ from model.budget import ACCELERATORS, Plan
 from model.config import flops_per_token
 from model.errors import InputError
 from model.files import read_record, write_record
-from model.machine import TrainingMachine
+from model.machine import TrainingMachine, available_cores
 from tasks.engine.code import code_digests
 from tasks.engine.keys import digest
 from tasks.engine.on_ranks import has_ranks_elsewhere
@@ -28,6 +28,14 @@ _CPU_FLOPS_PER_SECOND = 60e9
 _PYTHON_SECONDS = 0.0045
 """Of the probe's piece of work on text, on the core on which the rates of the stages were measured (2.5 GHz)."""
 _WORTH_A_PROBE_SECONDS = 20.0
+_WITHOUT_SPEED = {
+    "dollars_per_hour",
+    "log_to",
+    "checkpoint_every_seconds",
+    "keep_checkpoints",
+    "keep_checkpoint_every_hours",
+}
+"""Fields of a machine that say nothing of how fast it trains."""
 
 
 @dataclass(frozen=True)
@@ -66,13 +74,17 @@ def probed(
     neutral = config.train.model_copy(
         update={"tokens": config.train.tokens_per_batch, "seed": 0, "evaluations": 0}
     )
+    machine = place.machine.training()
+    layout, memory_bytes = _laid_out(recipe, vocabulary_size, machine)
     key = digest(
         {
             "model": config.model,
             "train": neutral,
             "vocabulary_size": vocabulary_size,
-            "machine": place.machine.model_dump(include=set(TrainingMachine.model_fields)),
-            "host": socket.gethostname(),
+            "machine": machine.model_dump(exclude=_WITHOUT_SPEED),
+            # A job of a cluster may have fewer cores than its host, or less memory.
+            "host": [socket.gethostname(), available_cores(), memory_bytes],
+            "layout": [layout.micro_batch, layout.zero_stage, layout.recompute],
             # What was measured with other code, or other libraries, says nothing of this.
             "code": code_digests("tasks.training.probe"),
             "libraries": {name: library_version(name) for name in ("torch", "deepspeed")},
@@ -85,7 +97,7 @@ def probed(
         if tell is None:
             return None
     tell("trying how fast this machine trains: a few seconds of it")
-    figures = probe_training(config, vocabulary_size, place.machine.training())
+    figures = probe_training(config, vocabulary_size, machine)
     path.parent.mkdir(exist_ok=True)
     write_record(path, figures)
     return figures

@@ -83,12 +83,17 @@ def _slurm(*arguments: str) -> str:
 
 def _sbatch(name: str, *arguments: str) -> str:
     """Submit a job of this name, once; returns its number. If no answer came, it may be there all the same."""
-    former, silence = _jobs_of(name), Silence()
+    former, silence, is_doubtful = _jobs_of(name), Silence(), False
     while (answer := _asked("sbatch", "--parsable", f"--job-name={name}", *arguments)) is None:
         silence.note(answered=False)
         if job := _submitted(name, former):
             return job
-    return answer.split(";")[0].strip()
+        is_doubtful = True
+    job = answer.split(";")[0].strip()
+    # One of those without an answer may have turned up late.
+    for other in _jobs_of(name) - former - {job} if is_doubtful else ():
+        _scancel(other)
+    return job
 
 
 def _submitted(name: str, former: set[str]) -> str | None:

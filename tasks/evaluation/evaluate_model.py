@@ -276,7 +276,7 @@ def evaluate_model(
         model: a folder that stock `transformers` loads, with safetensors and a fast tokenizer.
 
     Raises:
-        InputError: if the folder is not such a folder.
+        InputError: if the folder is not such a folder, and there is something to measure.
         StageFailed: if a likelihood is not finite.
     """
     if config.is_empty:

@@ -24,6 +24,8 @@ from tasks.training.fit import settled
 from tasks.training.settings import TrainModelConfig
 
 PROBE_SECONDS = 3.0
+_TOKENS_PER_DOCUMENT = 1_000
+"""On average, as of pages of the web."""
 _TEXT = "The quick brown fox jumps over the lazy dog, and 7 others; " * 2_000
 
 
@@ -79,8 +81,10 @@ def write_made_up_tokens(folder: Path, vocabulary_size: int, n_tokens: int) -> N
 
     from model.tokens import write_tokens
 
-    ids = np.random.default_rng(0).geometric(4 / vocabulary_size, n_tokens)
-    tokens = np.minimum(ids, vocabulary_size - 1)
+    generator = np.random.default_rng(0)
+    tokens = np.minimum(generator.geometric(4 / vocabulary_size, n_tokens), vocabulary_size - 1)
+    # Each document begins with the end-of-text id.
+    tokens[generator.random(n_tokens) < 1 / _TOKENS_PER_DOCUMENT] = 0
     header: dict[str, Any] = {"tokenizer_sha256": "", "vocabulary_size": vocabulary_size, "end_of_text_id": 0}
     write_tokens(folder / "train.arrow", [tokens], ["x"], ["x"], [n_tokens], **header)
     (folder / "token_bytes.json").write_text(json.dumps([1] * vocabulary_size))

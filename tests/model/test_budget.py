@@ -127,6 +127,28 @@ def test_a_block_keeps_what_is_foretold(fields, dtype: torch.dtype, ends: list[l
     assert foretold == pytest.approx(found, rel=0.01)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_positions_of_ones_own_are_kept_once_for_all_blocks(dtype: torch.dtype):
+    config = shape(n_layers=3)
+    model = Transformer(config, 300).to(dtype)
+    model.fill_tables()
+    tokens, positions = torch.randint(300, (8, 64)), torch.arange(64).repeat(8, 1)
+
+    def kept_bytes(**more: torch.Tensor) -> int:
+        kept: dict[int, int] = {}
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            states = model.hidden_states(tokens, **more)
+        return sum(kept.values()) if states.requires_grad else 0
+
+    tables = 2 * tokens.numel() * config.head_dim * dtype.itemsize
+    assert kept_bytes(positions=positions) - kept_bytes() <= tables
+
+
 @settings(deadline=None, max_examples=50)
 @given(
     st.sampled_from([1, 2, 8]), st.sampled_from(["float32", "bfloat16"]), st.sampled_from(["muon", "adamw"])

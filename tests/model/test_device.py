@@ -1,5 +1,6 @@
 """Which kernels compute attention; CUDA itself is not here, so torch's registry is asked with stand-ins for what is installed."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,8 +21,11 @@ def works() -> Handle:
     return Handle()
 
 
-def is_broken() -> Any:
-    raise ImportError("undefined symbol: made for another torch")
+def raises(error: Exception) -> Callable[[], Any]:
+    def register() -> Any:
+        raise error
+
+    return register
 
 
 @pytest.fixture
@@ -57,7 +61,24 @@ def test_the_best_one_that_knows_the_device_is_taken(
     assert attention.current_flash_attention_impl() == taken
 
 
-def test_one_that_does_not_load_is_told_and_ends_nothing(install: Callable[..., None]):
-    install(FA3=is_broken, FA4=works)
-    with pytest.warns(UserWarning, match=r"FA3 is installed and does not load .*another torch"):
+@pytest.mark.parametrize(
+    "error",
+    [
+        ImportError("undefined symbol: made for another torch"),
+        ModuleNotFoundError("No module named 'cutlass'", name="cutlass"),
+        AttributeError("module 'cutlass' has no attribute 'x'"),
+        RuntimeError("does not expose FA3 kernels"),
+    ],
+)
+def test_one_that_does_not_load_is_told_and_ends_nothing(install: Callable[..., None], error: Exception):
+    install(FA3=raises(error), FA4=works)
+    with pytest.warns(UserWarning, match="FA3 is installed and does not load") as told:
+        assert take_flash_attention(9) == "FA4"
+    assert str(error) in str(told[0].message)
+
+
+def test_what_is_not_installed_is_passed_over_in_silence(install: Callable[..., None]):
+    install(FA3=raises(ModuleNotFoundError("No module named 'flash_attn'", name="flash_attn")), FA4=works)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
         assert take_flash_attention(9) == "FA4"

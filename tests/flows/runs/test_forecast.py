@@ -195,3 +195,35 @@ def test_what_was_held_while_steps_were_tried_is_told_where_it_is_what_a_rank_ho
     assert estimated.seconds == pytest.approx(0.1 * estimated.steps / ranks)
     # One rank that does the work of two says nothing of what each of them holds.
     assert estimated.as_json()["peak_bytes"] == (7e8 if ranks == 1 else None)
+    assert estimated.is_measured
+
+
+def test_what_was_tried_with_other_cores_or_memory_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    tried: list[int] = []
+
+    def try_it(*_: object) -> dict[str, float]:
+        tried.append(cores)
+        return {
+            "start_seconds": 5.0,
+            "step_seconds": 8.0 / cores,
+            "python_seconds": 0.005,
+            "peak_memory_bytes": 7e8,
+        }
+
+    monkeypatch.setattr("flows.runs.speed.probe_training", try_it)
+    monkeypatch.setattr("flows.runs.speed.available_cores", lambda: cores)
+    machine = {"device": "cpu", "threads": 1, "memory_gigabytes": 10}
+
+    def seconds(**more: object) -> float | None:
+        recipe = recipe_for(tmp_path, machine={**machine, **more})
+        return estimate(recipe, open_place(recipe, tmp_path / "store"), None, lambda sentence: None).seconds
+
+    cores = 1
+    alone = seconds()
+    assert seconds(dollars_per_hour=2.0, keep_checkpoints=7) == alone
+    cores = 4
+    assert seconds() == pytest.approx(alone / 4)
+    seconds(memory_gigabytes=5)
+    assert tried == [1, 4, 4]

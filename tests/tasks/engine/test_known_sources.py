@@ -1,5 +1,8 @@
 """What was found in sources before: never another thing than what is found anew."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -51,6 +54,64 @@ def test_what_another_function_found_is_forgotten(tmp_path: Path, monkeypatch: p
     first.save()
     finder.write_text("two")
     assert known_in(tmp_path, monkeypatch, finder).find("x", lambda source: {"found": 2}) == {"found": 2}
+
+
+def test_an_edit_of_the_function_that_runs_changes_nothing_for_the_edited_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    finder = tmp_path / "finder.py"
+    finder.write_text("one")
+    running = known_in(tmp_path, monkeypatch, finder)
+    finder.write_text("two")
+    running.find("x", lambda source: {"found": 1})
+    running.save()
+    assert known_in(tmp_path, monkeypatch, finder).find("x", lambda source: {"found": 2}) == {"found": 2}
+
+
+def test_what_two_learn_at_once_is_known_to_a_third(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    one, two = (known_in(tmp_path, monkeypatch) for _ in range(2))
+    for number, known in enumerate((one, two)):
+        known.find(str(number), lambda source: {"found": source})
+    one.save()
+    two.save()
+    third = known_in(tmp_path, monkeypatch)
+    assert [third.find(str(number), never) for number in (0, 1)] == [{"found": "0"}, {"found": "1"}]
+
+
+def test_files_of_former_versions_go_when_nobody_used_them_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    first = known_in(tmp_path, monkeypatch)
+    first.path.parent.mkdir()
+    old, young = (first.path.with_name(f"sources-{name}.json") for name in ("old", "young"))
+    for path in (old, young):
+        path.write_text("{}")
+    os.utime(old, (0, 0))
+    first.find("x = 1", code._find)
+    first.save()
+    assert (old.exists(), young.exists(), first.path.exists()) == (False, True, True)
+
+
+def test_a_second_command_parses_nothing(tmp_path: Path):
+    """Both give the same digests; the second one ends if it parses."""
+    program = """
+import sys
+from tasks.engine import code
+def parse(source):
+    sys.exit("parsed again")
+if sys.argv[1] == "again":
+    code._parse = parse
+print(code.code_digests("tasks.text.clean"))
+"""
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    printed = [
+        subprocess.run(
+            [sys.executable, "-c", program, name], env=environment, capture_output=True, text=True, check=True
+        ).stdout
+        for name in ("first", "again")
+    ]
+    assert printed[0] == printed[1]
+    assert "tasks.text.clean" in printed[0]
 
 
 def test_a_home_that_nobody_may_write_to_costs_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -228,3 +228,16 @@ def test_a_computer_that_slept_takes_no_lease_from_the_next(tmp_path: Path, else
         assert leases.is_held(path)
         assert path.read_text().startswith("two")
     assert not path.exists()
+
+
+def test_a_full_store_tells_its_own_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    lease = tmp_path / "lease"
+    lease.touch()
+
+    def is_full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "touch", is_full)
+    # The clock of this computer is ahead by more than a lease lasts.
+    monkeypatch.setattr(time, "time", lambda: lease.stat().st_mtime + 10 * leases.STALE_SECONDS)
+    assert leases.file_system_time(tmp_path) - lease.stat().st_mtime < 5 * leases.STALE_SECONDS

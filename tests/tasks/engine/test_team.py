@@ -198,6 +198,17 @@ def test_a_job_is_submitted_once_though_the_controller_does_not_answer(
     command_of_slurm(commands, "sbatch", timed_out, "8;main")
     command_of_slurm(commands, "squeue", "", "", "")
     assert slurm_cluster._sbatch("name", "--wrap", "true") == "8"
+    # It took the first one after all, and shows it late, beside the second.
+    command_of_slurm(commands, "sbatch", timed_out, "8;main")
+    command_of_slurm(commands, "scancel", "")
+    asked = [commands / f"{name}-asked" for name in ("sbatch", "scancel")]
+    for path in asked:
+        path.unlink(missing_ok=True)
+    (commands / "squeue").write_text(
+        f'#!/bin/sh\n[ "$(wc -l < {asked[0]})" -gt 1 ] 2> /dev/null && printf "7\\n8\\n" || true\n'
+    )
+    assert slurm_cluster._sbatch("name", "--wrap", "true") == "8"
+    assert asked[1].read_text() == "7\n"
     # A refusal that speaks of contacts is one.
     command_of_slurm(commands, "sbatch", "!your account has expired, contact support")
     with pytest.raises(InputError, match="has expired"):

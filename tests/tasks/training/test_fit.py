@@ -78,11 +78,22 @@ def test_documents_that_do_not_see_each_other_are_counted_with_a_copy_on_a_cpu()
         return lay_out_spec(spec(objective, **layout, **machine), None).memory.activations
 
     config = spec(TextObjective()).model
+    in_bfloat16 = spec(TextObjective()).train.model_copy(update={"dtype": "bfloat16"})
     copied = 2 * config.context_length * config.n_layers * 4 * config.n_heads * config.head_dim
     plain = activations(TextObjective())
     assert activations(ConversationObjective()) - plain == copied
     assert activations(TextObjective(isolate_documents=True)) - plain == copied
-    on_cuda = [activations(each, device="cuda") for each in (TextObjective(), ConversationObjective())]
+    # On CUDA they are packed, but for float32.
+    assert (
+        activations(ConversationObjective(), device="cuda") - activations(TextObjective(), device="cuda")
+        == copied
+    )
+    on_cuda = [
+        lay_out_spec(
+            spec(each, **layout, device="cuda").model_copy(update={"train": in_bfloat16}), None
+        ).memory.activations
+        for each in (TextObjective(), ConversationObjective())
+    ]
     assert on_cuda[0] == on_cuda[1]
     train = spec(TextObjective()).train.model_copy(update={"isolate_documents": True})
     said = lay_out_training(config, train, 50_257, TrainingMachine(device="cpu", ranks=2, **layout), None)

@@ -17,6 +17,7 @@ from model.transformer import (
     count_parameters,
     rope_tables,
 )
+from tests.conftest import ROOT
 
 SMALL = {"n_layers": 2, "d_model": 32, "n_heads": 4, "context_length": 16}
 VARIANTS = [
@@ -153,3 +154,7 @@ def test_too_long_a_text_is_refused():
 def test_shapes_that_do_not_fit_are_refused(fields, sentence):
     with pytest.raises(ValidationError, match=sentence):
         ModelConfig(**{**SMALL, **fields})
+
+
+def test_the_model_can_be_read_in_one_sitting():
+    assert len((ROOT / "model" / "transformer.py").read_text().splitlines()) < 350

@@ -4,9 +4,9 @@ torch and peft are imported where they are used: the shape of an adapter is read
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from model.base_config import Config
 from model.budget import Beside, matrix_shapes
@@ -39,9 +39,17 @@ class LowRankAdapter(Config):
     )
     base: Literal["full", "nf4"] = Field(
         "full",
-        description="How the frozen matrices of the blocks are held meanwhile: full, in train's dtype; nf4, in four bits (QLoRA, with the "
-        "extra qlora). What is trained is merged into the base as it was.",
+        description="How the frozen matrices of the blocks are held meanwhile: full, in the training's dtype; nf4, in four bits (QLoRA, for "
+        "lora only, with the extra qlora). What is trained is merged into the base as it was.",
     )
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.kind == "dora" and self.base == "nf4":
+            raise ValueError(
+                "dora trains the lengths of rows, and base nf4 rounds the rows: set kind to lora, or base to full"
+            )
+        return self
 
     def beside(self, config: ModelConfig) -> Beside:
         """What it adds to a model that need not exist."""

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from model.errors import InputError
-from model.imports import uncollected, without_mlflow
+from model.imports import uncollected, without
 from model.loss import token_nats
 from model.machine import without_effect
 from model.objectives.objective import Objective
@@ -18,7 +18,8 @@ from model.transformer import Transformer
 
 
 def _import_deepspeed() -> Any:
-    with uncollected(), without_mlflow():
+    # Its autotuner, which nobody uses here, imports MLflow where there is one, and that takes as long as all else of it.
+    with uncollected(), without("mlflow"):
         # Every optimizer of torch imports it.
         import deepspeed
         import torch._dynamo  # noqa: F401

@@ -25,17 +25,13 @@ def uncollected() -> Iterator[None]:
 
 
 @contextmanager
-def without_mlflow() -> Iterator[None]:
-    """Imports in the body find no MLflow unless it was imported before.
-
-    For imports of DeepSpeed: its autotuner, which nobody uses here, imports MLflow where there is one, and that takes as
-    long as all else of it.
-    """
-    hidden = "mlflow" not in sys.modules
+def without(name: str) -> Iterator[None]:
+    """Imports in the body find no package of this name unless it was imported before."""
+    hidden = name not in sys.modules
     if hidden:
-        sys.modules["mlflow"] = None  # type: ignore[assignment]
+        sys.modules[name] = None  # type: ignore[assignment]
     try:
         yield
     finally:
         if hidden:
-            del sys.modules["mlflow"]
+            del sys.modules[name]

@@ -1,8 +1,10 @@
 """Frozen matrices in four bits: NF4 with double quantisation (Dettmers et al. 2023, arXiv 2305.14314, section 3), by bitsandbytes."""
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from model.errors import InputError
+from model.imports import without
 
 if TYPE_CHECKING:
     from model.transformer import Transformer
@@ -26,8 +28,13 @@ def hold_in_four_bits(model: "Transformer", dtype: str, device: str) -> None:
     import torch
     from torch import nn
 
+    # Where there is a package `kernels`, it fetches others of its own from the network, which would be in no key; and it complains
+    # where there is none.
+    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    logger.disabled = True
     try:
-        import bitsandbytes
+        with without("kernels"):
+            import bitsandbytes
     except ModuleNotFoundError:
         raise InputError(
             "adapter.base is nf4, and bitsandbytes is not installed: pip install 'scratchlm[qlora]'"

@@ -74,7 +74,10 @@ def probed(
     neutral = config.train.model_copy(
         update={"tokens": config.train.tokens_per_batch, "seed": 0, "evaluations": 0}
     )
-    machine = place.machine.training()
+    # As it is described: of what is only looked up, no device is looked for.
+    machine = TrainingMachine.model_validate(
+        place.machine.model_dump(include=set(TrainingMachine.model_fields))
+    )
     layout, memory_bytes = _laid_out(recipe, vocabulary_size, machine)
     key = digest(
         {
@@ -97,7 +100,7 @@ def probed(
         if tell is None:
             return None
     tell("trying how fast this machine trains: a few seconds of it")
-    figures = probe_training(config, vocabulary_size, machine)
+    figures = probe_training(config, vocabulary_size, place.machine.training())
     path.parent.mkdir(exist_ok=True)
     write_record(path, figures)
     return figures

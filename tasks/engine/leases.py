@@ -53,7 +53,7 @@ def insist(write: Callable[[], object]) -> None:
 
 
 def file_system_time(folder: Path) -> float:
-    """The time by the clock of the file system that a folder is on."""
+    """The time by the clock of the file system that a folder is on; by the one of this computer if that takes no time either."""
     probe = folder / f".clock-{uuid.uuid4().hex}"
     try:
         probe.touch()
@@ -61,9 +61,12 @@ def file_system_time(folder: Path) -> float:
     except OSError as error:
         if error.errno not in _FULL:
             raise
-        # It has no room for a file, and room for the time of one that is there.
-        os.utime(folder)
-        return folder.stat().st_mtime
+        try:
+            # It has no room for a file; most have room for the time of one that is there.
+            os.utime(folder)
+            return folder.stat().st_mtime
+        except OSError:
+            return time.time()
     finally:
         probe.unlink(missing_ok=True)
 

@@ -11,7 +11,7 @@ from model.base_config import Config
 from model.chat_template import fast_tokenizer
 from model.errors import StageFailed
 from model.hugging_face import build_hugging_face_model, class_name
-from model.imports import uncollected, without_mlflow
+from model.imports import uncollected, without
 from model.stock import load_stock_model
 from model.tokenizer import TOKEN_BYTES, end_of_text, end_of_text_id, load_tokenizer, tokenizer_sha256
 from tasks.engine.stage import Metrics
@@ -107,7 +107,7 @@ def write_hugging_face_folder(
         max_new_tokens=128,
     )
     # To save a model, transformers looks whether DeepSpeed holds it, and imports it.
-    with uncollected(), without_mlflow():
+    with uncollected(), without("mlflow"):
         theirs.save_pretrained(out)
     fast = fast_tokenizer(raw, chat=config.chat, context_length=ours.config.context_length)
     fast.save_pretrained(out)

@@ -54,11 +54,13 @@ def refer_as_rank(arguments: dict[str, Any], rank: Rank) -> Metrics:
     with reading(TrainingMachine.model_validate(arguments["machine"]), rank) as device, torch.no_grad():
         # As in training, so that both are alike before its first step.
         torch.set_float32_matmul_precision("high")
-        model = load_model(Path(arguments["base"]))[0].to(device)
+        model = load_model(Path(arguments["base"]))[0]
         if config.base == "nf4":
+            # Each matrix goes to the device alone, which need not have room for all of them.
             hold_in_four_bits(model, config.dtype, device)
         if config.dtype == "bfloat16":
-            model.bfloat16().fill_tables()
+            model.bfloat16()
+        model.to(device).fill_tables()
         rank.enter("step")
         done = 0
         for indices in share_of(groups, rank):

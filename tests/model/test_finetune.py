@@ -10,6 +10,7 @@ import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from model.adapter_folder import apply_adapter_folder, write_adapter_folder
@@ -304,7 +305,7 @@ def test_a_base_in_four_bits_is_trained_beside_and_merged_as_it_was(
 def test_a_base_in_four_bits_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for name in ("whole", "twice"):
         (tmp_path / name).mkdir()
-    adapter = LowRankAdapter(kind="dora", rank=4, base="nf4")
+    adapter = LowRankAdapter(rank=4, base="nf4")
     machine = TrainingMachine(threads=1, ranks=1, device="cpu", checkpoint_every_seconds=0)
     described = {
         name: spec(tmp_path / name, talks(), adapter=adapter, machine=machine) for name in ("whole", "twice")
@@ -323,6 +324,11 @@ def test_a_base_in_four_bits_goes_on_to_the_same_bits(tmp_path: Path, monkeypatc
     assert train_here(described["twice"])["resumed_from_step"]
     weights = [(tmp_path / name / "out" / "model.safetensors").read_bytes() for name in described]
     assert weights[0] == weights[1]
+
+
+def test_lengths_of_rows_that_are_rounded_are_not_trained():
+    with pytest.raises(ValidationError, match="set kind to lora, or base to full"):
+        LowRankAdapter(kind="dora", base="nf4")
 
 
 def test_a_base_in_four_bits_cannot_be_cut_up(tmp_path: Path):

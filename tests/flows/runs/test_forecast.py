@@ -14,6 +14,7 @@ from flows.runs.execute import Place, open_place
 from flows.runs.forecast import Forecast, forecast, foretell, round_down, with_seconds
 from flows.runs.plan import plan
 from flows.runs.record import start_run
+from flows.runs.speed import foresee_training
 from model.errors import InputError
 
 
@@ -196,6 +197,12 @@ def test_what_was_held_while_steps_were_tried_is_told_where_it_is_what_a_rank_ho
     # One rank that does the work of two says nothing of what each of them holds.
     assert estimated.as_json()["peak_bytes"] == (7e8 if ranks == 1 else None)
     assert estimated.is_measured
+
+
+def test_what_is_done_already_is_foreseen_without_its_device(tmp_path: Path):
+    recipe = recipe_for(tmp_path, machine={"device": "cuda"})
+    speed = foresee_training(recipe, 300, open_place(recipe, tmp_path / "store"), None, is_waiting=False)
+    assert speed.step_seconds > 0
 
 
 def test_what_was_tried_with_other_cores_or_memory_is_tried_again(

@@ -81,7 +81,7 @@ def test_a_folder_of_everything_becomes_a_model_at_first_go(
     assert re.search(r"stages to build: about (\d+) s", printed)
     # The few texts of a language are alike, so all of them are on one side: here on that which is learnt from.
     sides = ("--set", "split.seed=5", "--set", "split.validation_fraction=0.1")
-    shorter = ("--set", f"train_model.tokens={load_recipe(tmp_path / 'own.yaml').train_model.tokens // 8}")
+    shorter = ("--set", f"train_model.tokens={load_recipe(tmp_path / 'own.yaml').train_model.tokens // 12}")
     planned = own.call("plan", "own.yaml", *sides, *shorter).stdout
     foretold = re.search(r"stages to build: about (\d+) s", planned)
     assert foretold

@@ -28,7 +28,7 @@ from model.train_spec import METRICS
 RECIPE = Path(__file__).parents[1] / "deployments" / "recipes" / "demo.yaml"
 TOKENS_PER_BATCH = 512
 KINDS = {
-    "prefect": "Prefect server",
+    "flows.serving.server": "Prefect server",
     "tasks.engine.child": "stage",
     "tasks.engine.ranks\0launch": "torchrun",
     "tasks.engine.ranks\0rank": "rank",

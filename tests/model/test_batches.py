@@ -119,7 +119,7 @@ SHARES = st.lists(st.floats(0, 10), min_size=2, max_size=5).filter(lambda shares
 
 
 @example([1.1125369292536007e-308, 0.0, 0.0, 1.0], [1.0, 2.2250738585e-313], 0, 1, 0)
-@given(SHARES, SHARES, st.integers(0, 25), st.integers(1, 6), st.integers(0, 2**32))
+@given(SHARES, SHARES, st.integers(0, 60), st.integers(1, 12), st.integers(0, 2**32))
 def test_a_mixture_of_many_phase_by_phase(before, after, boundary: int, per_step: int, seed: int):
     """Any rank sees the same windows; each stream is read in its own order, goes on where it was, and keeps its share."""
     after = [*after, *before][: len(before)]

@@ -74,17 +74,14 @@ def probed(
     neutral = config.train.model_copy(
         update={"tokens": config.train.tokens_per_batch, "seed": 0, "evaluations": 0}
     )
-    # As it is described: of what is only looked up, no device is looked for.
-    machine = TrainingMachine.model_validate(
-        place.machine.model_dump(include=set(TrainingMachine.model_fields))
-    )
-    layout, memory_bytes = _laid_out(recipe, vocabulary_size, machine)
+    # The machine as it is described: for what is only looked up, no device is looked for.
+    layout, memory_bytes = _laid_out(recipe, vocabulary_size, place.machine)
     key = digest(
         {
             "model": config.model,
             "train": neutral,
             "vocabulary_size": vocabulary_size,
-            "machine": machine.model_dump(exclude=_WITHOUT_SPEED),
+            "machine": place.machine.model_dump(include=set(TrainingMachine.model_fields) - _WITHOUT_SPEED),
             # A job of a cluster may have fewer cores than its host, or less memory.
             "host": [socket.gethostname(), available_cores(), memory_bytes],
             "layout": [layout.micro_batch, layout.zero_stage, layout.recompute],

@@ -48,6 +48,7 @@ from flows.serving.server import API_URL, prefect_server
 from flows.views.report import render_report
 from flows.views.terminal import TerminalDisplay, forecast_lines, print_result, stage_line
 from model.errors import InputError
+from model.imports import uncollected
 from tasks.benchmarks.items import prepare_benchmarks
 from tasks.engine.stage import Node
 from tasks.evaluation.evaluate_model import EvaluateModelConfig
@@ -60,7 +61,8 @@ def run_flow(name: str, console: Console, **parameters: Any) -> RunResult:
     """Run a flow from this process, on a server that is there or its own, and show it in the terminal; returns what it returns."""
     with prefect_server(Path(parameters["store"])), TerminalDisplay(console) as shown:
         # Prefect reads its environment when it is imported, and needs a second or two for it.
-        from flows.serving.here import run_here
+        with uncollected():
+            from flows.serving.here import run_here
 
         token = display.set(shown)
         try:

@@ -187,13 +187,14 @@ def main(port: int, host: str, runs: str | None) -> None:
     """Serve Prefect, and below /reports the folder of runs, to those who have the auth string of the environment."""
     process.adopt()
     auth = os.environ[_AUTH_SERVER]
-    import uvicorn
-    from prefect.server.api.server import create_app
-    from starlette.middleware.trustedhost import TrustedHostMiddleware
-    from starlette.routing import Mount
-    from starlette.staticfiles import StaticFiles
+    with uncollected():
+        import uvicorn
+        from prefect.server.api.server import create_app
+        from starlette.middleware.trustedhost import TrustedHostMiddleware
+        from starlette.routing import Mount
+        from starlette.staticfiles import StaticFiles
 
-    app = create_app()
+        app = create_app()
     if runs:
         # Before the routes of the UI, which takes every path.
         reports = _protected(StaticFiles(directory=runs, check_dir=False), auth)

@@ -56,7 +56,6 @@ def _beginning(text: str) -> str:
 def _samples(model: Any, tokenizer: Any, texts: list[tuple[str, str]], device: str) -> list[dict[str, str]]:
     """How the model goes on with the beginnings of some held-out documents, with a fixed seed."""
     import torch
-    import transformers
 
     length, end = min(100, model.config.max_position_embeddings // 2), end_of_text_id(tokenizer)
     written = []
@@ -64,7 +63,7 @@ def _samples(model: Any, tokenizer: Any, texts: list[tuple[str, str]], device: s
         identifier, text = texts[seed * len(texts) // min(_SAMPLES, len(texts))]
         prompt = _beginning(text)
         ids = [end, *tokenizer.encode(prompt, add_special_tokens=False).ids][: length + 1]
-        transformers.set_seed(seed)
+        torch.manual_seed(seed)
         tokens = torch.tensor([ids], device=device)
         sampling = {"do_sample": True, "temperature": 0.8, "top_k": 50, "max_new_tokens": length}
         made = model.generate(

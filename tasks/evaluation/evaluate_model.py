@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,9 +136,9 @@ def _benchmarks(
     """Scores by benchmark, and rows of items, on the first rank; nothing on others."""
     with uncollected():
         import lm_eval
+        import numpy as np
         import torch
         import torch.distributed as dist
-        import transformers
         from lm_eval.models.huggingface import HFLM
 
     class Counting(HFLM):  # type: ignore[misc]
@@ -195,7 +196,9 @@ def _benchmarks(
             if rank.number and not is_shared:
                 continue
             # `simple_evaluate` describes the computer, with pip and other programs, after each task.
-            transformers.set_seed(0)
+            random.seed(0)
+            np.random.seed(0)
+            torch.manual_seed(0)
             task.set_fewshot_seed(seed=0)
             results = lm_eval.evaluate(
                 lm=wrapped,

@@ -1,7 +1,8 @@
 """What a shard costs beside its work, what workers gain, and what memory does as the text grows.
 
-python -m benchmarks.scale overhead --shards 2000 [--cluster machine.yaml]   milliseconds a shard of nothing, and the plan of them
-python -m benchmarks.scale workers TEXT_FOLDER                               ingest, clean and minhash with 1 and with 2 workers
+python -m benchmarks.scale overhead --shards 10000 [--cluster machine.yaml]  milliseconds a shard of nothing, and the plan of them
+python -m benchmarks.scale workers TEXT_FOLDER                               ingest, clean and minhash with 1 and with 2 workers, and
+                                                                             by two commands that share nothing
 python -m benchmarks.scale memory TEXT_FOLDER                                peak memory of each stage at once and ten times the text
 python -m benchmarks.scale duplicates --documents 1000000                    deduplicate on random signatures
 python -m benchmarks.scale sample --shards 2000                              what a tokenizer learns from, chosen of so much text
@@ -19,7 +20,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -74,26 +77,57 @@ def overhead(n_shards: int, machine: Machine) -> None:
             print(
                 f"{machine.cluster.kind}: {name}, {n_shards} shards: {outcome.seconds:.1f} s, {each:.1f} ms a shard"
             )
+        n_results = _with_other_results(folder)
         store = Store(folder)
         started = time.perf_counter()
         plan(nodes, store, SourceDigests(), {})
-        print(f"plan of {2 * n_shards} shards, all there: {time.perf_counter() - started:.2f} s")
+        seconds = time.perf_counter() - started
+        print(f"plan of {2 * n_shards} shards, all there, in a store of {n_results} results: {seconds:.2f} s")
+
+
+def _with_other_results(store: Path, n_results: int = 1000) -> int:
+    """Give a store so many other results of a stage that it has; returns how many results there are."""
+    (small,) = build([numbers(CountConfig(shards=1))], store, Machine()).values()
+    whole = small.stored.out.parent
+    manifest = json.loads((whole / "manifest.json").read_text())
+    for number in range(n_results):
+        other = whole.with_name(f"{number:032x}")
+        shutil.copytree(whole, other, symlinks=True)
+        (other / "manifest.json").write_text(json.dumps({**manifest, "key": other.name}))
+    return len(list(store.glob("artifacts/*/*")))
+
+
+def _text_seconds(text: Path, workers: int) -> dict[str, float]:
+    """Seconds of ingest, clean and minhash in a store of their own."""
+    recipe = Recipe.model_validate({"ingest": {"sources": [{"path": str(text)}]}})
+    prepared = prepare_text(recipe)
+    nodes = [prepared.documents, prepared.cleaned, prepared.signatures]
+    with store_on_disk() as folder:
+        outcomes = build(nodes, folder, Machine(workers=workers))
+    return {name: outcome.seconds for name, outcome in outcomes.items()}
 
 
 def workers(text: Path) -> None:
-    """Seconds of the stages of the text with one worker and with two."""
-    recipe = Recipe.model_validate({"ingest": {"sources": [{"path": str(text)}]}})
-    taken: dict[str, list[float]] = {}
-    for count in (1, 2):
-        with store_on_disk() as folder:
-            prepared = prepare_text(recipe)
-            nodes = [prepared.documents, prepared.cleaned, prepared.signatures]
-            for name, outcome in build(nodes, folder, Machine(workers=count)).items():
-                taken.setdefault(name, []).append(outcome.seconds)
-    for name, (one, two) in taken.items():
-        print(f"{name}: {one:.1f} s with 1 worker, {two:.1f} s with 2: {one / two:.2f} times")
-    totals = [sum(seconds) for seconds in zip(*taken.values(), strict=True)]
-    print(f"together: {totals[0]:.1f} s, {totals[1]:.1f} s: {totals[0] / totals[1]:.2f} times")
+    """Seconds of the stages of the text with one worker and with two, and of two commands that share nothing.
+
+    The last is what this computer can give: two processes on two cores may share a cache, a bus, or a core.
+    """
+    one, two = (_text_seconds(text, count) for count in (1, 2))
+    for name, seconds in one.items():
+        print(
+            f"{name}: {seconds:.1f} s with 1 worker, {two[name]:.1f} s with 2: {seconds / two[name]:.2f} times"
+        )
+    alone, shared = sum(one.values()), sum(two.values())
+    print(f"together: {alone:.1f} s, {shared:.1f} s: {alone / shared:.2f} times")
+    with ProcessPoolExecutor(2, get_context("spawn")) as pool:
+        beside = list(pool.map(_text_seconds, [text, text], [1, 1]))
+    for name, seconds in one.items():
+        slower = max(each[name] for each in beside)
+        print(
+            f"{name}, twice, by two commands that share nothing: {slower:.1f} s, {2 * seconds / slower:.2f} times"
+        )
+    slower = max(sum(each.values()) for each in beside)
+    print(f"together: {slower:.1f} s, {2 * alone / slower:.2f} times")
 
 
 def memory(text: Path) -> None:
@@ -240,8 +274,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = options.add_subparsers(dest="what", required=True)
-    for name in ("overhead", "sample", "driver"):
-        commands.add_parser(name).add_argument("--shards", type=int, default=2000)
+    for name, n_shards in (("overhead", 10_000), ("sample", 2000), ("driver", 160_000)):
+        commands.add_parser(name).add_argument("--shards", type=int, default=n_shards)
     commands.choices["overhead"].add_argument(
         "--cluster", type=Path, help="a machine file; this machine if left out"
     )

@@ -40,6 +40,7 @@ def hold_in_four_bits(model: "Transformer", dtype: str, device: str) -> None:
             "adapter.base is nf4, and bitsandbytes is not installed: pip install 'scratchlm[qlora]'"
         ) from None
 
+    model.expensive += (torch.ops.bitsandbytes.gemm_4bit.default,)
     computed_in = torch.bfloat16 if dtype == "bfloat16" else torch.float32
     linear: Any = bitsandbytes.nn.Linear4bit
     for block in model.blocks:

@@ -145,6 +145,15 @@ def document_ids(shards: Sequence[Tokens], piece: np.ndarray) -> list[str]:
     raise ValueError("the piece is of none of these files")
 
 
+def _mapped(column: pa.ChunkedArray) -> np.ndarray:
+    """The numbers of a column of a mapped file, where they lie. Arrow's own `to_numpy` imports pandas, which takes its time."""
+    dtype = np.dtype(column.type.to_pandas_dtype())
+    if not len(column):
+        return np.empty(0, dtype)
+    numbers = column.chunk(0)
+    return np.frombuffer(numbers.buffers()[1], dtype, len(numbers), numbers.offset * dtype.itemsize)
+
+
 def open_tokens(path: Path, tokenizer_sha256: str | None = None) -> Tokens:
     """Map a token file and check it.
 
@@ -160,12 +169,8 @@ def open_tokens(path: Path, tokenizer_sha256: str | None = None) -> Tokens:
         raise TokensError(
             f"{path} is not a token file of scratchlm ({error}): build the stage tokenize again"
         ) from error
-    chunks = table.column("tokens").chunks
-    ids = chunks[0].to_numpy() if chunks else np.empty(0, token_dtype(header.vocabulary_size))
-    trained = None
-    if "trained" in table.column_names:
-        chunks = table.column("trained").chunks
-        trained = chunks[0].to_numpy() if chunks else np.empty(0, np.uint8)
+    ids = _mapped(table.column("tokens"))
+    trained = _mapped(table.column("trained")) if "trained" in table.column_names else None
     if header.format_version != FORMAT_VERSION:
         raise TokensError(
             f"{path} has format {header.format_version}, this version reads {FORMAT_VERSION}: tokenize again"

@@ -197,6 +197,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config, self.vocabulary_size = config, vocabulary_size
         self.activation_checkpointing: str | int = "none"
+        self.expensive: tuple[Any, ...] = _EXPENSIVE
         self.embedding = nn.Embedding(vocabulary_size, config.d_model)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.norm = build_norm(config, config.d_model)
@@ -262,7 +263,7 @@ class Transformer(nn.Module):
         """How a block is recomputed in the backward pass; None if all of it is kept."""
         mode = self.activation_checkpointing
         if mode == "selective":
-            return partial(create_selective_checkpoint_contexts, list(_EXPENSIVE))
+            return partial(create_selective_checkpoint_contexts, list(self.expensive))
         is_recomputed = mode == "full" or (isinstance(mode, int) and block % mode == 0)
         return noop_context_fn if is_recomputed else None
 

@@ -11,7 +11,7 @@ from pydantic import Field
 from model.base_config import Config
 from tasks.engine.progress import progress
 from tasks.engine.stage import Artifact, Metrics, stage
-from tasks.tables import read_table, write_table
+from tasks.tables import Schema, read_table, write_arrays
 from tasks.text.documents import DOCUMENTS, text_digest
 from tasks.text.fields import field_of
 from tasks.text.groups import CLUSTERS, CLUSTERS_SCHEMA, GROUPS, GROUPS_SCHEMA, LISTED, draw
@@ -19,7 +19,6 @@ from tasks.text.selection import SELECTION, SIDES, TRAIN, VALIDATION
 from tasks.text.signatures import ALIKE, NEAR, SIGNED
 from tasks.text.verdicts import VERDICTS, VERDICTS_SCHEMA, dropped, kept
 
-_Rows = list[dict[str, Any]]
 _RANKS = (LISTED, VALIDATION, TRAIN, "")
 """Why the side of a document is decided already; the first of those in a cluster survives, or decides for a group."""
 
@@ -61,28 +60,40 @@ class _Signed:
     """
 
     def __init__(self, config: DeduplicateConfig, shards: tuple[Path, ...], former: Artifact | None) -> None:
+        import pyarrow as pa
+
         from tasks.text.likeness import first_numbers
 
         self.config, self.shards = config, shards
-        self.kept_ids = set(config.kept_ids)
+        self.kept_ids = pa.array(config.kept_ids, pa.string())
         self.firsts, self.n_documents = first_numbers(shards)
         self.former = _former_sides(former)
 
-    def rows(self, shard: int) -> _Rows:
-        """The documents of a shard, each with its rank among those that it is alike to."""
-        rows: _Rows = read_table(self.shards[shard] / SIGNED).to_pylist()
-        for row in rows:
-            listed = row["id"] in self.kept_ids or row["source"] == self.config.kept_source
-            row["rank"] = _RANKS.index(LISTED if listed else self._former_side(row))
-        return rows
+    def ranks(self, table: Any) -> Any:
+        """The place in `_RANKS` of each document of a table of what was signed: int8 (documents,).
 
-    def _former_side(self, row: dict[str, Any]) -> str:
-        """The side that its text had; else that of the text that it was before somebody changed it."""
-        for known, value in zip(self.former, (row["text_digest"], text_digest(row["id"])), strict=True):
-            for side, digests in known.items():
-                if _holds(digests, value):
-                    return side
-        return ""
+        Of those that no recipe lists it is the side that their text had; else that of the text that they were before somebody
+        changed it.
+        """
+        import numpy as np
+        import pyarrow.compute as pc
+
+        ranks = np.full(len(table), _RANKS.index(""), np.int8)
+        of_texts, of_ids = self.former
+        if any(map(len, of_ids.values())):
+            ids = [text_digest(name) for name in table.column("id").to_pylist()]
+            _set_sides(ranks, of_ids, np.array(ids, np.uint64))
+        _set_sides(ranks, of_texts, table.column("text_digest").to_numpy())
+        listed = pc.fill_null(pc.equal(table.column("source"), self.config.kept_source), False)
+        if self.kept_ids:
+            listed = pc.or_(listed, pc.is_in(table.column("id"), self.kept_ids))
+        ranks[listed.to_numpy()] = _RANKS.index(LISTED)
+        return ranks
+
+    def numbers(self, shard: int) -> range:
+        """The numbers of the documents of a shard."""
+        bounds = [*self.firsts.tolist(), self.n_documents]
+        return range(bounds[shard], bounds[shard + 1])
 
     def places(self, numbers: Any) -> Iterator[tuple[int, dict[int, int]]]:
         """The shards that hold the documents with these numbers, sorted, and the row of each in its shard."""
@@ -98,16 +109,20 @@ class _Signed:
         """The documents with these numbers, sorted."""
         found: dict[int, dict[str, Any]] = {}
         for shard, places in self.places(numbers):
-            rows = self.rows(shard)
-            found.update((number, rows[row]) for number, row in places.items())
+            table = read_table(self.shards[shard] / SIGNED).take(list(places.values()))
+            rows = zip(places, table.to_pylist(), self.ranks(table).tolist(), strict=True)
+            found.update((number, {**row, "rank": rank}) for number, row, rank in rows)
         return found
 
 
-def _holds(known: Any, value: int) -> bool:
+def _set_sides(ranks: Any, known: dict[str, Any], digests: Any) -> None:
+    """Give those documents the rank of a side whose digest is a known one of it; of several sides the first."""
     import numpy as np
 
-    place = int(np.searchsorted(known, np.uint64(value)))
-    return place < len(known) and int(known[place]) == value
+    for side, digests_of_side in reversed(known.items()):
+        if len(digests_of_side):
+            places = np.searchsorted(digests_of_side, digests).clip(max=len(digests_of_side) - 1)
+            ranks[digests_of_side[places] == digests] = _RANKS.index(side)
 
 
 def _former_sides(former: Artifact | None) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -218,6 +233,26 @@ def _groups_of(groups: tuple[Any, Any], signed: _Signed, seed: int) -> dict[int,
     }
 
 
+def _columns(row: dict[str, Any], numbers: range) -> dict[str, list[Any]]:
+    """Columns in which every row is this one."""
+    return {name: [value] * len(numbers) for name, value in row.items()}
+
+
+def _write(
+    path: Path, columns: dict[str, Any], rows: dict[int, dict[str, Any]], numbers: range, schema: Schema
+) -> None:
+    """Write a table of the documents with these numbers.
+
+    Args:
+        columns: of the usual rows.
+        rows: the others, by number, of all shards.
+    """
+    for number in rows.keys() & numbers:
+        for name, value in rows[number].items():
+            columns[name][number - numbers.start] = value
+    write_arrays(path, columns, schema)
+
+
 @stage(libraries=("numpy", "scipy", "pyarrow"), role="deduplicate")
 def deduplicate(
     config: DeduplicateConfig,
@@ -257,18 +292,14 @@ def deduplicate(
     alone = {"cluster": None, "cluster_size": 1}
     groups = _groups_of(components(np.load(part / ALIKE) for part in pairs.shards), signed, config.seed)
     for shard in range(n_shards):
-        folder_of_shard, first = out / "shards" / f"{shard:05d}", int(signed.firsts[shard])
-        rows = signed.rows(shard)
-        own_verdicts = [verdicts.get(first + row) or kept() for row in range(len(rows))]
-        own_groups = [
-            groups.get(first + i)
-            or {"draw": draw(config.seed, row["text_digest"]), "held": _RANKS[row["rank"]]}
-            for i, row in enumerate(rows)
-        ]
-        write_table(folder_of_shard / VERDICTS, own_verdicts, VERDICTS_SCHEMA)
-        own_clusters = [of_cluster.get(first + row, alone) for row in range(len(rows))]
-        write_table(folder_of_shard / GROUPS, own_groups, GROUPS_SCHEMA)
-        write_table(folder_of_shard / CLUSTERS, own_clusters, CLUSTERS_SCHEMA)
+        folder_of_shard, numbers = out / "shards" / f"{shard:05d}", signed.numbers(shard)
+        table = read_table(signatures.shards[shard] / SIGNED, ["id", "source", "text_digest"])
+        draws = [draw(config.seed, digest) for digest in table.column("text_digest").to_pylist()]
+        held = [_RANKS[rank] for rank in signed.ranks(table).tolist()]
+        usual = {"draw": np.array(draws, np.uint64), "held": held}
+        _write(folder_of_shard / VERDICTS, _columns(kept(), numbers), verdicts, numbers, VERDICTS_SCHEMA)
+        _write(folder_of_shard / GROUPS, usual, groups, numbers, GROUPS_SCHEMA)
+        _write(folder_of_shard / CLUSTERS, _columns(alone, numbers), of_cluster, numbers, CLUSTERS_SCHEMA)
         progress(shard + 1, n_shards, "shards")
     gone = Counter(verdict["reason"] for verdict in verdicts.values() if not verdict["kept"])
     return {

@@ -53,14 +53,23 @@ class KeyRuns:
         for path in sorted(self.folder.glob(f"{kind:03d}-*")):
             records = np.fromfile(path, _RECORD)
             path.unlink()
-            records = records[np.lexsort((records["digest"], records["key"]))]
-            same = records["key"][1:] == records["key"][:-1]
-            has_peer = np.concatenate((same, [False])) | np.concatenate(([False], same))
-            keys, numbers = records["key"][has_peer], records["number"][has_peer].astype(np.int64)
+            records = _with_peers(records)
+            keys, numbers = records["key"], records["number"].astype(np.int64)
             if len(keys):
                 begins = np.concatenate(([True], keys[1:] != keys[:-1]))
                 starts = np.maximum.accumulate(np.where(begins, np.arange(len(keys)), 0))
                 yield numbers, starts
+
+
+def _with_peers(records: np.ndarray) -> np.ndarray:
+    """The records whose key another one has, sorted by key, digest and number: few, and only they are sorted by all three."""
+    keys = records["key"].copy()
+    order = np.argsort(keys)
+    keys = keys[order]
+    same = keys[1:] == keys[:-1]
+    has_peer = np.concatenate((same, [False])) | np.concatenate(([False], same))
+    few = records[order[has_peer[: len(keys)]]]
+    return few[np.lexsort((few["number"], few["digest"], few["key"]))]
 
 
 def pairs_of(numbers: np.ndarray, starts: np.ndarray) -> np.ndarray:

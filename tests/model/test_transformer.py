@@ -6,11 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from model import loss
 from model.batches import IGNORED
 from model.config import ModelConfig, flops_per_token
 from model.objectives.text import TextObjective
+from model.quantized import hold_in_four_bits
 from model.transformer import (
     Transformer,
     apply_rope,
@@ -113,6 +115,33 @@ def test_activation_checkpointing_changes_no_gradient(mode: str | int):
     assert all(
         torch.equal(a.grad, b.grad) for a, b in zip(plain.parameters(), recomputed.parameters(), strict=True)
     )
+
+
+class Calls(TorchDispatchMode):
+    """Names of all operators that are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        self.names.append(function.name())
+        return function(*arguments, **(options or {}))
+
+
+def test_products_of_four_bits_are_kept_where_recomputation_is_selective():
+    """They are the matrix products of such a model."""
+    calls = {}
+    for mode in ("none", "selective", "full"):
+        model = build()
+        hold_in_four_bits(model, "float32", "cpu")
+        model.activation_checkpointing = mode
+        model.embedding.requires_grad_()
+        with Calls() as seen:
+            mean_loss(model, tokens(), tokens()).backward()
+        calls[mode] = seen.names.count("bitsandbytes::gemm_4bit")
+    forward = 7 * SMALL["n_layers"]
+    assert calls == {"none": forward, "selective": forward, "full": 2 * forward}
 
 
 def test_rope_depends_on_distance_only():

@@ -141,7 +141,9 @@ def test_products_of_four_bits_are_kept_where_recomputation_is_selective():
             mean_loss(model, tokens(), tokens()).backward()
         calls[mode] = seen.names.count("bitsandbytes::gemm_4bit")
     forward = 7 * SMALL["n_layers"]
-    assert calls == {"none": forward, "selective": forward, "full": 2 * forward}
+    # Of a block that is recomputed, what the last product gives is not asked for again.
+    again = forward - SMALL["n_layers"]
+    assert calls == {"none": forward, "selective": forward, "full": forward + again}
 
 
 def test_rope_depends_on_distance_only():

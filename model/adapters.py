@@ -3,6 +3,7 @@
 torch and peft are imported where they are used: the shape of an adapter is read by every plan.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -11,10 +12,10 @@ from pydantic import Field, model_validator
 from model.base_config import Config
 from model.budget import Beside, matrix_shapes
 from model.config import ModelConfig
-from model.quantized import NF4_BYTES, hold_in_four_bits
+from model.quantized import NF4_BYTES, holder
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from model.transformer import Transformer
 
@@ -70,14 +71,13 @@ class LowRankAdapter(Config):
             **shape, lora_dropout=0.0, bias="none", **{"target_modules": list(self.targets), **fields}
         )
 
-    def hold_base(self, model: "Transformer", dtype: str, device: str) -> None:
-        """Hold the frozen matrices as they are to be held while a model is trained.
+    def holder(self, dtype: str, device: str) -> "Callable[[nn.Linear], nn.Module] | None":
+        """What makes of a linear layer of a block one that holds its frozen matrix as is asked for; None if it is one already.
 
         Raises:
             InputError: if what that needs is not installed.
         """
-        if self.base == "nf4":
-            hold_in_four_bits(model, dtype, device)
+        return holder(dtype, device) if self.base == "nf4" else None
 
     def add_to(self, model: "Transformer", seed: int) -> None:
         """Put adapters beside the matrices of every block, and freeze everything else."""

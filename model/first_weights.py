@@ -9,7 +9,7 @@ from model.deepspeed_engine import built_in_shares
 from model.masters import Masters
 from model.train_spec import TrainSpec
 from model.transformer import Transformer, draw_weights
-from model.weights import load_model, read_weights
+from model.weights import build_model, parameter_shapes, read_weights
 
 
 def whole_model(spec: TrainSpec, *, is_trained: bool = False) -> Transformer:
@@ -18,13 +18,13 @@ def whole_model(spec: TrainSpec, *, is_trained: bool = False) -> Transformer:
     Args:
         is_trained: whether it is to be trained: frozen matrices are then held as the adapter says.
     """
-    model = Transformer(spec.model, spec.vocabulary_size)
+    hold = spec.adapter.holder(spec.train.dtype, spec.machine.device) if spec.adapter and is_trained else None
     if spec.start:
-        model.load_state_dict(load_model(spec.start)[0].state_dict())
+        weights = read_weights(spec.start)
     else:
-        model.initialize(spec.train.seed)
-    if spec.adapter and is_trained:
-        spec.adapter.hold_base(model, spec.train.dtype, spec.machine.device)
+        shapes = parameter_shapes(spec.model, spec.vocabulary_size)
+        weights = draw_weights(spec.model, shapes, spec.train.seed)
+    model = build_model(spec.model, spec.vocabulary_size, weights, hold)
     if spec.adapter:
         spec.adapter.add_to(model, spec.train.seed)
     return model

@@ -312,18 +312,11 @@ def load_hugging_face_folder(folder: Path) -> Any:
     Raises:
         InputError: if it cannot be one of ours.
     """
-    import torch
 
-    from model.transformer import Transformer
+    from model.weights import build_model
 
     config = model_config_of(read_config(folder), str(folder / "config.json"))
     weights = our_weights(folder, config)
-    with torch.device("meta"):
-        model = Transformer(config, weights["embedding.weight"].shape[0])
-    model = model.to_empty(device="cpu")
-    model.fill_tables()
-    if config.tie_embeddings:
-        model.lm_head.weight = model.embedding.weight
-        weights["lm_head.weight"] = weights["embedding.weight"]
-    model.load_state_dict(weights)
-    return model.eval()
+    # Not as views of files that are somebody else's.
+    own = ((name, value.clone()) for name, value in weights.items())
+    return build_model(config, weights["embedding.weight"].shape[0], own).eval()

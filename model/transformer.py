@@ -197,7 +197,6 @@ class Transformer(nn.Module):
         super().__init__()
         self.config, self.vocabulary_size = config, vocabulary_size
         self.activation_checkpointing: str | int = "none"
-        self.expensive: tuple[Any, ...] = _EXPENSIVE
         self.embedding = nn.Embedding(vocabulary_size, config.d_model)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.norm = build_norm(config, config.d_model)
@@ -263,7 +262,10 @@ class Transformer(nn.Module):
         """How a block is recomputed in the backward pass; None if all of it is kept."""
         mode = self.activation_checkpointing
         if mode == "selective":
-            return partial(create_selective_checkpoint_contexts, list(self.expensive))
+            # It is there once bitsandbytes is imported, as for a base in four bits it is.
+            four_bits = getattr(torch.ops.bitsandbytes, "gemm_4bit", None)
+            kept = [*_EXPENSIVE, *([four_bits.default] if four_bits else [])]
+            return partial(create_selective_checkpoint_contexts, kept)
         is_recomputed = mode == "full" or (isinstance(mode, int) and block % mode == 0)
         return noop_context_fn if is_recomputed else None
 

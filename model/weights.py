@@ -2,13 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from model.config import ModelConfig
 from model.files import fsync_path
@@ -17,19 +18,68 @@ from model.transformer import Transformer
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 
 
-def load_model(folder: Path) -> tuple[Transformer, dict[str, Any]]:
-    """The trained model below `folder` in float32 on the CPU, and its description (model.json)."""
+Hold = Callable[[nn.Linear], nn.Module]
+"""What makes of a linear layer one that holds its matrix in another way."""
+
+
+def load_model(folder: Path, hold: Hold | None = None) -> tuple[Transformer, dict[str, Any]]:
+    """The trained model below `folder` in float32 on the CPU, and its description (model.json).
+
+    Args:
+        hold: how the matrices of the blocks are held, if it is not so.
+    """
     description = json.loads((folder / DESCRIPTION).read_text())
-    model = Transformer(ModelConfig.model_validate(description["model"]), description["vocabulary_size"])
-    _load_weights(model, folder / WEIGHTS)
+    config = ModelConfig.model_validate(description["model"])
+    model = build_model(config, description["vocabulary_size"], read_weights(folder), hold)
     return model.eval(), description
 
 
+def parameter_shapes(config: ModelConfig, vocabulary_size: int) -> dict[str, torch.Size]:
+    """The shapes of a model's weights by name, in its order; a tied head counts as the embedding."""
+    with torch.device("meta"):
+        model = Transformer(config, vocabulary_size)
+    return {name: weight.shape for name, weight in model.named_parameters()}
+
+
+def build_model(
+    config: ModelConfig,
+    vocabulary_size: int,
+    weights: Iterable[tuple[str, Tensor]],
+    hold: Hold | None = None,
+) -> Transformer:
+    """A model with these weights by name, in any order, float32 on the CPU: beside it there is one of them at a time.
+
+    Args:
+        weights: all of them; of a tied head that of the embedding.
+        hold: how the matrices of the blocks are held, from when each is there, if it is not so.
+
+    Raises:
+        ValueError: if a weight is missing, too many, or of another shape.
+    """
+    shapes = parameter_shapes(config, vocabulary_size)
+    with torch.device("meta"):
+        model = Transformer(config, vocabulary_size)
+    for name, value in weights:
+        if shapes.pop(name, None) != value.shape:
+            raise ValueError(f"the weight {name} has no place in this model, or another shape")
+        place, _, own = name.rpartition(".")
+        layer = model.get_submodule(place)
+        setattr(layer, own, nn.Parameter(value))
+        if hold and isinstance(layer, nn.Linear) and name.startswith("blocks."):
+            model.set_submodule(place, hold(layer))
+    if shapes:
+        raise ValueError(f"the weight {next(iter(shapes))} is missing")
+    if config.tie_embeddings:
+        model.lm_head.weight = model.embedding.weight
+    model.fill_tables()
+    return model
+
+
 def read_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """The weights of a trained model, one after another; a tied head is that of the embedding."""
+    """The weights of a trained model, one after another, none of them a view of the file; a tied head is that of the embedding."""
     with safe_open(folder / WEIGHTS, framework="pt") as file:
         for name in file.keys():  # noqa: SIM118 - it is no mapping
-            yield name, file.get_tensor(name)
+            yield name, file.get_tensor(name).clone()
 
 
 def weights_digest(model: Transformer) -> str:
@@ -48,13 +98,6 @@ def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     fsync_path(building)
     building.replace(path)
     fsync_path(path.parent)
-
-
-def _load_weights(model: Transformer, path: Path) -> None:
-    weights = load_file(path)
-    if model.config.tie_embeddings:
-        weights["lm_head.weight"] = weights["embedding.weight"]
-    model.load_state_dict(weights)
 
 
 def save_model(model: Transformer, folder: Path, tokenizer_sha256: str) -> None:

@@ -315,8 +315,8 @@ MUTANTS = (
     Mutant(
         "a changed text changes its side",
         "tasks/text/deduplicate.py",
-        '(row["text_digest"], text_digest(row["id"]))',
-        '(row["text_digest"], row["text_digest"])',
+        "_set_sides(ranks, of_ids, np.array(ids, np.uint64))",
+        '_set_sides(ranks, of_ids, table.column("text_digest").to_numpy())',
         f"{TEXT}/test_documents.py -k somebody_changed",
     ),
     Mutant(

@@ -42,7 +42,7 @@ def refer_as_rank(arguments: dict[str, Any], rank: Rank) -> Metrics:
 
     from model.objectives.masked_documents import documents_of
     from model.objectives.preferences import PreferencePairs, packed_log_probabilities
-    from model.quantized import hold_in_four_bits
+    from model.quantized import holder
     from model.tokens import open_tokens
     from model.weights import load_model
 
@@ -54,10 +54,9 @@ def refer_as_rank(arguments: dict[str, Any], rank: Rank) -> Metrics:
     with reading(TrainingMachine.model_validate(arguments["machine"]), rank) as device, torch.no_grad():
         # As in training, so that both are alike before its first step.
         torch.set_float32_matmul_precision("high")
-        model = load_model(Path(arguments["base"]))[0]
-        if config.base == "nf4":
-            # Each matrix goes to the device alone, which need not have room for all of them.
-            hold_in_four_bits(model, config.dtype, device)
+        # Each matrix goes to the device alone, which need not have room for all of them.
+        hold = holder(config.dtype, device) if config.base == "nf4" else None
+        model = load_model(Path(arguments["base"]), hold)[0]
         if config.dtype == "bfloat16":
             model.bfloat16()
         model.to(device).fill_tables()

@@ -9,9 +9,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from model.adapters import LowRankAdapter
 from model.budget import accelerator_named, block_bytes_per_token, count, lay_out, memory
 from model.config import ModelConfig, flops_per_token
-from model.quantized import NF4_BYTES, hold_in_four_bits
+from model.quantized import NF4_BYTES, holder
 from model.sizes import DEPTHS
 from model.transformer import Transformer, count_parameters
+from model.weights import build_model
 
 SHAPES = [
     {},
@@ -56,8 +57,8 @@ def test_adapters_need_less_than_all_weights_and_more_than_none():
 @pytest.mark.parametrize("fields", SHAPES)
 def test_a_base_in_four_bits_is_as_large_as_foretold(fields):
     config = shape(d_model=256, **fields) if "d_head" not in fields else shape(**fields)
-    model = Transformer(config, 300)
-    hold_in_four_bits(model, "bfloat16", "cpu")
+    weights = Transformer(config, 300).named_parameters()
+    model = build_model(config, 300, weights, holder("bfloat16", "cpu"))
     matrices = [module.weight for module in model.blocks.modules() if isinstance(module, torch.nn.Linear)]
     # Scales of 64 numbers, of which 256 share another one, and the mean of those; of small matrices the last ones are not full.
     held = sum(

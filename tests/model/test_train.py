@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from model import train as training
+from model.adapters import LowRankAdapter
 from model.average import WeightAverage
 from model.batches import next_token_windows
 from model.best import load_best
@@ -36,7 +37,7 @@ from model.tokens import open_tokens, write_tokens
 from model.train import _Training, seconds_between_saves
 from model.train_spec import TrainSpec
 from model.transformer import Transformer
-from model.weights import load_model
+from model.weights import load_model, save_model
 from tasks.engine.ranks import explain_failure, first_error
 from tasks.training.fit import settled
 from tasks.training.rank import refuse_too_large, train_here
@@ -135,6 +136,29 @@ def test_machines_agree_to_rounding(tmp_path: Path, optimizer: str):
         on_two = train(tmp_path / f"averaged at {stage}", optimizer=optimizer, **machine)[1]
         for name, value in averaged.items():
             assert (value - on_two[name]).abs().max() < 1e-3, name
+
+
+@pytest.mark.end_to_end
+def test_ranks_agree_beside_a_base_in_four_bits(tmp_path: Path):
+    """Each holds the base whole, and at stage 2 the gradients of the adapters in shares."""
+    found = {}
+    for name, machine in (("one", {}), ("two", {"ranks": 2, "zero_stage": 2})):
+        made = spec(tmp_path / name, **machine, activation_checkpointing="selective")
+        base = Transformer(made.model, made.vocabulary_size)
+        generator = torch.Generator().manual_seed(3)
+        with torch.no_grad():
+            for weight in base.parameters():
+                weight.normal_(1.0 if weight.ndim == 1 else 0.0, 0.2, generator=generator)
+        save_model(base, tmp_path / name / "base", "t")
+        adapter = LowRankAdapter(rank=4, base="nf4")
+        found[name] = run(
+            made.model_copy(update={"start": tmp_path / name / "base", "adapter": adapter}), tmp_path / name
+        )
+    (losses, weights), (others, other_weights) = found["one"], found["two"]
+    assert losses[-1] < losses[0]
+    assert others == pytest.approx(losses, rel=2e-5)
+    for name, value in weights.items():
+        assert (value - other_weights[name]).abs().max() < 1e-3, name
 
 
 @pytest.mark.end_to_end

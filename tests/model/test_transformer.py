@@ -12,13 +12,14 @@ from model import loss
 from model.batches import IGNORED
 from model.config import ModelConfig, flops_per_token
 from model.objectives.text import TextObjective
-from model.quantized import hold_in_four_bits
+from model.quantized import holder
 from model.transformer import (
     Transformer,
     apply_rope,
     count_parameters,
     rope_tables,
 )
+from model.weights import build_model
 from tests.conftest import ROOT
 
 SMALL = {"n_layers": 2, "d_model": 32, "n_heads": 4, "context_length": 16}
@@ -133,8 +134,8 @@ def test_products_of_four_bits_are_kept_where_recomputation_is_selective():
     """They are the matrix products of such a model."""
     calls = {}
     for mode in ("none", "selective", "full"):
-        model = build()
-        hold_in_four_bits(model, "float32", "cpu")
+        whole = build()
+        model = build_model(whole.config, 50, whole.named_parameters(), holder("float32", "cpu"))
         model.activation_checkpointing = mode
         model.embedding.requires_grad_()
         with Calls() as seen:

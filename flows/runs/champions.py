@@ -9,14 +9,17 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
-from flows.recipe.recipe import Recipe
 from flows.runs.record import Run, load_run, now, runs_folder
 from model.errors import InputError
 from model.files import read_record, write_record
 from tasks.engine.store import Store, flock
+
+if TYPE_CHECKING:
+    from flows.recipe.recipe import Recipe
 
 PROMOTED, REFUSED, ROLLED_BACK = "promoted", "refused", "rolled back"
 
@@ -133,7 +136,7 @@ def roll_back(store: Store, name: str, reason: str, *, by: str | None = None) ->
         return _replace(store, name, Champions(champion=former, history=(*champions.history, event)))
 
 
-def find_champion(recipe: Recipe, store: Store) -> Run | None:
+def find_champion(recipe: "Recipe", store: Store) -> Run | None:
     """The run that is the champion of this recipe's name; None if there is none yet.
 
     Raises:

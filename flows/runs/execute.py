@@ -6,9 +6,8 @@ from contextlib import nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from flows.recipe.recipe import AnyRecipe
 from flows.runs.accept import accept_earlier
 from flows.runs.record import Run
 from model.errors import InputError
@@ -18,6 +17,9 @@ from tasks.engine.progress import Progress
 from tasks.engine.sources import SourceDigests
 from tasks.engine.stage import Node, Role, topological
 from tasks.engine.store import Store, Stored
+
+if TYPE_CHECKING:
+    from flows.recipe.recipe import AnyRecipe
 
 
 class Display(Protocol):
@@ -55,7 +57,7 @@ class Place:
 
 
 def open_place(
-    recipe: AnyRecipe | None, store: Path, *, rehash: bool = False, machine: Machine | None = None
+    recipe: "AnyRecipe | None", store: Path, *, rehash: bool = False, machine: Machine | None = None
 ) -> Place:
     """The store at a path, with the recipe's machine, or the one given where there is no recipe.
 

@@ -11,15 +11,17 @@ from datetime import UTC, datetime
 from difflib import get_close_matches
 from itertools import groupby, islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
-from flows.recipe.recipe import AnyRecipe, Recipe
 from model.errors import InputError
 from model.files import read_json, read_record, write_record
 from tasks.engine.build import Outcome
 from tasks.engine.stage import Node, Role, finished
 from tasks.engine.store import Store, Stored
-from tasks.evaluation.evaluate_model import EvaluateModelConfig
+
+if TYPE_CHECKING:
+    from flows.recipe.recipe import AnyRecipe, Recipe
+    from tasks.evaluation.evaluate_model import EvaluateModelConfig
 
 ABLATE = "ablate"
 MEASURING = (ABLATE, "evaluate")
@@ -146,7 +148,7 @@ def runs_folder(store: Store) -> Path:
     return store.root / "runs"
 
 
-def start_run(store: Store, recipe: AnyRecipe, flow: str = "pretrain", champion: str | None = None) -> Run:
+def start_run(store: Store, recipe: "AnyRecipe", flow: str = "pretrain", champion: str | None = None) -> Run:
     """A new run of a recipe; `latest` points at it from now on.
 
     Args:
@@ -164,14 +166,14 @@ def start_run(store: Store, recipe: AnyRecipe, flow: str = "pretrain", champion:
     return run
 
 
-def start_evaluation(store: Store, model: str, benchmarks: EvaluateModelConfig) -> Run:
+def start_evaluation(store: Store, model: str, benchmarks: "EvaluateModelConfig") -> Run:
     """A new run that benchmarks a model which is there already."""
     recipe = {"name": "evaluate", "evaluate_model": benchmarks.model_dump(mode="json")}
     record = {"flow": "evaluate", "model": model, "champion": None, "recipe": recipe, "machine": {}}
     return new_run(store, "evaluate", record)
 
 
-def start_ablation(store: Store, recipe: Recipe, without: str, seeds: int) -> Run:
+def start_ablation(store: Store, recipe: "Recipe", without: str, seeds: int) -> Run:
     """A new run that measures what a part of a recipe is worth. It makes no model that anybody goes on with."""
     values = recipe.model_dump(mode="json")
     record = {"flow": ABLATE, "champion": None, "machine": values.pop("machine"), "recipe": values}
@@ -202,7 +204,7 @@ def new_run(store: Store, name: str, record: dict[str, Any]) -> Run:
     return run
 
 
-def unchanged_run(store: Store, recipe: AnyRecipe, outcomes: dict[str, Outcome], flow: str) -> Run | None:
+def unchanged_run(store: Store, recipe: "AnyRecipe", outcomes: dict[str, Outcome], flow: str) -> Run | None:
     """The newest run, if it was of this very recipe and machine, completed, and came to these very results."""
     try:
         run = load_run(runs_folder(store) / LATEST)

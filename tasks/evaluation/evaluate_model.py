@@ -11,7 +11,7 @@ from typing import Any
 from model.errors import InputError, StageFailed
 from model.imports import uncollected
 from model.machine import TrainingMachine
-from model.stock import load_stock_model
+from model.stock import import_transformers, load_stock_model
 from tasks.benchmarks.items import Benchmarks, fingerprint_benchmarks, item_texts, load_tasks
 from tasks.engine.machine import Machine
 from tasks.engine.on_ranks import call_on_ranks
@@ -225,7 +225,7 @@ def _benchmarks(
 
 def evaluate_as_rank(arguments: dict[str, Any], rank: Rank) -> Metrics:
     """Evaluate the items that are this rank's; the first rank writes what all of them came to."""
-    import transformers
+    transformers = import_transformers()
 
     config = EvaluateModelConfig.model_validate(arguments["config"])
     folder, out = Path(arguments["model"]), Path(arguments["out"])

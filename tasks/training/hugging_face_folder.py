@@ -12,7 +12,7 @@ from model.chat_template import fast_tokenizer
 from model.errors import StageFailed
 from model.hugging_face import build_hugging_face_model, class_name
 from model.imports import uncollected, without
-from model.stock import load_stock_model
+from model.stock import import_transformers, load_stock_model
 from model.tokenizer import TOKEN_BYTES, end_of_text, end_of_text_id, load_tokenizer, tokenizer_sha256
 from tasks.engine.stage import Metrics
 
@@ -83,9 +83,9 @@ def write_hugging_face_folder(
         StageFailed: if model and tokenizer do not belong together, or logits of what was
             written differ from ours by more than `max_logit_difference`.
     """
-    import transformers
-
     from model.transformer import count_parameters
+
+    transformers = import_transformers()
 
     description = json.loads((trained / "model.json").read_text())
     if description["tokenizer_sha256"] != tokenizer_sha256(tokenizer):

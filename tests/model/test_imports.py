@@ -1,4 +1,4 @@
-"""Large libraries are imported without the collector, and DeepSpeed without MLflow."""
+"""Large libraries are imported without the collector, DeepSpeed without MLflow, and transformers without SciPy."""
 
 import gc
 import subprocess
@@ -46,5 +46,19 @@ assert "deepspeed" in sys.modules
 assert not any(name.startswith("mlflow") for name in sys.modules)
 import mlflow
 assert mlflow.set_tracking_uri
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_transformers_does_not_import_scipy_and_who_wants_it_still_can():
+    program = """
+import sys
+from model.stock import import_transformers
+transformers = import_transformers()
+assert "transformers.modeling_utils" in sys.modules
+assert not any(name.startswith("scipy") for name in sys.modules)
+assert transformers.is_scipy_available()
+import scipy.optimize
+assert transformers.LlamaForCausalLM
 """
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -1,6 +1,7 @@
 """Between our models and the classes of stock `transformers` that compute the same function."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -240,8 +241,10 @@ def model_config_of(fields: dict[str, Any], where: str) -> ModelConfig:
         raise InputError(f"{where}: {sentence}") from None
 
 
-def our_weights(folder: Path, config: ModelConfig) -> dict[str, "torch.Tensor"]:
-    """The weights in the safetensors of a Hugging Face folder under our names, as float32.
+def our_weights(folder: Path, config: ModelConfig) -> "tuple[int, Iterator[tuple[str, torch.Tensor]]]":
+    """Size of the vocabulary, and the weights in the safetensors of a Hugging Face folder under our names, one after another.
+
+    They are float32, and none is a view of its file.
 
     Raises:
         InputError: if there are none, or one is missing, too many, or of another shape.
@@ -286,7 +289,12 @@ def our_weights(folder: Path, config: ModelConfig) -> dict[str, "torch.Tensor"]:
     unknown = sorted(name for name in set(weights) - set(theirs) if "rotary" not in name)
     if unknown:
         raise InputError(f"{folder}: the weight {unknown[0]} has no place in our model: take another model")
-    return {ours: weights[name].to(torch.float32).contiguous() for name, ours in names.items()}
+
+    def converted() -> "Iterator[tuple[str, torch.Tensor]]":
+        for name, ours in names.items():
+            yield ours, weights.pop(name).to(torch.float32, copy=True).contiguous()
+
+    return len(embedding), converted()
 
 
 def read_config(folder: Path, where: str = "") -> dict[str, Any]:
@@ -316,7 +324,4 @@ def load_hugging_face_folder(folder: Path) -> Any:
     from model.weights import build_model
 
     config = model_config_of(read_config(folder), str(folder / "config.json"))
-    weights = our_weights(folder, config)
-    # Not as views of files that are somebody else's.
-    own = ((name, value.clone()) for name, value in weights.items())
-    return build_model(config, weights["embedding.weight"].shape[0], own).eval()
+    return build_model(config, *our_weights(folder, config)).eval()

@@ -3,8 +3,6 @@
 Names of shapes: B windows, T tokens, D model features, V vocabulary entries, N positions of a batch.
 """
 
-import warnings
-from functools import cache
 from typing import Any
 
 import torch
@@ -64,55 +62,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return grad_x.mul_(grad_outputs[0]), grad_weight, None, None, None
 
 
-@cache
-def fused_head() -> Any | None:
-    """Liger's kernel of a linear head and its cross entropy (Hsu et al. 2024, arXiv 2410.10989, section 3.2).
-
-    Returns:
-        An autograd function for CUDA; None where Liger is not installed. One that does not load is told by a warning.
-    """
-    try:
-        from liger_kernel.ops import LigerFusedLinearCrossEntropyFunction
-    except Exception as error:
-        if not (isinstance(error, ModuleNotFoundError) and error.name == "liger_kernel"):
-            warnings.warn(
-                f"liger-kernel is installed and does not load ({error}): the head is our own", stacklevel=2
-            )
-        return None
-    return LigerFusedLinearCrossEntropyFunction
-
-
-def _by_liger(function: Any, states: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    bias, class_weights, z_loss, smoothing, softcap, return_z_loss = None, None, 0.0, 0.0, None, False
-    loss: Tensor = function.apply(
-        states,
-        weight,
-        targets,
-        bias,
-        class_weights,
-        IGNORED,
-        z_loss,
-        smoothing,
-        "sum",
-        softcap,
-        return_z_loss,
-        torch.float32,  # what the gradient of the head is summed in over chunks
-    )[0]
-    return loss
-
-
 def summed_cross_entropy(
     model: Transformer, states: Tensor, targets: Tensor, *, has_ignored: bool = False
 ) -> Tensor:
-    """Summed cross entropy of the next tokens, in nats: a scalar in float32. Liger computes it on CUDA, where it is installed.
+    """Summed cross entropy of the next tokens, in nats: a scalar in float32.
 
     Args:
         states: normed states (N, D) of the positions, as `Transformer.hidden_states` gives them.
         targets: ids (N,), int64.
         has_ignored: whether some of them may be `IGNORED`.
     """
-    if states.is_cuda and (function := fused_head()):
-        return _by_liger(function, states, model.lm_head.weight, targets)
     rows = head_rows(model.vocabulary_size, states.device.type)
     return _LinearCrossEntropy.apply(states, model.lm_head.weight, targets, rows, has_ignored)  # type: ignore[no-untyped-call]
 

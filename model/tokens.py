@@ -145,9 +145,14 @@ def document_ids(shards: Sequence[Tokens], piece: np.ndarray) -> list[str]:
     raise ValueError("the piece is of none of these files")
 
 
-def _mapped(column: pa.ChunkedArray) -> np.ndarray:
-    """The numbers of a column of a mapped file, where they lie. Arrow's own `to_numpy` imports pandas, which takes its time."""
-    dtype = np.dtype(column.type.to_pandas_dtype())
+def _mapped(column: pa.ChunkedArray, dtype: np.dtype) -> np.ndarray:
+    """The numbers of a column of a mapped file, where they lie. Arrow's own `to_numpy` imports pandas, which takes its time.
+
+    Raises:
+        ValueError: if they are not what they should be.
+    """
+    if column.type.to_pandas_dtype() != dtype or column.null_count:
+        raise ValueError(f"a column holds {column.type}, with {column.null_count} nulls, and not {dtype}")
     if not len(column):
         return np.empty(0, dtype)
     numbers = column.chunk(0)
@@ -165,12 +170,16 @@ def open_tokens(path: Path, tokenizer_sha256: str | None = None) -> Tokens:
         # The mapping must outlive this function: the arrays are views of it.
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
         header = TokensHeader.model_validate_json(table.schema.metadata[_METADATA])
-    except (pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
+        ids = _mapped(table.column("tokens"), token_dtype(header.vocabulary_size))
+        trained = (
+            _mapped(table.column("trained"), np.dtype(np.uint8)) if "trained" in table.column_names else None
+        )
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError, LookupError, TypeError, ValueError) as error:
         raise TokensError(
             f"{path} is not a token file of scratchlm ({error}): build the stage tokenize again"
         ) from error
-    ids = _mapped(table.column("tokens"))
-    trained = _mapped(table.column("trained")) if "trained" in table.column_names else None
     if header.format_version != FORMAT_VERSION:
         raise TokensError(
             f"{path} has format {header.format_version}, this version reads {FORMAT_VERSION}: tokenize again"

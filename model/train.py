@@ -32,7 +32,6 @@ from model.feed import Batch, Feed
 from model.first_weights import FirstModel, whole_model
 from model.goodput import Attempts, speed
 from model.held_out import measure_held_out
-from model.loss import fused_head
 from model.machine import TrainingMachine
 from model.masters import Masters
 from model.metrics import JsonLines, Taken, told
@@ -403,8 +402,6 @@ class _Training:
             "device": _name_of(self.device),
             # FA3 or FA4, where one of them took the place of torch's own.
             "flash_attention": current_flash_attention_impl(),
-            # liger, where its kernel took the place of our own.
-            "head": "liger" if self.device != "cpu" and fused_head() else None,
             "ranks": spec.machine.ranks,
         }
 

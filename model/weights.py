@@ -47,7 +47,7 @@ def build_model(
     weights: Iterable[tuple[str, Tensor]],
     hold: Hold | None = None,
 ) -> Transformer:
-    """A model with these weights by name, in any order, float32 on the CPU: beside it there is one of them at a time.
+    """A model with these weights by name, in any order, float32 on the CPU: beside it there are one or two of them at a time.
 
     Args:
         weights: all of them; of a tied head that of the embedding.
@@ -76,16 +76,28 @@ def build_model(
 
 
 def read_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """The weights of a trained model, one after another, none of them a view of the file; a tied head is that of the embedding."""
+    """The weights of a trained model in float32, one after another, none a view of the file; a tied head is that of the embedding."""
     with safe_open(folder / WEIGHTS, framework="pt") as file:
         for name in file.keys():  # noqa: SIM118 - it is no mapping
-            yield name, file.get_tensor(name).clone()
+            yield name, file.get_tensor(name).to(torch.float32, copy=True)
 
 
 def weights_digest(model: Transformer) -> str:
     """SHA-256 over names and float32 values of all weights: says whether two models are the same."""
+    return _digest(sorted(model.state_dict().items()))
+
+
+def folder_digest(folder: Path) -> str:
+    """`weights_digest` of the trained model below `folder`, of which one weight is read at a time."""
+    with safe_open(folder / WEIGHTS, framework="pt") as file:
+        places = {name: name for name in file.keys()}  # noqa: SIM118 - it is no mapping
+        places.setdefault("lm_head.weight", "embedding.weight")
+        return _digest((name, file.get_tensor(place)) for name, place in sorted(places.items()))
+
+
+def _digest(weights: Iterable[tuple[str, Tensor]]) -> str:
     digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
+    for name, value in weights:
         digest.update(name.encode() + b"\0" + value.detach().cpu().float().contiguous().numpy().tobytes())
     return digest.hexdigest()
 

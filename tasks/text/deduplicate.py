@@ -56,7 +56,7 @@ class _Signed:
     """What was signed, over all shards; only what is asked for is in memory.
 
     Attributes:
-        firsts: number of the first document of each.
+        bounds: number of the first document of each shard, and how many documents there are.
     """
 
     def __init__(self, config: DeduplicateConfig, shards: tuple[Path, ...], former: Artifact | None) -> None:
@@ -66,7 +66,8 @@ class _Signed:
 
         self.config, self.shards = config, shards
         self.kept_ids = pa.array(config.kept_ids, pa.string())
-        self.firsts, self.n_documents = first_numbers(shards)
+        firsts, n_documents = first_numbers(shards)
+        self.bounds: list[int] = [*firsts.tolist(), n_documents]
         self.former = _former_sides(former)
 
     def ranks(self, table: Any) -> Any:
@@ -92,16 +93,15 @@ class _Signed:
 
     def numbers(self, shard: int) -> range:
         """The numbers of the documents of a shard."""
-        bounds = [*self.firsts.tolist(), self.n_documents]
-        return range(bounds[shard], bounds[shard + 1])
+        return range(self.bounds[shard], self.bounds[shard + 1])
 
     def places(self, numbers: Any) -> Iterator[tuple[int, dict[int, int]]]:
         """The shards that hold the documents with these numbers, sorted, and the row of each in its shard."""
         import numpy as np
 
-        bounds = np.searchsorted(numbers, [*self.firsts, self.n_documents])
+        bounds = np.searchsorted(numbers, self.bounds)
         for shard in np.flatnonzero(np.diff(bounds)).tolist():
-            first = int(self.firsts[shard])
+            first = self.bounds[shard]
             own = numbers[bounds[shard] : bounds[shard + 1]].tolist()
             yield shard, {number: number - first for number in own}
 
@@ -303,7 +303,7 @@ def deduplicate(
         progress(shard + 1, n_shards, "shards")
     gone = Counter(verdict["reason"] for verdict in verdicts.values() if not verdict["kept"])
     return {
-        "documents": signed.n_documents,
+        "documents": signed.bounds[-1],
         "clusters": len(clusters),
         "removed": sum(gone.values()),
         "same_text": gone["the same text"],

@@ -147,10 +147,7 @@ def base_shape(base: Artifact, tokenizer: Artifact) -> tuple[ModelConfig, str]:
 
 def describe_adapter(adapter: LowRankAdapter, base: Path, out: Path) -> None:
     """Write adapter.json: the shape of the adapters, and the digest of the base that they belong to."""
-    from model.weights import load_model, weights_digest
+    from model.weights import folder_digest
 
-    described = {
-        "adapter": adapter.model_dump(mode="json"),
-        "base_sha256": weights_digest(load_model(base)[0]),
-    }
+    described = {"adapter": adapter.model_dump(mode="json"), "base_sha256": folder_digest(base)}
     (out / "adapter.json").write_text(json.dumps(described, indent=1, sort_keys=True) + "\n")

@@ -20,12 +20,17 @@ from tasks.engine.spec import Spec
 from tasks.engine.stage import Parts, Stage
 from tasks.engine.store import Store
 
-_POOL_SECONDS, _LARGE_BYTES = 4.0, 4_000_000
-"""Work that other processes are worth, since they import for some seconds before they begin; or the size of such a shard."""
+_POOL_SECONDS, _LARGE_BYTES, _LOOKED_AT = 4.0, 8_000_000, 32
+"""Work that other processes are worth, since they import for some seconds before they begin; or the size, on disk, of the first
+shards that are left, so many of them."""
 
 
-def _is_large(spec: Spec, stage: Stage, position: int) -> bool:
-    folders = [spec.inputs[name].shards[position] for name in stage.shard_inputs]
+def _are_large(spec: Spec, stage: Stage, positions: list[int]) -> bool:
+    folders = (
+        spec.inputs[name].shards[position]
+        for position in positions[:_LOOKED_AT]
+        for name in stage.shard_inputs
+    )
     files = (path for folder in folders for path in folder.rglob("*") if path.is_file())
     return sum(path.stat().st_size for path in files) > _LARGE_BYTES
 
@@ -41,10 +46,12 @@ def _build_here(spec: Spec, spec_path: Path | None, stage: Stage, positions: lis
             if hand_over is None and n_helpers > 0 and spec_path and waiting:
                 # The first shard has the imports of this process in it.
                 left = (time.perf_counter() - started) / done * len(waiting) if done > 1 else 0.0
-                if left > _POOL_SECONDS or _is_large(spec, stage, waiting[0]):
+                if left > _POOL_SECONDS or (done == 0 and _are_large(spec, stage, waiting)):
                     hand_over = stack.enter_context(pool(spec_path, n_helpers))
-            # One more than they work at, so that none waits while this process is at a shard of its own.
-            while hand_over and len(waiting) > 1 and len(handed_over) < 2 * n_helpers:
+            # More than they work at, so that none waits while this process is at a large shard of its own; in the end one more, so
+            # that all are ready together.
+            ahead = n_helpers * max(2, len(waiting) // (2 * (n_helpers + 1)))
+            while hand_over and len(waiting) > 1 and len(handed_over) < ahead:
                 handed_over.add(hand_over(waiting.pop()))
             if waiting:
                 yield build_shard(spec, waiting.pop(0))

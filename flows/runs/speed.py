@@ -3,6 +3,7 @@
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 from flows.recipe.recipe import Recipe
 from flows.runs.execute import Place
@@ -88,6 +89,8 @@ def probed(
             # What was measured with other code, or other libraries, says nothing of this.
             "code": code_digests("tasks.training.probe"),
             "libraries": {name: library_version(name) for name in ("torch", "deepspeed")},
+            # Which torch takes for its attention where they are installed.
+            "attention": [name for name in ("flash_attn_interface", "flash_attn") if find_spec(name)],
         }
     )
     path = place.store.root / "probes" / f"{key}.json"

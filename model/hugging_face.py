@@ -320,7 +320,6 @@ def load_hugging_face_folder(folder: Path) -> Any:
     Raises:
         InputError: if it cannot be one of ours.
     """
-
     from model.weights import build_model
 
     config = model_config_of(read_config(folder), str(folder / "config.json"))

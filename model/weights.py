@@ -36,8 +36,15 @@ def load_model(folder: Path, hold: Hold | None = None) -> tuple[Transformer, dic
 
 def parameter_shapes(config: ModelConfig, vocabulary_size: int) -> dict[str, torch.Size]:
     """The shapes of a model's weights by name, in its order; a tied head counts as the embedding."""
+    return _shapes(_without_weights(config, vocabulary_size))
+
+
+def _without_weights(config: ModelConfig, vocabulary_size: int) -> Transformer:
     with torch.device("meta"):
-        model = Transformer(config, vocabulary_size)
+        return Transformer(config, vocabulary_size)
+
+
+def _shapes(model: Transformer) -> dict[str, torch.Size]:
     return {name: weight.shape for name, weight in model.named_parameters()}
 
 
@@ -56,9 +63,8 @@ def build_model(
     Raises:
         ValueError: if a weight is missing, too many, or of another shape.
     """
-    shapes = parameter_shapes(config, vocabulary_size)
-    with torch.device("meta"):
-        model = Transformer(config, vocabulary_size)
+    model = _without_weights(config, vocabulary_size)
+    shapes = _shapes(model)
     for name, value in weights:
         if shapes.pop(name, None) != value.shape:
             raise ValueError(f"the weight {name} has no place in this model, or another shape")

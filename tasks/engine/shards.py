@@ -1,64 +1,81 @@
 """How a map stage is built: each missing shard by itself, here or by workers, then the list of all."""
 
 import shutil
+import sys
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
 from contextlib import ExitStack
 from pathlib import Path
+from queue import SimpleQueue
 
-from model.errors import StageFailed
+from model.errors import InputError, StageFailed
 from tasks.engine.call import Stopwatch, sum_metrics
 from tasks.engine.clusters import LocalCluster, RayCluster
 from tasks.engine.job import build_shard
 from tasks.engine.keys import digest
 from tasks.engine.manifest import OUT, Manifest, ShardRecord
-from tasks.engine.pool import pool
+from tasks.engine.pool import Told, helpers
 from tasks.engine.progress import progress
 from tasks.engine.slurm_cluster import build_on_slurm
 from tasks.engine.spec import Spec
 from tasks.engine.stage import Parts, Stage
 from tasks.engine.store import Store
 
-_POOL_SECONDS, _LARGE_BYTES, _LOOKED_AT = 4.0, 8_000_000, 32
+_HELP_SECONDS, _LARGE_BYTES, _LOOKED_AT = 4.0, 8_000_000, 32
 """Work that other processes are worth, since they import for some seconds before they begin; or the size, on disk, of the first
 shards that are left, so many of them."""
 
 
-def _are_large(spec: Spec, stage: Stage, positions: list[int]) -> bool:
-    folders = (
-        spec.inputs[name].shards[position]
-        for position in positions[:_LOOKED_AT]
-        for name in stage.shard_inputs
-    )
+def _are_large(spec: Spec, stage: Stage, positions: Iterable[int]) -> bool:
+    folders = (spec.inputs[name].shards[position] for position in positions for name in stage.shard_inputs)
     files = (path for folder in folders for path in folder.rglob("*") if path.is_file())
     return sum(path.stat().st_size for path in files) > _LARGE_BYTES
 
 
+def _are_worth_help(seconds: float, done: int, waiting: int) -> bool:
+    """Whether so many shards that wait are worth other processes, after some were built here in `seconds`."""
+    # The first has the imports of this process in it.
+    of_one = seconds / done if done > 1 else max(0.0, seconds - _HELP_SECONDS)
+    return of_one * waiting > _HELP_SECONDS
+
+
+def _result(job: "Future[Told]") -> bool:
+    told = job.result()
+    if isinstance(told, bool):
+        return told
+    print(told["traceback"], file=sys.stderr)
+    raise (
+        InputError(told["error"])
+        if told["kind"] == "input"
+        else StageFailed(told["error"], retryable=told["retryable"])
+    )
+
+
 def _build_here(spec: Spec, spec_path: Path | None, stage: Stage, positions: list[int]) -> Iterator[bool]:
     """Build shards on this machine: in this process, and beside it in others as soon as enough is left to do."""
-    waiting, started, done = list(positions), time.perf_counter(), 0
+    waiting, started, done, left = deque(positions), time.perf_counter(), 0, len(positions)
+    told: SimpleQueue[Future[Told]] | None = None
     with ExitStack() as stack:
-        hand_over: Callable[[int], Future[bool]] | None = None
-        handed_over: set[Future[bool]] = set()
-        n_helpers = min(spec.machine.n_workers, len(waiting)) - 1
-        while waiting or handed_over:
-            if hand_over is None and n_helpers > 0 and spec_path and waiting:
-                # The first shard has the imports of this process in it.
-                left = (time.perf_counter() - started) / done * len(waiting) if done > 1 else 0.0
-                if left > _POOL_SECONDS or (done == 0 and _are_large(spec, stage, waiting)):
-                    hand_over = stack.enter_context(pool(spec_path, n_helpers))
-            # More than they work at, so that none waits while this process is at a large shard of its own; in the end one more, so
-            # that all are ready together.
-            ahead = n_helpers * max(2, len(waiting) // (2 * (n_helpers + 1)))
-            while hand_over and len(waiting) > 1 and len(handed_over) < ahead:
-                handed_over.add(hand_over(waiting.pop()))
-            if waiting:
-                yield build_shard(spec, waiting.pop(0))
-                done += 1
-            finished, handed_over = wait(handed_over, 0 if waiting else None, FIRST_COMPLETED)
-            for job in finished:
-                yield job.result()
+        while waiting:
+            n_helpers = min(spec.machine.n_workers, len(waiting)) - 1
+            if told is None and n_helpers > 0 and spec_path:
+                is_large = done == 0 and _are_large(spec, stage, positions[:_LOOKED_AT])
+                if is_large or _are_worth_help(time.perf_counter() - started, done, len(waiting)):
+                    told = stack.enter_context(helpers(spec_path, n_helpers, waiting))
+            try:
+                position = waiting.popleft()
+            except IndexError:  # a helper took the last one
+                break
+            yield build_shard(spec, position)
+            done, left = done + 1, left - 1
+            while told and not told.empty():
+                yield _result(told.get())
+                left -= 1
+        while told and left:
+            yield _result(told.get())
+            left -= 1
 
 
 def _build(spec: Spec, spec_path: Path | None, stage: Stage, positions: list[int]) -> Iterator[bool | str]:

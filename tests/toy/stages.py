@@ -34,8 +34,21 @@ def delay() -> None:
     """Wait, and note that work was done: for tests that kill or count."""
     if "TOY_LOG" in os.environ:
         with open(os.environ["TOY_LOG"], "a") as log:
-            log.write("built\n")
+            log.write(f"built by {os.getpid()}\n")
     time.sleep(float(os.environ.get("TOY_DELAY", "0")))
+
+
+class Odd(Exception):
+    """An error that does not find its way back from another process."""
+
+    def __init__(self, what: str, why: str) -> None:
+        super().__init__(f"{what} {why}")
+
+
+def _once_built(n_shards: int) -> None:
+    """Wait until so many are noted."""
+    while n_shards and Path(os.environ["TOY_LOG"]).read_text().count("built") < n_shards:
+        time.sleep(0.05)
 
 
 def _positive(config: DoubleConfig, parts: Parts) -> Metrics:
@@ -46,11 +59,14 @@ def _positive(config: DoubleConfig, parts: Parts) -> Metrics:
 
 @map_stage(libraries=("toylib",), finish=_positive)
 def double(config: DoubleConfig, numbers: Shard, out: Path) -> Metrics:
-    """Each number times the factor."""
+    """Each number times the factor. `3 once 9` is 3, which waits until 9 others are noted."""
+    text, _, others = (numbers.path / "number").read_text().partition(" once ")
+    _once_built(int(others or 0))
     delay()
-    text = (numbers.path / "number").read_text()
     if text == "crash":
         raise ZeroDivisionError("a number that cannot be")
+    if text == "odd":
+        raise Odd("a number", "that is odd")
     product = arithmetic.multiply(int(text), config.factor)
     (out / "number").write_text(f"{product:010d}")
     (out / "figures").mkdir()

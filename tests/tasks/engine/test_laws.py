@@ -113,6 +113,32 @@ def test_workers_do_not_change_the_bytes(toy: Toy, tmp_path: Path):
     assert {s: n["digest"] for s, n in one.items()} == {s: n["digest"] for s, n in two.items()}
 
 
+TEN: dict[str, int | str] = {name: number for number, name in enumerate("abcdefghij")}
+
+
+def test_helpers_go_on_whatever_the_first_process_is_at(toy: Toy, tmp_path: Path):
+    toy.write(**TEN)
+    alone = toy.run(store=tmp_path / "alone")
+    # After two shards the rest is worth a helper. It takes the third; the fourth is this process's, and ends after all others.
+    log = tmp_path / "log"
+    toy.write(**{**TEN, "d": "3 once 9"})
+    beside = toy.run(workers=2, env={"TOY_LOG": str(log), "TOY_DELAY": "0.6"})
+    assert beside["double"]["digest"] == alone["double"]["digest"]
+    builders = log.read_text().split("\n")[:10]
+    assert builders == [builders[0]] * 2 + [builders[2]] * 7 + [builders[0]]
+    assert builders[0] != builders[2]
+
+
+def test_what_fails_in_a_helper_is_told_in_its_words(toy: Toy, tmp_path: Path):
+    toy.write(**{**TEN, "c": "odd"})
+    log = tmp_path / "log"
+    answer = toy.run(workers=2, env={"TOY_LOG": str(log), "TOY_DELAY": "0.6"}, fails=True)
+    assert "Odd: a number that is odd" in answer["failed"]
+    assert not answer["retryable"]
+    assert "in double" in answer["log"]
+    assert log.read_text().count("built") < 10
+
+
 @pytest.mark.parametrize("damage", ["truncate", "delete", "manifest", "shard"])
 def test_what_is_broken_is_built_again_never_served(toy: Toy, damage: str):
     notes = toy.run()

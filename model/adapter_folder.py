@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from model.adapters import ADAPTER_WEIGHTS, LowRankAdapter, merge_adapters
 from model.config import ModelConfig
@@ -45,11 +46,24 @@ def write_adapter_folder(trained: Path, config: ModelConfig, folder: Path) -> No
     path.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
 
 
+def _what_is_other(fields: dict[str, Any]) -> str | None:
+    """The first field of a configuration of `peft` that says that the adapter is computed otherwise than here; None if none."""
+    usual = {
+        "use_rslora": (None, False),
+        "alpha_pattern": (None, {}),
+        "rank_pattern": (None, {}),
+        "fan_in_fan_out": (None, False),
+        # With others than these the base that it is for is no longer the one that it was made on.
+        "init_lora_weights": (None, True, False, "gaussian", "eva", "orthogonal"),
+    }
+    return next((name for name, values in usual.items() if fields.get(name) not in values), None)
+
+
 def apply_adapter_folder(model: Transformer, folder: Path) -> None:
     """Merge an adapter of `peft`, trained on this very model, into it.
 
     Raises:
-        InputError: if it is no LoRA or DoRA adapter, was trained on another base, or does not fit.
+        InputError: if it is no LoRA or DoRA adapter, or none as in their papers, was trained on another base, or does not fit.
     """
     from safetensors.torch import load_file
 
@@ -60,6 +74,11 @@ def apply_adapter_folder(model: Transformer, folder: Path) -> None:
         raise InputError(
             f"the adapter in {folder} cannot be read: give a folder with adapter_config.json and adapter_model.safetensors"
         ) from error
+    if other := _what_is_other(fields):
+        raise InputError(
+            f"the adapter in {folder} has {other} {fields[other]!r}, which scratchlm does not compute: merge it with peft's "
+            "merge_and_unload, and give the folder of the merged model"
+        )
     base = folder / BASE
     if base.is_file() and json.loads(base.read_text())["base_sha256"] != weights_digest(model):
         raise InputError(

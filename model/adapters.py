@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from model.base_config import Config
 from model.budget import Beside, matrix_shapes
 from model.config import ModelConfig
-from model.quantized import NF4_BYTES, holder
+from model.quantized import NF4_BYTES, alone, holder
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -87,7 +87,8 @@ class LowRankAdapter(Config):
         # On every rank and in every process the same first weights, whatever was drawn before.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            inject_adapter_in_model(self.lora_config(), model, adapter_name=_NAME)
+            with alone():
+                inject_adapter_in_model(self.lora_config(), model, adapter_name=_NAME)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_("lora_" in name)
 

@@ -1,7 +1,8 @@
 """Frozen matrices in four bits: NF4 with double quantisation (Dettmers et al. 2023, arXiv 2305.14314, section 3), by bitsandbytes."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from model.errors import InputError
@@ -12,6 +13,18 @@ if TYPE_CHECKING:
 
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Of a number: four bits, eight for the scale of 64 numbers, and four bytes for the scale of 256 of those."""
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Around whatever imports bitsandbytes first, as `peft` does where it is installed.
+
+    Where there is a package `kernels`, it fetches others of its own from the network, which would be in no key; and it complains
+    where there is none.
+    """
+    logging.getLogger("bitsandbytes.backends.cpu.ops").disabled = True
+    with without("kernels"):
+        yield
 
 
 def holder(dtype: str, device: str) -> "Callable[[nn.Linear], nn.Module]":
@@ -26,12 +39,8 @@ def holder(dtype: str, device: str) -> "Callable[[nn.Linear], nn.Module]":
     """
     import torch
 
-    # Where there is a package `kernels`, it fetches others of its own from the network, which would be in no key; and it complains
-    # where there is none.
-    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
-    logger.disabled = True
     try:
-        with without("kernels"):
+        with alone():
             import bitsandbytes
     except ModuleNotFoundError:
         raise InputError(

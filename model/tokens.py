@@ -177,6 +177,8 @@ def open_tokens(path: Path, tokenizer_sha256: str | None = None) -> Tokens:
     except FileNotFoundError:
         raise
     except (pa.ArrowException, OSError, LookupError, TypeError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise  # it is the system's, not of what the file holds
         raise TokensError(
             f"{path} is not a token file of scratchlm ({error}): build the stage tokenize again"
         ) from error

@@ -1,9 +1,11 @@
 """How fast the training of a recipe goes, and what it needs here: tried for some seconds, or by rates where it cannot be."""
 
+import os
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 from flows.recipe.recipe import Recipe
 from flows.runs.execute import Place
@@ -37,6 +39,17 @@ _WITHOUT_SPEED = {
     "keep_checkpoint_every_hours",
 }
 """Fields of a machine that say nothing of how fast it trains."""
+
+
+_NVIDIA = Path("/proc/driver/nvidia/gpus")
+"""Has an entry for each device that the driver of NVIDIA serves."""
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
 
 
 @dataclass(frozen=True)
@@ -89,8 +102,12 @@ def probed(
             # What was measured with other code, or other libraries, says nothing of this.
             "code": code_digests("tasks.training.probe"),
             "libraries": {name: library_version(name) for name in ("torch", "deepspeed")},
-            # Which torch takes for its attention where they are installed.
-            "attention": [name for name in ("flash_attn_interface", "flash_attn") if find_spec(name)],
+            # What torch takes for its attention where it is installed.
+            "attention": {name: _version(name) for name in ("flash-attn-3", "flash-attn-4", "flash-attn")},
+            "devices": [
+                os.environ.get("CUDA_VISIBLE_DEVICES"),
+                *sorted(path.name for path in _NVIDIA.glob("*")),
+            ],
         }
     )
     path = place.store.root / "probes" / f"{key}.json"

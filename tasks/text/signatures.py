@@ -24,5 +24,9 @@ class MinhashConfig(Config):
 
     n_grams: int = Field(5, ge=1, description="Length of a shingle, in words.")
     buckets: int = Field(14, ge=1, description="Number of buckets; one equal bucket makes a pair.")
-    hashes_per_bucket: int = Field(8, ge=1, description="Hashes in a bucket.")
+    hashes_per_bucket: int = Field(
+        8,
+        ge=2,
+        description="Hashes in a bucket; documents that share two are looked at for the sides of the split.",
+    )
     seed: int = Field(1, ge=0, lt=2**32, description="Seed of the hash functions.")

@@ -1,6 +1,7 @@
 """Training on conversations: packing changes nothing, adapters merge, preferences are preferred; all through DeepSpeed."""
 
 import json
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -127,6 +128,24 @@ def test_adapters_begin_as_nothing_and_merge_to_the_same():
         assert torch.allclose(model(x), moved, atol=1e-5)
 
 
+def test_adapters_are_put_beside_matrices_without_the_package_that_fetches_kernels(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    import peft
+
+    seen = []
+    inject = peft.inject_adapter_in_model
+
+    def look(*arguments: object, **named: object):
+        seen.append("kernels" in sys.modules and sys.modules["kernels"] is None)
+        return inject(*arguments, **named)
+
+    monkeypatch.setattr("peft.inject_adapter_in_model", look)
+    LowRankAdapter(rank=2).add_to(build(), seed=1)
+    assert seen == [True]
+    assert "kernels" not in sys.modules
+
+
 def test_flops_are_those_of_the_windows_and_of_what_is_trained(tmp_path: Path):
     documents = [Document(np.arange(1, 40), np.ones(39, bool))]
     whole = spec(tmp_path, documents)
@@ -228,6 +247,12 @@ def test_stock_peft_loads_the_adapter_on_the_exported_base(tmp_path: Path, kind:
         ours = build(**fields).eval()
         apply_adapter_folder(ours, tmp_path / "adapter")
         assert (ours(x) - tuned(x)).abs().max() < 1e-5 * max(1.0, tuned(x).abs().max().item())
+    written = (tmp_path / "adapter" / "adapter_config.json").read_text()
+    for other in ({"use_rslora": True}, {"alpha_pattern": {"q_proj": 64}}, {"init_lora_weights": "pissa"}):
+        (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(json.loads(written) | other))
+        with pytest.raises(InputError, match=f"has {next(iter(other))} .* does not compute"):
+            apply_adapter_folder(build(**fields), tmp_path / "adapter")
+    (tmp_path / "adapter" / "adapter_config.json").write_text(written)
     with pytest.raises(InputError, match="was trained on another base"):
         apply_adapter_folder(build(seed=1, **fields), tmp_path / "adapter")
     (tmp_path / "adapter" / "base.json").unlink()

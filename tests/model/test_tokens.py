@@ -1,5 +1,7 @@
 """Token files: what is written is read, and nothing else passes."""
 
+import errno
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +51,19 @@ def test_a_flipped_bit_and_another_tokenizer_are_refused(tmp_path: Path):
     path.write_bytes(data[:100])
     with pytest.raises(TokensError, match="not a token file"):
         open_tokens(path)
+
+
+def test_a_file_that_cannot_be_opened_now_is_not_called_damaged(tmp_path: Path):
+    path = tmp_path / "a.arrow"
+    write(path, [list(range(1, 200))])
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        with pytest.raises(OSError, match="Too many open files") as raised:
+            open_tokens(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert raised.value.errno == errno.EMFILE
 
 
 def test_a_file_with_a_flipped_bit_is_refused_or_tells_the_same(tmp_path: Path):

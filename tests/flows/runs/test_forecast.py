@@ -205,7 +205,7 @@ def test_what_is_done_already_is_foreseen_without_its_device(tmp_path: Path):
     assert speed.step_seconds > 0
 
 
-def test_what_was_tried_with_other_cores_or_memory_is_tried_again(
+def test_what_was_tried_with_other_cores_memory_or_devices_is_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     tried: list[int] = []
@@ -234,3 +234,9 @@ def test_what_was_tried_with_other_cores_or_memory_is_tried_again(
     assert seconds() == pytest.approx(alone / 4)
     seconds(memory_gigabytes=5)
     assert tried == [1, 4, 4]
+    (tmp_path / "gpus" / "0000:01:00.0").mkdir(parents=True)
+    monkeypatch.setattr("flows.runs.speed._NVIDIA", tmp_path / "gpus")
+    seconds()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    seconds()
+    assert tried == [1, 4, 4, 4, 4]

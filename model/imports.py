@@ -1,5 +1,6 @@
-"""Importing large libraries in less time."""
+"""Importing large libraries, and leaving a process that has them, in less time."""
 
+import atexit
 import gc
 import sys
 from collections.abc import Iterator
@@ -22,6 +23,12 @@ def uncollected() -> Iterator[None]:
     finally:
         gc.freeze()
         gc.enable()
+
+
+def leave_at_once() -> None:
+    """Let this process end without a last search for garbage, which takes a fifth of the life of a short one."""
+    # Called first, so that it is done last: what others do at the end they still do.
+    atexit.register(gc.freeze)
 
 
 @contextmanager

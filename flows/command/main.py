@@ -32,8 +32,9 @@ def main() -> None:
         print(f"error: {fault}", file=sys.stderr)
         raise SystemExit(2)
     try:
-        from model.imports import uncollected
+        from model.imports import leave_at_once, uncollected
 
+        leave_at_once()
         with uncollected():
             from flows.command.app import app
     except (KeyboardInterrupt, Exception) as error:

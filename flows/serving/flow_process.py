@@ -11,6 +11,8 @@ import signal
 import threading
 import time
 
+from model.imports import leave_at_once, uncollected
+
 SERVE_VARIABLE = "SCRATCHLM_SERVE"
 _GRACE_SECONDS = 40.0
 
@@ -32,6 +34,9 @@ def end_with(process_id: int) -> None:
 
 
 if __name__ == "__main__":
+    leave_at_once()
     if SERVE_VARIABLE in os.environ and hasattr(os, "pidfd_open"):
         end_with(int(os.environ[SERVE_VARIABLE]))
+    with uncollected():
+        import prefect.flow_engine  # noqa: F401  (most of what follows)
     runpy.run_module("prefect.engine", run_name="__main__")

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
+from model.imports import leave_at_once
 from tasks.engine.secrets import redact
 
 PARENT_VARIABLE, REPORT_VARIABLE = "SCRATCHLM_PARENT", "SCRATCHLM_REPORT"
@@ -63,6 +64,7 @@ def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 
 def adopt() -> None:
     """Bind this process to the parent that `child_environment` named; the first thing that a child does."""
+    leave_at_once()
     parent = os.environ.pop(PARENT_VARIABLE, None)
     if parent is not None:
         die_with_parent(int(parent))

@@ -1,33 +1,38 @@
 """Compiled blocks: one graph for all of them, whatever is recomputed, and with documents on CUDA, of which fakes are traced."""
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from torch import nn
-from torch._dynamo.testing import CompileCounter
-from torch._dynamo.utils import counters
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from model.config import ModelConfig
 from model.loss import token_nats
 from model.transformer import Transformer
 
+if TYPE_CHECKING:
+    from torch._dynamo.testing import CompileCounter
+
 LENGTH = 24
 CONFIG = ModelConfig(n_layers=3, d_model=32, n_heads=2, n_kv_heads=1, context_length=LENGTH)
 
 
 @pytest.fixture
-def graphs() -> Iterator[CompileCounter]:
+def graphs() -> "Iterator[CompileCounter]":
     """Counts the graphs that are compiled; what they compute, the interpreter computes."""
+    # Imported here: it takes a second, in every process that collects the tests.
+    from torch._dynamo.testing import CompileCounter
+
     torch._dynamo.reset()
-    counters.clear()
+    torch._dynamo.utils.counters.clear()
     yield CompileCounter()
     torch._dynamo.reset()
 
 
 @pytest.mark.parametrize("recomputation", ["none", "selective", "full", 2])
-def test_all_blocks_are_one_graph(recomputation: str | int, graphs: CompileCounter):
+def test_all_blocks_are_one_graph(recomputation: str | int, graphs: "CompileCounter"):
     model = Transformer(CONFIG, 10)
     model.initialize(0)
     model.activation_checkpointing = recomputation
@@ -43,10 +48,10 @@ def test_all_blocks_are_one_graph(recomputation: str | int, graphs: CompileCount
     for value, found in zip(expected, step(), strict=True):
         assert torch.allclose(value, found, atol=1e-6)
     assert graphs.frame_count == 1
-    assert not counters["graph_break"]
+    assert not torch._dynamo.utils.counters["graph_break"]
 
 
-def test_blocks_that_keep_documents_apart_on_cuda_are_one_graph(graphs: CompileCounter):
+def test_blocks_that_keep_documents_apart_on_cuda_are_one_graph(graphs: "CompileCounter"):
     with torch.device("meta"):
         model = Transformer(CONFIG, 10)
     with torch.no_grad(), FakeTensorMode():
@@ -62,4 +67,4 @@ def test_blocks_that_keep_documents_apart_on_cuda_are_one_graph(graphs: CompileC
             states = block(states, table, table, ends=ends)
     assert states.shape == (2, LENGTH, CONFIG.d_model)
     assert graphs.frame_count == 1
-    assert not counters["graph_break"]
+    assert not torch._dynamo.utils.counters["graph_break"]

@@ -15,6 +15,7 @@ from flows.runs.inspect import collect, find_garbage, verify_store
 from flows.runs.plan import plan
 from flows.runs.record import new_run
 from model.errors import InputError, StageFailed
+from model.imports import leave_at_once
 from tasks.engine.build import Outcome
 from tasks.engine.machine import Machine
 from tasks.engine.sources import SourceDigests
@@ -73,6 +74,7 @@ def build_all(nodes: list[Node], place: Place) -> int:
 
 def main() -> int:
     """Do what the options ask for. SIGTERM ends it as Ctrl-C does, as it does the command."""
+    leave_at_once()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     store, folder, options = Store(Path(sys.argv[1])), sys.argv[2], json.loads(sys.argv[3])
     machine = Machine(workers=options.get("workers", 1), cluster=options.get("cluster", {"kind": "local"}))

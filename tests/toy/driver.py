@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from flows.runs.execute import Place, build_shown, claim, run_nodes
-from flows.runs.inspect import collect, find_garbage, verify_store
-from flows.runs.plan import plan
 from flows.runs.record import new_run
 from model.errors import InputError, StageFailed
 from model.imports import leave_at_once
@@ -79,12 +77,19 @@ def main() -> int:
     store, folder, options = Store(Path(sys.argv[1])), sys.argv[2], json.loads(sys.argv[3])
     machine = Machine(workers=options.get("workers", 1), cluster=options.get("cluster", {"kind": "local"}))
     place = Place(store, SourceDigests(store.root / "sources.sqlite"), machine)
+    # Imported where it is asked for: most only build, and there are hundreds of them.
     if options.get("verify"):
+        from flows.runs.inspect import verify_store
+
         print(json.dumps(list(verify_store(store))))
     elif "gc" in options:
+        from flows.runs.inspect import collect, find_garbage
+
         removed = collect(find_garbage(store, options["gc"]), store, options["gc"])
         print(json.dumps([str(item.path.relative_to(store.root)) for item in removed]))
     elif options.get("plan"):
+        from flows.runs.plan import plan
+
         rows = plan(graph(folder, options), store, place.sources, {})
         print(json.dumps({row.stage: row.as_json() for row in rows}))
     else:

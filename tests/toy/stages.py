@@ -60,7 +60,8 @@ def _positive(config: DoubleConfig, parts: Parts) -> Metrics:
 @map_stage(libraries=("toylib",), finish=_positive)
 def double(config: DoubleConfig, numbers: Shard, out: Path) -> Metrics:
     """Each number times the factor. `3 once 9` is 3, which waits until 9 others are noted."""
-    text, _, others = (numbers.path / "number").read_text().partition(" once ")
+    text = (numbers.path / "number").read_text()
+    text, _, others = text.partition(" once ")
     _once_built(int(others or 0))
     delay()
     if text == "crash":

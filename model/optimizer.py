@@ -1,7 +1,7 @@
 """Optimizers and the learning-rate schedule."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from model.config import TrainConfig
-from model.masters import Masters, Placed
+from model.masters import Masters, Piece, Placed
 
 # Coefficients of the first iterations of Polar Express (Amsel et al. 2025, arXiv 2505.16932, algorithm 1).
 POLAR_EXPRESS = (
@@ -87,21 +87,27 @@ class _Exchange:
         dist.all_to_all_single(arrived, packed, received, sent)
         return arrived
 
-    def gather(self, flat: Tensor) -> Tensor:
-        """The matrices that this rank works on, whole: (n, rows, columns)."""
+    def gather(self, of_piece: Callable[[Piece], Tensor], like: Tensor) -> Tensor:
+        """The matrices that this rank works on, whole: (n, rows, columns).
+
+        Args:
+            of_piece: what this rank holds of a matrix.
+            like: a tensor of the same dtype and device.
+        """
         held = [sum(map(len, pieces)) for pieces in self.held]
         gathered = [sum(len(piece) for _, piece in pieces) for pieces in self.gathered]
-        parts = [flat[p.offset : p.offset + len(p)] for pieces in self.held for p in pieces]
-        arrived = self._send(parts, held, gathered, flat)
-        whole = flat.new_empty(len(self.own), math.prod(self.shape))
+        arrived = self._send(
+            [of_piece(piece) for pieces in self.held for piece in pieces], held, gathered, like
+        )
+        whole = like.new_empty(len(self.own), math.prod(self.shape))
         at = 0
         for i, piece in (pair for pieces in self.gathered for pair in pieces):
             whole[i, piece.start : piece.stop] = arrived[at : at + len(piece)]
             at += len(piece)
         return whole.view(len(self.own), *self.shape)
 
-    def scatter(self, whole: Tensor, flat: Tensor) -> None:
-        """Put each piece of the whole matrices into its place in `flat`, on the rank that holds it."""
+    def scatter(self, whole: Tensor) -> Iterator[tuple[Piece, Tensor]]:
+        """What this rank holds of the whole matrices, wherever these are."""
         held = [sum(map(len, pieces)) for pieces in self.held]
         gathered = [sum(len(piece) for _, piece in pieces) for pieces in self.gathered]
         rows = whole.reshape(len(self.own), math.prod(self.shape))
@@ -109,7 +115,7 @@ class _Exchange:
         arrived = self._send(parts, gathered, held, whole)
         at = 0
         for piece in (p for pieces in self.held for p in pieces):
-            flat[piece.offset : piece.offset + len(piece)] = arrived[at : at + len(piece)]
+            yield piece, arrived[at : at + len(piece)]
             at += len(piece)
 
 
@@ -151,21 +157,20 @@ class Muon(torch.optim.Optimizer):
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
+                self._take_in(parameter, group)
+                self._decay(parameter, group)
                 if parameter in self.exchanges:
-                    update = self._orthogonalize_pieces(parameter, self._update(parameter, group))
-                    self._move(parameter, update, group, 1.0)
+                    self._move_pieces(parameter, group)
                 else:
                     by_shape.setdefault(parameter.shape, []).append(parameter)
             # One shape after another: what is needed meanwhile is several times their size.
             for shape, parameters in by_shape.items():
-                stacked = _as_computed(
-                    torch.stack([self._update(parameter, group) for parameter in parameters])
-                )
+                stacked = torch.stack([_as_computed(self._ahead(each, group)) for each in parameters])
                 for parameter, direction in zip(parameters, orthogonalize(stacked), strict=True):
                     self._move(parameter, direction, group, _scale(shape))
 
-    def _update(self, parameter: Tensor, group: dict[str, Any]) -> Tensor:
-        """Take the gradient into the momentum, with Nesterov's look ahead: what is to be orthogonalised."""
+    def _take_in(self, parameter: Tensor, group: dict[str, Any]) -> None:
+        """Take the gradient into the momentum."""
         state = self.state[parameter]
         if not state:
             state["momentum_buffer"] = torch.zeros_like(parameter)
@@ -175,26 +180,39 @@ class Muon(torch.optim.Optimizer):
             buffer.lerp_(parameter.grad, 1 - group["momentum"])
         else:
             buffer.lerp_(parameter.grad, (1 - group["momentum"]) * (1 - self.found_inf))
-        return torch.lerp(parameter.grad, buffer, group["momentum"])
 
-    def _orthogonalize_pieces(self, parameter: Tensor, update: Tensor) -> Tensor:
-        """What the tensor of this rank is moved by: the pieces of the orthogonalised matrices, scaled."""
-        # Where the model computes, also if this lies on the host: NCCL sends nothing from there.
-        sent, moved = _as_computed(update.to(self.device)), torch.zeros_like(update)
+    def _ahead(self, parameter: Tensor, group: dict[str, Any], at: slice = slice(None)) -> Tensor:
+        """Nesterov's look ahead, of some of it: what is to be orthogonalised."""
+        assert parameter.grad is not None
+        return torch.lerp(parameter.grad[at], self.state[parameter]["momentum_buffer"][at], group["momentum"])
+
+    def _decay(self, parameter: Tensor, group: dict[str, Any]) -> None:
+        decay = group["lr"] * group["weight_decay"]
+        parameter.mul_(1 - decay if self.found_inf is None else 1 - decay * (1 - self.found_inf))
+
+    def _move_pieces(self, parameter: Tensor, group: dict[str, Any]) -> None:
+        """Move what this rank holds of the matrices, one shape after another, as whole ones are."""
+
+        def ahead(piece: Piece) -> Tensor:
+            # Where the model computes, also if this lies on the host: NCCL sends nothing from there.
+            return _as_computed(self._ahead(parameter, group, _place(piece)).to(self.device))
+
+        like = _as_computed(parameter.new_empty(0, device=self.device))
         for exchange in self.exchanges[parameter]:
-            whole = exchange.gather(sent)
+            whole = exchange.gather(ahead, like)
             if len(whole):
                 whole = orthogonalize(whole).mul_(_scale(exchange.shape))
-            exchange.scatter(whole, moved)
-        return moved
+            for piece, direction in exchange.scatter(whole):
+                self._move(parameter[_place(piece)], direction.to(parameter.device), group, 1.0)
 
     def _move(self, parameter: Tensor, direction: Tensor, group: dict[str, Any], scale: float) -> None:
         if self.found_inf is not None:
             direction = direction * (1 - self.found_inf)
-            parameter.mul_(1 - group["lr"] * group["weight_decay"] * (1 - self.found_inf))
-        else:
-            parameter.mul_(1 - group["lr"] * group["weight_decay"])
         parameter.add_(direction, alpha=-group["lr"] * scale)
+
+
+def _place(piece: Piece) -> slice:
+    return slice(piece.offset, piece.offset + len(piece))
 
 
 def _as_computed(update: Tensor) -> Tensor:

@@ -37,8 +37,11 @@ def keep_if_best(masters: Masters, work: Path, state: dict[str, Any], steps: int
 
 
 def forget_others(work: Path, state: dict[str, Any]) -> None:
-    """Remove the weights that no checkpoint names any more."""
-    named = {state["best_steps"], *(saved.get("best_steps") for saved in checkpoint_states(work))}
+    """Remove the weights that no checkpoint names any more; none while a checkpoint cannot be read."""
+    try:
+        named = {state["best_steps"], *(saved.get("best_steps") for saved in checkpoint_states(work))}
+    except OSError:
+        return
     kept = {_path(work, steps) for steps in named if steps}
     for path in work.glob("best-*.safetensors"):
         if path not in kept:

@@ -293,6 +293,7 @@ def lay_out(
     optimizer: str,
     ranks: int,
     memory_bytes: float | None,
+    windows_per_row: int = 1,
     averaging: bool = False,
     on_cpu: bool = True,
     micro_batch: int = 0,
@@ -308,7 +309,8 @@ def lay_out(
     then recomputation.
 
     Args:
-        windows: of a step, on one rank.
+        windows: of a step, on one rank: a multiple of windows_per_row.
+        windows_per_row: that stay together in a pass.
         memory_bytes: of one rank; None if nobody knows, and then it fits.
         highest_stage, lowest_stage: that may be chosen.
         recomputed_block: with `recompute` none, of every so many blocks one keeps its input alone; 0 for no such block.
@@ -322,9 +324,9 @@ def lay_out(
     stages = [stage for stage in stages if stage >= lowest_stage] or [min(highest_stage, lowest_stage)]
     stages = stages if zero_stage is None else [zero_stage]
     modes: list[Recompute] = ["none", "selective", "full"] if recompute is None else [recompute]
-    divisors = [size for size in range(windows, 0, -1) if windows % size == 0]
+    divisors = [size for size in range(windows, 0, -windows_per_row) if windows % size == 0]
     most = max(1, _MOST_TOKENS // window_length)
-    fitting = [size for size in divisors if size <= most] or [1]
+    fitting = [size for size in divisors if size <= most] or divisors[-1:]
     good = [size for size in fitting if size * window_length >= _GOOD_TOKENS] or fitting[:1]
     given = [next(size for size in divisors if size <= micro_batch)] if micro_batch else None
     how = {"dtype": dtype, "optimizer": optimizer, "ranks": ranks, "averaging": averaging}

@@ -91,11 +91,15 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 
 def checkpoint_states(folder: Path) -> list[dict[str, Any]]:
-    """What the checkpoints below `folder` know beside their weights; of a damaged one nothing."""
+    """What the checkpoints below `folder` know beside their weights; of a damaged one nothing.
+
+    Raises:
+        OSError: if one is there and cannot be read at this moment.
+    """
     states = []
-    for path in sorted(folder.glob(f"step-*/{MANIFEST}")):
-        with suppress(OSError, ValueError):
-            states.append(read_record(path)["state"])
+    for path in reversed(_newest_first(folder)):
+        with suppress(FileNotFoundError, ValueError):
+            states.append(read_record(path / MANIFEST)["state"])
     return states
 
 

@@ -80,6 +80,9 @@ def deepspeed_config(spec: TrainSpec) -> dict[str, Any]:
     else:
         # Weights that are computed with in bfloat16; what the optimizer moves, and gradients that add up, in float32.
         own |= {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
+        if spec.zero_stage == 1:
+            # Else the sums of several passes are rounded to bfloat16 on their way, also if there is but one rank.
+            own["communication_data_type"] = "fp32"
     if told := without_effect(spec.machine.deepspeed, spec.zero_stage):
         raise InputError(f"machine.{told}")
     return _merged(own, spec.machine.deepspeed, "machine.deepspeed")

@@ -50,6 +50,7 @@ _FOLLOWS = {
     "deepspeed": frozenset(
         {
             "bf16",
+            "communication_data_type",
             "data_types",
             "gradient_accumulation_steps",
             "gradient_clipping",
@@ -113,6 +114,20 @@ def _check_deepspeed(given: dict[str, Any], path: str = "deepspeed") -> None:
             if not isinstance(value, dict):
                 raise ValueError(f"{at} is {value!r} and not keys with values: give it some, or leave it out")
             _check_deepspeed(value, at)
+        if name.startswith("offload_"):
+            _check_offload(value, at)
+
+
+def _check_offload(given: Any, path: str) -> None:
+    """Weights and moments stay in memory: what DeepSpeed swaps to a disk is not there to be saved or read back."""
+    keys = given if isinstance(given, dict) else {}
+    if keys.get("device", "none") not in ("none", "cpu"):
+        raise ValueError(f"{path}.device is {keys['device']!r}: take cpu, the memory of the host, or none")
+    for name, usual in (("ratio", 1.0), ("super_offload", False)):
+        if keys.get(name, usual) != usual:
+            raise ValueError(
+                f"{path}.{name} is {keys[name]!r}, which works with DeepSpeed's own Adam only: leave it out"
+            )
 
 
 class TrainingMachine(Config):

@@ -66,6 +66,7 @@ def lay_out_training(
         model,
         vocabulary_size,
         windows=max(1, train.tokens_per_batch // length // windows_per_row // ranks) * windows_per_row,
+        windows_per_row=windows_per_row,
         window_length=length,
         dtype=train.dtype,
         optimizer=train.optimizer,
@@ -123,7 +124,7 @@ def settled(spec: TrainSpec, nodes: int = 1, *, is_elsewhere: bool = False) -> T
         raise InputError(told)
     if told := without_effect(spec.machine.deepspeed, plan.zero_stage):
         raise InputError(f"machine.{told}")
-    chosen = {"windows_per_micro_batch": max(1, plan.micro_batch // spec.objective.windows_per_row)}
+    chosen = {"windows_per_micro_batch": plan.micro_batch // spec.objective.windows_per_row}
     machine = spec.machine
     if machine.zero_stage == "auto":
         chosen["zero_stage"] = plan.zero_stage
@@ -146,7 +147,7 @@ def want_of_memory(plan: Plan, memory_bytes: float | None, machine: TrainingMach
     keys = machine.deepspeed.get("zero_optimization", {})
     places = [keys[name]["device"] for name in needed_stages(machine.deepspeed) if name.startswith("offload")]
     # On a CPU the memory of the host is the same.
-    if memory_bytes is None or "nvme" in places or (places and machine.device == "cuda"):
+    if memory_bytes is None or (places and machine.device == "cuda"):
         return ""
     needs, has = float(plan.memory.total), memory_bytes
     if machine.device == "cuda":

@@ -18,6 +18,15 @@ def has_cuda() -> bool:
     return torch.cuda.is_available()
 
 
+def _lacks_bfloat16() -> bool:
+    """Whether the CUDA device that is here was made before Ampere (compute capability 8)."""
+    if not has_cuda():
+        return False
+    import torch
+
+    return torch.cuda.get_device_capability()[0] < 8
+
+
 def fast_dtype(device: str) -> str:
     """bfloat16 or float32, by what the hardware says of itself.
 
@@ -27,7 +36,7 @@ def fast_dtype(device: str) -> str:
         device: machine.device.
     """
     if device == "cuda" or (device == "auto" and has_cuda()):
-        return "bfloat16"
+        return "float32" if _lacks_bfloat16() else "bfloat16"
     if not _CPU_FACTS.exists():
         return "float32"
     flags = next((line for line in _CPU_FACTS.read_text().splitlines() if line.startswith("flags")), "")

@@ -21,7 +21,7 @@ from model import train as training
 from model.adapters import LowRankAdapter
 from model.average import WeightAverage
 from model.batches import next_token_windows
-from model.best import load_best
+from model.best import forget_others, load_best
 from model.checkpoint import Checkpoints, checkpoint_states, newest_checkpoint
 from model.config import ModelConfig, TrainConfig
 from model.deepspeed_engine import Learner, deepspeed_config
@@ -802,7 +802,10 @@ def test_a_disk_that_does_not_answer_damages_nothing(
     assert [path.name for path in checkpoints._outdated()] == ["step-00000001"]
 
 
-def test_a_damaged_checkpoint_says_nothing_and_stops_nobody(tmp_path: Path):
+def test_a_damaged_checkpoint_says_nothing_and_stops_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def fails(path: Path):
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
     records = {step: tmp_path / f"step-{step:08d}" / "checkpoint.json" for step in (1, 2, 3, 4)}
     for step, record in records.items():
         record.parent.mkdir()
@@ -814,6 +817,17 @@ def test_a_damaged_checkpoint_says_nothing_and_stops_nobody(tmp_path: Path):
     records[4].write_text(records[4].read_text().replace('"step": 4', '"step": 5'))
     assert newest_checkpoint(tmp_path) == records[2].parent
     assert checkpoint_states(tmp_path) == [{"best_steps": 7}]
+    # The best weights that it names stay, also while it cannot be read.
+    best = [tmp_path / f"best-{steps:08d}.safetensors" for steps in (7, 8)]
+    for path in best:
+        path.touch()
+    with monkeypatch.context() as patched:
+        patched.setattr("model.checkpoint.read_record", fails)
+        forget_others(tmp_path, {"best_steps": 8})
+    assert all(path.exists() for path in best)
+    best[1].touch()
+    forget_others(tmp_path, {"best_steps": 9})
+    assert [path.exists() for path in best] == [True, False]
     # A whole one under the name of another step.
     records[2].parent.rename(tmp_path / "step-00000006")
     assert newest_checkpoint(tmp_path) is None

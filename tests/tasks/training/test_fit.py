@@ -68,6 +68,14 @@ def test_pairs_stay_together_and_every_layout_is_one(windows: int, memory: int):
         )
         rows, passes = found.micro_batch
         assert rows >= 1
+        # What was planned is what is done, whole rows at a time.
+        plan = lay_out_spec(made.model_copy(update={"machine": found.machine}), memory * 1e9)
+        assert plan.micro_batch == rows * made.objective.windows_per_row
+        free = made.machine.model_copy(update={"memory_gigabytes": memory})
+        assert (
+            lay_out_spec(made.model_copy(update={"machine": free}), memory * 1e9).micro_batch
+            == plan.micro_batch
+        )
         assert rows * passes * 2 == made.rows_per_batch
 
 
@@ -121,6 +129,11 @@ def test_auto_is_what_the_hardware_says_and_a_value_that_is_given_stays(
     monkeypatch.setattr(precision, "_DRIVERS", ())
     assert fast_dtype("cpu") == fast_dtype("auto") == dtype
     assert fast_dtype("cuda") == "bfloat16"
+    monkeypatch.setattr(precision, "_lacks_bfloat16", lambda: True)
+    assert fast_dtype("cuda") == "float32"
+    monkeypatch.undo()
+    monkeypatch.setattr(precision, "_CPU_FACTS", facts)
+    monkeypatch.setattr(precision, "_DRIVERS", ())
     assert with_dtype({}, "train_model") == {"train_model": {"dtype": dtype}}
     given = {"train_model": {"dtype": "float32", "tokens": 5}}
     assert with_dtype(given, "train_model") == given
@@ -177,14 +190,24 @@ def test_a_stage_that_is_open_becomes_what_keys_need():
                 settled(spec(TextObjective(), memory_gigabytes=100, deepspeed=keys, compile=True))
 
 
-@pytest.mark.parametrize(("device", "is_told"), [("none", True), ("cpu", True), ("nvme", False)])
-def test_what_is_put_into_the_same_memory_takes_it(device: str, is_told: bool):
+@pytest.mark.parametrize("device", ["none", "cpu"])
+def test_what_is_put_into_the_same_memory_takes_it(device: str):
     made = spec(TextObjective(), memory_gigabytes=0.001, deepspeed=zero({"device": device}))
-    if is_told:
-        with pytest.raises(InputError, match="needs about"):
-            settled(made)
-    else:
-        assert settled(made)
+    with pytest.raises(InputError, match="needs about"):
+        settled(made)
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ({"device": "nvme", "nvme_path": "/disk"}, "offload_optimizer.device is 'nvme'"),
+        ({"device": "cpu", "ratio": 0.5}, "offload_optimizer.ratio is 0.5"),
+        ({"device": "cpu", "super_offload": True}, "offload_optimizer.super_offload is True"),
+    ],
+)
+def test_what_could_be_neither_moved_nor_saved_is_refused(keys: dict, told: str):
+    with pytest.raises(ValueError, match=told):
+        spec(TextObjective(), deepspeed=zero(keys))
 
 
 def test_every_kth_block_keeps_less_than_all_and_more_than_none_of_them():

@@ -48,10 +48,10 @@ class Learner(nn.Module):
         super().__init__()
         self.model, self.objective = model, objective
 
-    def forward(self, tokens: Tensor, denominator: float | None = None, **batch: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, denominator: float | None = None, **batch: Any) -> Tensor:
         """The loss of a batch divided by `denominator`, a scalar; the nats (B, T) of its `targets` if there is none."""
         if denominator is None:
-            return token_nats(self.model, tokens, batch["targets"])
+            return token_nats(self.model, tokens, batch["targets"], batch.get("ends"))
         return self.objective.loss(self.model, {"tokens": tokens, **batch}) / denominator
 
 

@@ -39,8 +39,9 @@ class HeldOut:
         return self.nats / math.log(2) / self.n_bytes
 
 
-Nats = Callable[[Tensor, Tensor], Tensor]
-"""Function from ids (B, T) and the ids that follow (B, T), `IGNORED` where none is asked for, to the nats of each, (B, T) in float32."""
+Nats = Callable[..., Tensor]
+"""Function from ids (B, T) and the ids that follow (B, T), `IGNORED` where none is asked for, to the nats of each, (B, T) in float32; it
+gets the ends of documents (B, M) too, where the windows have some."""
 
 
 def nats_of(logits: Callable[[Tensor], Tensor]) -> Nats:
@@ -56,7 +57,7 @@ def nats_of(logits: Callable[[Tensor], Tensor]) -> Nats:
 @torch.no_grad()
 def measure_windows(
     nats: Nats,
-    windows: Iterable[tuple[np.ndarray, np.ndarray]],
+    windows: Iterable[tuple[np.ndarray, ...]],
     token_bytes: np.ndarray,
     *,
     device: str = "cpu",
@@ -65,7 +66,7 @@ def measure_windows(
 
     Args:
         nats: of targets; `nats_of` makes it of logits.
-        windows: pairs of inputs and targets as `next_token_windows` yields them.
+        windows: inputs and targets as `next_token_windows` yields them, and what else `nats` takes.
         token_bytes: bytes that each id stands for, (V,).
         device: where it computes.
 
@@ -78,8 +79,9 @@ def measure_windows(
         windows_per_batch = max(1, min(_MOST_WINDOWS, _LOGITS_BYTES // logits_bytes))
         remaining = chain([first], remaining)
     while batch := list(islice(remaining, windows_per_batch)):
-        inputs, targets = (torch.from_numpy(np.stack(part)) for part in zip(*batch, strict=True))
-        sums = nats(inputs.to(device), targets.to(device)).double().sum(1).tolist()
+        parts = [torch.from_numpy(np.stack(part)) for part in zip(*batch, strict=True)]
+        sums = nats(*(part.to(device) for part in parts)).double().sum(1).tolist()
+        targets = parts[1]
         for total, row in zip(sums, targets.numpy(), strict=True):
             if not math.isfinite(total):
                 raise ValueError("the likelihood of the held-out text is not finite: the model is broken")
@@ -89,7 +91,7 @@ def measure_windows(
 
 def measure_held_out(
     nats: Nats,
-    windows: Sequence[tuple[np.ndarray, np.ndarray]],
+    windows: Sequence[tuple[np.ndarray, ...]],
     token_bytes: np.ndarray,
     *,
     device: str = "cpu",
@@ -103,7 +105,8 @@ def measure_held_out(
     # At ZeRO stage 3 ranks must compute as often as each other, so some read a window of padding.
     each = -(-len(windows) // ranks)
     share = list(windows[rank * each : (rank + 1) * each])
-    share += [(windows[0][0], np.full_like(windows[0][1], IGNORED))] * (each - len(share))
+    first, following, *others = windows[0]
+    share += [(first, np.full_like(following, IGNORED), *others)] * (each - len(share))
     measured = sum(measure_windows(nats, share, token_bytes, device=device), HeldOut())
     if ranks > 1:
         sums = torch.tensor(

@@ -92,9 +92,13 @@ def target_nats(model: Transformer, states: Tensor, targets: Tensor) -> Tensor:
     return torch.cat(nats)
 
 
-def token_nats(model: Transformer, tokens: Tensor, targets: Tensor) -> Tensor:
-    """Nats of the targets (B, T) that follow the tokens (B, T): (B, T) in float32, zero where they are `IGNORED`."""
-    states = model.hidden_states(tokens).flatten(0, 1)
+def token_nats(model: Transformer, tokens: Tensor, targets: Tensor, ends: Tensor | None = None) -> Tensor:
+    """Nats of the targets (B, T) that follow the tokens (B, T): (B, T) in float32, zero where they are `IGNORED`.
+
+    Args:
+        ends: where documents end (B, M), int64, if they do not see each other.
+    """
+    states = model.hidden_states(tokens, ends=ends).flatten(0, 1)
     return target_nats(model, states, targets.flatten()).view(targets.shape)
 
 

@@ -344,8 +344,10 @@ class _Training:
         self.enter("step")
         return measured.bits_per_byte
 
-    def _nats(self, tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        nats: torch.Tensor = self.engine.module(tokens, targets=targets)
+    def _nats(
+        self, tokens: torch.Tensor, targets: torch.Tensor, ends: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        nats: torch.Tensor = self.engine.module(tokens, targets=targets, ends=ends)
         return nats
 
     def _is_save_due(self) -> bool:

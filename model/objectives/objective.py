@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from model.transformer import Transformer
 
-Window = tuple[np.ndarray, np.ndarray]
-"""Inputs and targets (T,), int64."""
+Window = tuple[np.ndarray, ...]
+"""Inputs and targets (T,), int64; and where documents do not see each other, their ends (M,), of one length in all windows."""
 
 
 class Rows(Protocol):

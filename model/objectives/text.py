@@ -7,7 +7,7 @@ import numpy as np
 from pydantic import Field
 
 from model.base_config import Config
-from model.batches import Windows, filled_ends, next_token_windows
+from model.batches import IGNORED, Windows, filled_ends, next_token_windows
 from model.objectives.objective import Rows, Window
 from model.tokens import Tokens, document_ids
 
@@ -97,7 +97,7 @@ class TextObjective(Config):
     def validation_windows(
         self, shards: Sequence[Tokens], context_length: int, n_tokens: int
     ) -> list[Window]:
-        """Windows spread evenly over the stream."""
+        """Windows spread evenly over the stream, in which documents see each other if they do so in training."""
         starts = [
             (shard.ids, start) for shard in shards for start in range(0, len(shard.ids) - 1, context_length)
         ]
@@ -105,10 +105,19 @@ class TextObjective(Config):
         chosen = (
             starts if len(starts) <= wanted else [starts[i * len(starts) // wanted] for i in range(wanted)]
         )
-        return [
+        windows = [
             next(next_token_windows(ids[start : start + context_length + 1], context_length))
             for ids, start in chosen
         ]
+        if not self.isolate_documents or not windows:
+            return list(windows)
+        end_of_text = shards[0].header.end_of_text_id
+        begins = [
+            np.flatnonzero((inputs == end_of_text) & (targets != IGNORED)).tolist()
+            for inputs, targets in windows
+        ]
+        ends = filled_ends(begins, context_length)
+        return [(*window, own) for window, own in zip(windows, ends, strict=True)]
 
     def loss(self, model: "Transformer", batch: "dict[str, Tensor]") -> "Tensor":
         """Summed cross entropy of every next token."""

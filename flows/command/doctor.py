@@ -249,6 +249,9 @@ def _file_system(store: Path) -> Iterator[Finding]:
             with flock(folder / "lock") as held, flock(folder / "lock", wait=False) as again:
                 if not held or again:
                     raise OSError("a lock (flock) was held twice")
+            with flock(folder / "lock", shared=True), flock(folder / "lock", shared=True, wait=False) as both:
+                if not both:
+                    raise OSError("a shared lock (flock) was not shared")
     except OSError as error:
         yield Finding("store", FAULT, f"{store}: {error}", mend)
         return

@@ -112,8 +112,7 @@ def build_here(
     spec = _spec(node, inputs, resolved, key, store, machine.model_copy(update={"in_process": True}))
     spec.first_shards, spec.only_shard, spec.force = first_shards, shard, force
     with store.lock(stage.name, key):
-        store.start_building(stage.name, key)
-        built = child.build_spec(spec)
+        built = child.build_spec(spec, store.start_building(stage.name, key))
     whole = None if in_part else store.find("artifacts", stage.name, key)
     return _outcome(whole, resolved, cached=False, built=built, started=started) if whole else None
 

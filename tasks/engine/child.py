@@ -36,17 +36,30 @@ def _check_source(stage: Stage, spec: Spec) -> None:
             )
 
 
-def build_spec(spec: Spec, spec_path: Path | None = None) -> int:
+def build_spec(spec: Spec, building: Path, spec_path: Path | None = None) -> int:
     """Build and publish what `spec` says, in this process; returns the number of shards built.
 
     Args:
+        building: the folder to build in, with an empty out/.
         spec_path: file that holds `spec`, for workers; None without.
+
+    Raises:
+        StageFailed: if it fails, or if the folder is gone in the end: another computer has the lease since, and removed it.
     """
+    try:
+        return _build_in(spec, building, spec_path)
+    except OSError as error:
+        if building.exists():
+            raise
+        raise StageFailed("the folder that it was built in was removed meanwhile", retryable=True) from error
+
+
+def _build_in(spec: Spec, building: Path, spec_path: Path | None) -> int:
     stage, store = load_stage(spec.stage), Store(spec.store)
     check_code(stage, spec)
     if stage.mapped:
-        return build_map(spec, spec_path, stage, store)
-    watch, building = Stopwatch.start(), store.building(stage.name, spec.key)
+        return build_map(spec, building, spec_path, stage, store)
+    watch = Stopwatch.start()
     for given in spec.inputs.values():
         given.check(store)
     inputs = {name: given.artifact() for name, given in spec.inputs.items()}
@@ -65,7 +78,7 @@ def main(spec_path: Path) -> int:
     report_to(spec_path.parent / PROGRESS)
     result: dict[str, Any]
     try:
-        result = {"built": build_spec(spec, spec_path)}
+        result = {"built": build_spec(spec, spec_path.parent, spec_path)}
     except (Exception, KeyboardInterrupt) as error:
         traceback.print_exc()
         result = describe(error)

@@ -53,6 +53,17 @@ class RayCluster(Config):
         return int(float(number) * _UNITS[unit.lower()])
 
 
+_DECIDED = {
+    "job-name": "by the names of its jobs a run finds what a killed one left",
+    **dict.fromkeys(("array", "output", "error", "chdir", "open-mode", "wrap"), "scratchlm decides it"),
+    **dict.fromkeys(("nodes", "ntasks", "ntasks-per-node"), "set machine.nodes and machine.ranks"),
+    "partition": "set machine.cluster.partition",
+    "time": "set machine.cluster.time",
+    "cpus-per-task": "set machine.cluster.cpus_per_job",
+}
+"""Options of sbatch that are not to be given, and why."""
+
+
 class SlurmCluster(Config):
     """Nodes of a Slurm cluster that see the store, and have the same code and libraries."""
 
@@ -68,16 +79,20 @@ class SlurmCluster(Config):
         1, ge=1, description="Cores of a job; a node of a training has so many for each of its ranks."
     )
     sbatch: dict[str, str] = Field(
-        {}, description="More options of sbatch by their long names, such as account or mem-per-cpu."
+        {},
+        description="More options of sbatch by their long names, such as account or mem-per-cpu; an empty value is a flag.",
+    )
+    sbatch_of_training: dict[str, str] = Field(
+        {},
+        description="The same for trainings alone, beside those of sbatch: gpus-per-node, say, which no other job has use for.",
     )
 
-    @field_validator("sbatch")
+    @field_validator("sbatch", "sbatch_of_training")
     @classmethod
-    def _names_are_ours(cls, options: dict[str, str]) -> dict[str, str]:
-        if "job-name" in options:
-            raise ValueError(
-                "job-name is not to be given: by the names of its jobs a run finds what a killed one left"
-            )
+    def _decided_is_left_out(cls, options: dict[str, str]) -> dict[str, str]:
+        for name, why in _DECIDED.items():
+            if name in options:
+                raise ValueError(f"{name} is not to be given: {why}")
         return options
 
 

@@ -22,6 +22,9 @@ class Launcher(Protocol):
     def lost(self) -> tuple[str, str] | None:
         """The computer that was lost without a word, and what to say of it; None if none was."""
 
+    def is_paused(self) -> bool:
+        """Whether it is made to wait, and does nothing meanwhile."""
+
     def cut_off(self) -> CutOff | None:
         """Why it was ended from outside, and not because of anything in it; None if it was not."""
 
@@ -57,6 +60,10 @@ class HereLauncher:
     def lost(self) -> tuple[str, str] | None:
         """None: a process that ends is seen."""
         return None
+
+    def is_paused(self) -> bool:
+        """False: it is never made to wait."""
+        return False
 
     def cut_off(self) -> CutOff | None:
         """None: it has all the time it needs."""

@@ -82,13 +82,15 @@ def is_held(path: Path) -> bool:
     """Whether somebody holds a lease, or the file system does not answer just now: then nobody is to end for it."""
     try:
         with store_may_be_silent():
+            # The clock first: where the file system stands still in between, the lease is touched before it is looked at.
+            now = file_system_time(path.parent)
             # Opened, since what NFS remembers of a file is asked for anew only then.
             descriptor = os.open(path, os.O_RDONLY)
             try:
                 touched = os.fstat(descriptor).st_mtime
             finally:
                 os.close(descriptor)
-            return file_system_time(path.parent) - touched < STALE_SECONDS
+            return now - touched < STALE_SECONDS
     except FileNotFoundError:
         return False
     return True

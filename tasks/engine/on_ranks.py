@@ -95,7 +95,7 @@ def _watch(launcher: Launcher, work: Path, hang_seconds: float) -> int:
             last_change = time.monotonic()  # computers are waited for, and ranks are not
         told_ns = (work / ranks.PROGRESS).stat().st_mtime_ns if steps else 0
         seen = (told_ns, ranks.presences(work))
-        if seen != last_seen:
+        if seen != last_seen or launcher.is_paused():
             last_change, last_seen = time.monotonic(), seen
         stuck = _stuck(work, time.monotonic() - last_change, hang_seconds)
         if time.monotonic() - looked > TOUCH_SECONDS:

@@ -110,10 +110,11 @@ def _record(stage: Stage, manifest: Manifest) -> ShardRecord:
     return ShardRecord(key=manifest.key, digest=manifest.digest, parts=parts)
 
 
-def build_map(spec: Spec, spec_path: Path | None, stage: Stage, store: Store) -> int:
+def build_map(spec: Spec, building: Path, spec_path: Path | None, stage: Stage, store: Store) -> int:
     """Build the missing shards and publish the list of all; returns how many were built.
 
     Args:
+        building: the folder to build in, with an empty out/.
         spec_path: file that holds `spec`, from which workers read it; None without workers.
 
     Raises:
@@ -141,7 +142,6 @@ def build_map(spec: Spec, spec_path: Path | None, stage: Stage, store: Store) ->
         raise StageFailed("a finished shard was removed from the store meanwhile", retryable=True)
     manifests = [shard.manifest for shard in shards]
     metrics = sum_metrics([manifest.metrics for manifest in manifests])
-    building = store.building(stage.name, spec.key)
     if stage.finish:
         parts = Parts(tuple(shard.out for shard in shards), metrics, spec.pieces, building / OUT)
         metrics = stage.finish(*stage.read_config(spec.config), parts)

@@ -7,11 +7,13 @@ what is done.
 
 import hashlib
 import json
+import os
 import shlex
 import shutil
 import subprocess
 import sys
 import time
+import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -22,6 +24,9 @@ from model.errors import InputError, StageFailed
 from tasks.engine import worker
 from tasks.engine.clusters import CutOff, SlurmCluster
 from tasks.engine.failures import raise_described
+from tasks.engine.job import read_spec
+from tasks.engine.secrets import redact
+from tasks.engine.store import Store
 
 _POLL_SECONDS, _QUEUE_SECONDS = 0.5, 2.0
 _VISIBLE_SECONDS = 10.0
@@ -44,8 +49,24 @@ _NO_ANSWER = (
 """What Slurm's commands say if it does not answer."""
 _GONE = ("Invalid job id", "already complet")
 """What scancel says of a job that is over."""
+_OF_THE_CLUSTER = {"SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT"}
+"""Variables that say which cluster is asked, and not what job one is in."""
 _COMPLETING_SECONDS = 120.0
 """What a job that is ended may take for it: KillWait, and an epilog."""
+
+
+def _run(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Run a command of Slurm as if outside of any job, and with no filters of a person's own on what it lists."""
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if name in _OF_THE_CLUSTER or not name.startswith(("SLURM_", "SQUEUE_", "SINFO_", "SCANCEL_"))
+    }
+    return subprocess.run(arguments, capture_output=True, text=True, stdin=subprocess.DEVNULL, env=inherited)
+
+
+def _flags(options: dict[str, str]) -> list[str]:
+    return [f"--{name}={value}" if value else f"--{name}" for name, value in options.items()]
 
 
 def _asked(*arguments: str) -> str | None:
@@ -58,7 +79,7 @@ def _asked(*arguments: str) -> str | None:
         raise InputError(
             f"machine.cluster is slurm, and there is no command {arguments[0]} here: run on a login node of the cluster"
         )
-    done = subprocess.run(arguments, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    done = _run(*arguments)
     if not done.returncode:
         return done.stdout
     sentence = " ".join(done.stderr.split()) or f"status {done.returncode}"
@@ -134,8 +155,7 @@ def submit(cluster: SlurmCluster, name: str, folder: Path, n_jobs: int, command:
         **({"partition": cluster.partition} if cluster.partition else {}),
         **cluster.sbatch,
     }
-    flags = [f"--{option}={value}" for option, value in options.items()]
-    return _sbatch(name, *flags, "--wrap", f'exec {shlex.join(command)} "$SLURM_ARRAY_TASK_ID"')
+    return _sbatch(name, *_flags(options), "--wrap", f'exec {shlex.join(command)} "$SLURM_ARRAY_TASK_ID"')
 
 
 def job_name(store: Path, key: str) -> str:
@@ -154,9 +174,10 @@ def submit_nodes(cluster: SlurmCluster, name: str, folder: Path, n_nodes: int, c
         "cpus-per-task": str(cluster.cpus_per_job),
         **({"partition": cluster.partition} if cluster.partition else {}),
         **cluster.sbatch,
+        **cluster.sbatch_of_training,
     }
     # A job that starts again by itself would find what its end has left; whoever asked submits another.
-    flags = ["--no-requeue", *(f"--{option}={value}" for option, value in options.items())]
+    flags = ["--no-requeue", *_flags(options)]
     # srun itself does not know the number of a task; the shell that it starts on each node does.
     inner = " ".join(part if part.startswith("$") else shlex.quote(part) for part in command)
     # From 22.05 on srun does not take over what sbatch was told of cores.
@@ -179,9 +200,7 @@ def _cancel_left_over(name: str) -> None:
 
 def queue_of(job: str) -> list[tuple[str, str]] | None:
     """State and reason of each task of a job that is not over; None while Slurm does not answer."""
-    done = subprocess.run(
-        ["squeue", "--noheader", "--array", f"--jobs={job}", "--format=%T|%r"], capture_output=True, text=True
-    )
+    done = _run("squeue", "--noheader", "--array", f"--jobs={job}", "--format=%T|%r")
     if done.returncode and "Invalid job id" not in done.stderr:
         print(f"squeue: {' '.join(done.stderr.split())}", flush=True)
         return None
@@ -205,7 +224,7 @@ def cut_off(job: str) -> CutOff | None:
 def cancel(job: str) -> None:
     """End a job, whatever Slurm's controller is at: it may be starting again."""
     for _ in range(_CANCEL_ATTEMPTS):
-        done = subprocess.run(["scancel", job], capture_output=True, text=True)
+        done = _run("scancel", job)
         if not done.returncode or any(words in done.stderr for words in _GONE):
             return
         time.sleep(_QUEUE_SECONDS)
@@ -270,12 +289,14 @@ def build_on_slurm(
     Raises:
         InputError, StageFailed: as a shard does, with its position and its node; or if jobs are lost again and again.
     """
-    name = job_name(spec_path.parents[2], spec_path.parent.name[-32:])
+    spec = read_spec(spec_path)
+    name, attempts = job_name(spec.store, spec.key), Store(spec.store).attempts(stage, spec.key)
     _cancel_left_over(name)
     missing, fruitless = list(positions), 0
     for attempt in range(10**6):
         before = len(missing)
-        folder = spec_path.parent / f"array-{attempt:03d}"
+        # Not where it is built, since that becomes the result.
+        folder = attempts / f"array-{attempt:03d}-{uuid.uuid4().hex[:8]}"
         for told in _run_array(cluster, name, folder, spec_path, missing):
             if isinstance(told, str):
                 yield told
@@ -310,7 +331,7 @@ def _run_array(
     cluster: SlurmCluster, name: str, folder: Path, spec_path: Path, positions: list[int]
 ) -> Iterator[dict[str, Any] | str]:
     """Submit an array and follow it until nothing of it is left; however this ends, nothing of it stays in the queue."""
-    folder.mkdir(mode=0o700)
+    folder.mkdir(mode=0o700, parents=True)
     n_jobs = min(len(positions), cluster.jobs)
     for job in range(n_jobs):
         (folder / f"positions-{job}.json").write_text(json.dumps(positions[job::n_jobs]))
@@ -336,6 +357,9 @@ def _run_array(
             time.sleep(_POLL_SECONDS)
     finally:
         cancel(array)
+        for log in folder.glob("*.log"):  # which Slurm writes as it comes
+            with suppress(OSError):
+                log.write_text(redact(log.read_text(errors="replace")))
 
 
 def examine_nodes(cluster: SlurmCluster, folder: Path) -> tuple[list[dict[str, Any]], list[str], list[str]]:
@@ -343,7 +367,9 @@ def examine_nodes(cluster: SlurmCluster, folder: Path) -> tuple[list[dict[str, A
     where = (f"--partition={cluster.partition}",) if cluster.partition else ()
 
     def names(kind: str) -> set[str]:
-        return set(_slurm("sinfo", "--noheader", "--Node", kind, "--format=%N", *where).split())
+        listed = _slurm("sinfo", "--noheader", "--Node", kind, "--format=%N %P", *where).splitlines()
+        # Without a partition jobs go to the default one, which has a star.
+        return {name for name, partition in map(str.split, listed) if where or partition.endswith("*")}
 
     nodes, down = sorted(names("--responding")), sorted(names("--dead"))
     command = [sys.executable, "-m", worker.__name__, "--examine", str(folder)]

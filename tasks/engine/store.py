@@ -2,7 +2,7 @@
 
 artifacts/STAGE/KEY/   manifest.json, log.txt, out/     a finished result
 shards/STAGE/KEY/      the same, for one shard of a map stage
-building/STAGE-KEY/    what is being built; nothing reads it
+building/STAGE-KEY/    what is being built, each time in a folder of its own; nothing reads it
 attempts/STAGE-KEY/    the same, by workers of a cluster
 work/STAGE-KEY/        what a stage keeps between attempts (training checkpoints)
 damaged/               results that were not what their manifests say
@@ -48,7 +48,8 @@ class BrokenArtifact(Exception):
 def flock(path: Path, *, shared: bool = False, wait: bool = True) -> Iterator[bool]:
     """Hold the lock of a file, which is made if need be; yields whether it was had. The kernel frees it when a process dies."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
+    # Open for reading too: on NFS a shared lock is one of reading.
+    with path.open("a+") as file:
         try:
             fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
@@ -82,7 +83,7 @@ class Store:
         return self.root / kind / stage / key
 
     def building(self, stage: str, key: str) -> Path:
-        """Where it is built."""
+        """Where it is built, each time in a folder of its own."""
         return self.root / "building" / f"{stage}-{key}"
 
     def attempts(self, stage: str, key: str) -> Path:
@@ -167,11 +168,16 @@ class Store:
             yield held
 
     def start_building(self, stage: str, key: str) -> Path:
-        """An empty folder to build in, with an empty out/; the caller holds the lock."""
+        """An empty folder to build in, with an empty out/; the caller holds the lock.
+
+        It has a name of its own: whoever held the lock before, and does not know yet that it is gone, builds and publishes
+        nothing in it. What such a one left is removed.
+        """
         building = self.building(stage, key)
         shutil.rmtree(building, ignore_errors=True)
-        (building / OUT).mkdir(parents=True)
-        return building
+        own = building / uuid.uuid4().hex[:8]
+        (own / OUT).mkdir(parents=True)
+        return own
 
     def publish(self, kind: Kind, manifest: Manifest, building: Path, *, is_recorded: bool = False) -> Stored:
         """Make what was built the result of its key: manifest last, fsync, one rename.
@@ -200,6 +206,9 @@ class Store:
         path = self.path(kind, stage, key)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._put_in_place(building, path, manifest)
+        if building.parent == self.building(stage, key):
+            with suppress(OSError):
+                building.parent.rmdir()
         fsync_path(path.parent)
         shutil.rmtree(self.work(stage, key), ignore_errors=True)
         published = self.find(kind, stage, key)

@@ -7,6 +7,7 @@ that is switched off no connection is closed.
 
 import contextlib
 import json
+import math
 import os
 import socket
 import subprocess
@@ -37,7 +38,7 @@ TEAM_FOLDER = "team-"
 WAITING = "teams"
 """Folder of a store with the teams that wait for a computer on which `scratchlm join` runs."""
 POLL_SECONDS, _STOP_SECONDS = 0.5, 15.0
-_JOIN_SECONDS, _CLAIM_SECONDS = 7 * 24 * 3600, 300.0
+_JOIN_SECONDS, _CLAIM_SECONDS, _OFFER_SECONDS = 7 * 24 * 3600, 300.0, 15.0
 
 
 class Team(BaseModel):
@@ -221,15 +222,29 @@ def join(store: Path) -> int:
         raise InputError(
             f"--store {store}: there is no such folder on this computer: mount the store here under the same path"
         )
+    seen_at: dict[Path, float] = {}
     while True:
         for offer in sorted((store / WAITING).glob("*.json")):
             path = Path(read_json(offer) or "")
-            with contextlib.suppress(OSError, ValueError):
+            try:
                 team = Team.model_validate_json(path.read_bytes())
-                index = _claim_index(team)
-                if index is not None and not is_over(team):
-                    return _join_team(team, path, index)
+                index = None if is_over(team) else _claim_index(team)
+            except (OSError, ValueError) as error:
+                # Of one that has just ended the folder goes, and the offer then.
+                if time.monotonic() - seen_at.setdefault(offer, time.monotonic()) > _OFFER_SECONDS:
+                    seen_at[offer] = math.inf
+                    print(_not_joined(path, error), file=sys.stderr, flush=True)
+                continue
+            if index is not None:
+                return _join_team(team, path, index)
         time.sleep(POLL_SECONDS)
+
+
+def _not_joined(team: Path, error: Exception) -> str:
+    """Why a training that waits is not joined."""
+    if isinstance(error, OSError):
+        return f"a training waits that is not seen here ({team}: {error.strerror}): mount the store under the same path on all computers"
+    return f"a training waits that another version of scratchlm began ({team}): install the same one here"
 
 
 def _join_team(team: Team, path: Path, index: int) -> int:

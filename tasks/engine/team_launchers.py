@@ -31,6 +31,10 @@ class _TeamLauncher:
         """The computer that was lost without a word, and what to say of it; None if none was."""
         return self.team.lost()
 
+    def is_paused(self) -> bool:
+        """False: it is never made to wait."""
+        return False
+
     def cut_off(self) -> CutOff | None:
         """None: it has all the time it needs."""
         return None
@@ -75,7 +79,8 @@ class SlurmLauncher(_TeamLauncher):
         command = node_command(write_team(team), "$SLURM_PROCID")
         cluster = cluster.model_copy(update={"cpus_per_job": cluster.cpus_per_job * team.ranks_per_node})
         self.job = submit_nodes(cluster, job_name(team.store, team.key), team.folder, team.nodes, command)
-        self.looked, self.state, self.silence = time.monotonic(), "Slurm jobs: 1 pending", Silence()
+        self.looked, self.silence = time.monotonic(), Silence()
+        self.state, self.states = "Slurm jobs: 1 pending", {"PENDING"}
 
     def poll(self) -> int | None:
         """0 or 1 once the job is not in the queue any more."""
@@ -88,6 +93,7 @@ class SlurmLauncher(_TeamLauncher):
         self.silence.note(tasks is not None)
         if tasks is None or tasks:
             self.state = told_of(tasks or [])
+            self.states = {state for state, _ in tasks} if tasks else self.states
             return None
         log = self.team.folder / "slurm.log"
         print(log.read_text(errors="replace")[-20_000:] if log.exists() else "", flush=True)
@@ -97,13 +103,22 @@ class SlurmLauncher(_TeamLauncher):
         """End the job."""
         from tasks.engine.slurm_cluster import cancel, queue_of
 
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + seconds / 2  # the other half is for Slurm to cancel it
         try:
             insist((self.team.folder / STOP).touch)
-            while time.monotonic() < deadline and queue_of(self.job) != []:
+            # One that is pending does not see it.
+            while self.team.count_nodes() and time.monotonic() < deadline and queue_of(self.job) != []:
                 time.sleep(POLL_SECONDS)
         finally:
             cancel(self.job)
+
+    def lost(self) -> tuple[str, str] | None:
+        """None while the job is suspended, as far as is known: then no node is heard of."""
+        return None if self.is_paused() else super().lost()
+
+    def is_paused(self) -> bool:
+        """Whether Slurm made it wait, for another job or by hand."""
+        return "SUSPENDED" in self.states
 
     def cut_off(self) -> CutOff | None:
         """Whether the time of the job was over, or another one took its place."""
@@ -112,8 +127,8 @@ class SlurmLauncher(_TeamLauncher):
         return cut_off(self.job)
 
     def told(self) -> str:
-        """The state of the job, until its nodes are there."""
-        return self.state if self.team.count_nodes() < self.team.nodes else ""
+        """The state of the job, until it runs, and then its nodes may take as long as ranks may to begin."""
+        return self.state if self.states != {"RUNNING"} else ""
 
 
 class RayLauncher(_TeamLauncher):

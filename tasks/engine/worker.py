@@ -81,7 +81,8 @@ def build_one(spec_path: Path, position: int) -> dict[str, Any]:
         spec = _spec_in_store(spec_path)
         stage = load_stage(spec.stage)
         _check(spec_path, spec.key)
-        os.chdir(spec.folder)
+        if spec.folder.is_dir():  # a node may do without it
+            os.chdir(spec.folder)
         if not is_held(Store(spec.store).lease(stage.name, spec.key)):
             raise StageFailed("whoever asked for it has ended", retryable=True)
         attempt = Store(spec.store).attempts(stage.name, spec.key) / uuid.uuid4().hex

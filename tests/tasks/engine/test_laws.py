@@ -220,7 +220,7 @@ def test_interrupt_ends_everything(toy: Toy):
         env=toy.environment(TOY_DELAY="30"),
         start_new_session=True,
     )
-    wait_until(lambda: list((toy.store / "building").glob("double-*/spec.json")), "a build", process)
+    wait_until(lambda: list((toy.store / "building").glob("double-*/*/spec.json")), "a build", process)
     process.send_signal(signal.SIGINT)
     process.wait(HANGING_SECONDS)
     assert_no_process_of(toy.store)

@@ -84,6 +84,24 @@ def test_a_store_that_does_not_answer_ends_nobody(tmp_path: Path, monkeypatch: p
     assert not leases.is_held(path)
 
 
+def test_a_store_that_stands_still_while_it_is_looked_at_ends_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A mount that waits for its server says nothing for as long as that takes; whoever holds the lease touches it then."""
+    lease = tmp_path / "lease"
+    lease.touch()
+    os.utime(lease, (0, 0))
+    real = leases.file_system_time
+
+    def stand_still(folder: Path) -> float:
+        now = real(folder)
+        os.utime(lease)
+        return now
+
+    monkeypatch.setattr(leases, "file_system_time", stand_still)
+    assert leases.is_held(lease)
+
+
 def test_a_worker_ends_with_its_driver_whatever_the_store_said_before(monkeypatch: pytest.MonkeyPatch):
     """The thread that watches the driver is all that ends a job whose driver was killed."""
     told: list[OSError | bool] = [True, PermissionError(errno.EACCES, "for a moment"), OSError("odd"), False]

@@ -1,5 +1,6 @@
 """What the store does so that a result is whole after a loss of power, private, and not collected while it is built."""
 
+import fcntl
 import json
 import os
 import stat
@@ -91,6 +92,39 @@ def test_a_folder_for_checkpoints_is_its_owners_alone(tmp_path: Path):
         assert call(keeps, spec, Store(tmp_path), "0" * 32, {}, tmp_path)["mode"] == 0o700
     finally:
         os.umask(umask)
+
+
+def test_who_lost_the_lock_publishes_nothing_of_who_has_it(tmp_path: Path):
+    """As where a computer slept for longer than its lease lasts."""
+    store, key = Store(tmp_path), "0" * 32
+    slept = store.start_building("toy", key)
+    (slept / "out" / "first").write_text("of the one that slept")
+    awake = store.start_building("toy", key)
+    (awake / "out" / "first").write_text("half")
+    with pytest.raises(OSError, match="No such file"):
+        (slept / "out" / "second").write_text("goes on")
+    with pytest.raises(OSError, match="No such file"):
+        store.publish("artifacts", manifest(), slept)
+    assert store.find("artifacts", "toy", key) is None
+    (awake / "out" / "second").write_text("whole")
+    published = store.publish("artifacts", manifest(), awake)
+    assert sorted(published.manifest.files) == ["first", "second"]
+    assert not (tmp_path / "building" / f"toy-{key}").exists()
+
+
+def test_a_shared_lock_is_one_of_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """NFS refuses it of a file that is open for writing alone."""
+    modes = []
+    real = fcntl.flock
+
+    def look(file: Any, operation: int) -> None:
+        modes.append(fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE)
+        real(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", look)
+    with Store(tmp_path).roots() as held:
+        assert held
+    assert modes == [os.O_RDWR]
 
 
 def test_what_is_being_built_is_no_garbage(tmp_path: Path):

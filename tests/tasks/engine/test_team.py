@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import time
 from functools import partial
@@ -257,14 +258,80 @@ def test_nodes_of_a_job_start_once_under_our_name(made: Team, monkeypatch: pytes
     monkeypatch.setenv("PATH", f"{commands}{os.pathsep}{os.environ['PATH']}")
     command_of_slurm(commands, "squeue", "")
     command_of_slurm(commands, "sbatch", "8")
-    cluster = SlurmCluster(kind="slurm", sbatch={"account": "x"})
+    own = {"gpus-per-node": "8", "requeue": ""}
+    cluster = SlurmCluster(kind="slurm", sbatch={"account": "x"}, sbatch_of_training=own)
     assert slurm_cluster.submit_nodes(cluster, "name", made.folder, 2, ["true"]) == "8"
     asked = (commands / "sbatch-asked").read_text()
     assert "--job-name=name" in asked
+    assert "--account=x --gpus-per-node=8 --requeue --wrap" in asked
+    # An array of shards has no use for what a training needs.
+    assert slurm_cluster.submit(cluster, "name", made.folder, 3, ["true"]) == "8"
+    assert "gpus" not in (commands / "sbatch-asked").read_text().splitlines()[-1]
     # A job that starts again by itself would find the STOP of its end.
     assert "--no-requeue" in asked
     with pytest.raises(ValueError, match="job-name is not to be given"):
         SlurmCluster(kind="slurm", sbatch={"job-name": "mine"})
+    with pytest.raises(ValueError, match=r"nodes is not to be given: set machine\.nodes"):
+        SlurmCluster(kind="slurm", sbatch_of_training={"nodes": "1"})
+
+
+def test_slurm_is_asked_as_from_outside_of_any_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    squeue = tmp_path / "squeue"
+    squeue.write_text("#!/bin/sh\nenv\n")
+    squeue.chmod(0o755)
+    for name in ("SLURM_MEM_PER_NODE", "SQUEUE_STATES", "SLURM_CONF", "SBATCH_ACCOUNT"):
+        monkeypatch.setenv(name, "x")
+    seen = slurm_cluster._run(str(squeue)).stdout
+    assert "SLURM_MEM_PER_NODE" not in seen
+    assert "SQUEUE_STATES" not in seen
+    assert "SLURM_CONF=x" in seen
+    assert "SBATCH_ACCOUNT=x" in seen
+
+
+@pytest.mark.parametrize(
+    ("text", "why"), [(None, "mount the store under the same path"), ("{}", "another version")]
+)
+def test_a_training_that_cannot_be_joined_is_told_once(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    text: str | None,
+    why: str,
+):
+    (tmp_path / WAITING).mkdir(parents=True)
+    (tmp_path / WAITING / "a.json").write_text(json.dumps(str(tmp_path / "team.json")))
+    if text:
+        (tmp_path / "team.json").write_text(text)
+    looks = iter(range(5))
+
+    def sleep(seconds: float) -> None:
+        if next(looks, None) is None:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(team.time, "sleep", sleep)
+    monkeypatch.setattr(team, "_OFFER_SECONDS", -1.0)
+    with pytest.raises(KeyboardInterrupt):
+        join(tmp_path)
+    assert capsys.readouterr().err.count(why) == 1
+
+
+def test_a_job_that_is_suspended_is_not_lost_and_one_that_is_pending_not_waited_for(
+    made: Team, monkeypatch: pytest.MonkeyPatch
+):
+    commands = made.store / "commands"
+    monkeypatch.setenv("PATH", f"{commands}{os.pathsep}{os.environ['PATH']}")
+    command_of_slurm(commands, "sbatch", "8")
+    command_of_slurm(commands, "scancel", "")
+    command_of_slurm(commands, "squeue", "", "SUSPENDED|None")
+    launcher = team_launchers.SlurmLauncher(SlurmCluster(kind="slurm"), made)
+    launcher.looked = -math.inf
+    assert launcher.poll() is None
+    assert launcher.is_paused()
+    assert launcher.lost() is None
+    asked = len((commands / "squeue-asked").read_text().splitlines())
+    launcher.stop(1000.0)
+    assert len((commands / "squeue-asked").read_text().splitlines()) == asked
+    assert (commands / "scancel-asked").read_text() == "8\n"
 
 
 def test_a_store_that_is_silent_for_a_moment_ends_no_node(made: Team, monkeypatch: pytest.MonkeyPatch):

@@ -139,9 +139,9 @@ def test_a_source_that_changes_while_it_is_read_is_not_published(tmp_path: Path)
     resolved, key, _ = build.look_up(node, {}, store, SourceDigests())
     spec = build._spec(node, {}, resolved, key, store, Machine())
     (tmp_path / "a.txt").write_text("second")
-    store.start_building("ingest", key)
+    building = store.start_building("ingest", key)
     with pytest.raises(StageFailed, match="its source changed while it was read"):
-        child.build_spec(spec)
+        child.build_spec(spec, building)
     outcome = build.build_here(node, {}, *place)
     assert not outcome.cached
     assert outcome.stored.manifest.metrics["bytes"] == 6

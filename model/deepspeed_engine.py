@@ -28,7 +28,11 @@ def _import_deepspeed() -> Any:
 
 @contextmanager
 def process_group(device: str) -> Iterator[None]:
-    """The group of all ranks while the body runs: gloo on a CPU, else NCCL."""
+    """The group of all ranks while the body runs: gloo on a CPU, else NCCL.
+
+    After a failure NCCL's stays: to end it, each rank waits for all others, which may wait for this one. Whoever tells of the failure
+    then ends the process.
+    """
     deepspeed = _import_deepspeed()
     from deepspeed.ops import __compatible_ops__
 
@@ -37,8 +41,11 @@ def process_group(device: str) -> Iterator[None]:
     deepspeed.init_distributed("gloo" if device == "cpu" else "nccl", verbose=False)
     try:
         yield
-    finally:
-        deepspeed.comm.destroy_process_group()
+    except BaseException:
+        if device == "cpu":
+            deepspeed.comm.destroy_process_group()
+        raise
+    deepspeed.comm.destroy_process_group()
 
 
 class Learner(nn.Module):

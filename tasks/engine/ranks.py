@@ -15,6 +15,7 @@ import re
 import socket
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -197,6 +198,17 @@ def rank(job_path: Path) -> None:
     _do(job_path)
 
 
+def _leave_the_others(error: Exception) -> None:
+    """End this process at once if it belongs to a group still, which on its way out would wait for ranks that wait for it."""
+    import torch.distributed as dist
+
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        traceback.print_exception(error)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
+
+
 def _do(job_path: Path) -> None:
     job = Job.model_validate_json(job_path.read_bytes())
     own = Rank(job.work)
@@ -209,6 +221,7 @@ def _do(job_path: Path) -> None:
     except Exception as error:
         told = (time.time_ns(), *explain_failure(error))
         write_whole(job.work / ERRORS.replace("*", str(own.number)), json.dumps(told))
+        _leave_the_others(error)
         if isinstance(error, InputError | StageFailed):
             raise SystemExit(1) from None  # it is told, and no fault of the code
         raise

@@ -2,12 +2,31 @@
 
 import warnings
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from torch.nn import attention
 
+from model import deepspeed_engine
 from model.device import take_flash_attention
+
+
+@pytest.mark.parametrize(("device", "is_ended"), [("cpu", True), ("cuda", False)])
+def test_after_a_failure_the_group_of_nccl_stays(
+    device: str, is_ended: bool, monkeypatch: pytest.MonkeyPatch
+):
+    """To end it a rank would wait for all others, which may wait for it."""
+    ended = []
+    comm = SimpleNamespace(destroy_process_group=lambda: ended.append(device))
+    group = SimpleNamespace(init_distributed=lambda *_, **__: None, comm=comm)
+    monkeypatch.setattr(deepspeed_engine, "_import_deepspeed", lambda: group)
+    with deepspeed_engine.process_group(device):
+        assert not ended
+    assert ended.pop() == device
+    with pytest.raises(ZeroDivisionError), deepspeed_engine.process_group(device):
+        raise ZeroDivisionError
+    assert bool(ended) == is_ended
 
 
 class Handle:

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.errors import InputError
+from tasks.engine import ranks
 from tasks.engine.machine import Machine
 from tasks.engine.on_ranks import call_on_ranks, has_ranks_elsewhere
 from tasks.engine.ranks import Job, Rank
@@ -54,6 +55,31 @@ def test_several_are_processes_of_their_own_and_the_first_speaks(tmp_path: Path)
     assert (done["rank"], done["of"]) == (0, 2)
     with pytest.raises(InputError, match=r"rank \d on \S+ \(load\): rank \d cannot do it"):
         call_on_ranks(failing, {"x": 1}, machine(ranks=2), tmp_path)
+
+
+def test_a_rank_that_fails_in_a_group_tells_why_and_waits_for_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """To end a group of NCCL a rank waits for the others, which wait for it: its process ends without."""
+    import torch.distributed as dist
+
+    left = []
+
+    def leave(status: int) -> None:
+        left.append((status, json.loads((tmp_path / "error-0.json").read_text())[1:]))
+        raise SystemExit(status)
+
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(os, "_exit", leave)
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    job = Job(call=f"{__name__}:failing", arguments={}, work=tmp_path)
+    (tmp_path / "job.json").write_text(job.model_dump_json())
+    with pytest.raises(SystemExit):
+        ranks._do(tmp_path / "job.json")
+    assert left == [(1, ["input", "rank 0 cannot do it"])]
 
 
 def leaves_things(arguments: dict[str, Any], rank: Rank) -> int:

@@ -46,6 +46,20 @@ def count(config: ModelConfig, vocabulary_size: int) -> Parameters:
     )
 
 
+_LARGEST_BUCKET = 100_000_000
+
+
+def bucket_elements(config: ModelConfig, vocabulary_size: int) -> int:
+    """Gradients that ranks exchange together, at ZeRO stage 1 and above, and for which there is a buffer of that size."""
+    return min(count(config, vocabulary_size).total, _LARGEST_BUCKET)
+
+
+def live_elements(config: ModelConfig, vocabulary_size: int) -> int:
+    """Weights that a rank has whole at once, at ZeRO stage 3: those of two blocks, and of the embedding or the head."""
+    parameters = count(config, vocabulary_size)
+    return parameters.embedding + 2 * parameters.matrices // config.n_layers
+
+
 def _norm_bytes(config: ModelConfig, width: int, heads: int, s: int) -> int:
     """What a norm over `heads` times `width` features of a token keeps, but for what it gives."""
     if config.norm == "layernorm":
@@ -182,7 +196,12 @@ def memory(
         largest = max(rows * columns for rows, columns in matrix_shapes(config).values())
         held += s * largest - int((s - beside.matrix_bytes) * parameters.matrices)
     weights = held if zero_stage < 3 else held // ranks
+    if zero_stage == 3 and ranks > 1:
+        weights += s * live_elements(config, vocabulary_size)
     gradients = s * n if zero_stage < 2 else s * n // ranks
+    if zero_stage and ranks > 1 and not on_cpu:
+        # The buffer and what is sent of it; of one that is not touched a CPU holds nothing.
+        gradients += 2 * s * bucket_elements(config, vocabulary_size)
     if dtype == "bfloat16":
         gradients += 4 * n if zero_stage == 1 else 4 * n // share
     with_muon = parameters.matrices if optimizer == "muon" else 0

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from model.budget import bucket_elements, live_elements
 from model.errors import InputError
 from model.imports import uncollected, without
 from model.loss import token_nats
@@ -62,6 +63,20 @@ class Learner(nn.Module):
         return self.objective.loss(self.model, {"tokens": tokens, **batch}) / denominator
 
 
+def _sharding(spec: TrainSpec) -> dict[str, Any]:
+    """Keys of ZeRO. Sizes of its buffers follow the model: by default they are those of one of a billion weights."""
+    bucket = bucket_elements(spec.model, spec.vocabulary_size)
+    live = live_elements(spec.model, spec.vocabulary_size)
+    sizes = {"reduce_bucket_size": bucket} if spec.zero_stage else {}
+    if spec.zero_stage == 3:
+        sizes |= {"stage3_max_live_parameters": live, "stage3_max_reuse_distance": live}
+    given = spec.machine.deepspeed.get("zero_optimization", {})
+    return {
+        "stage": spec.zero_stage,
+        **{name: size for name, size in sizes.items() if name not in given},
+    }
+
+
 def deepspeed_config(spec: TrainSpec) -> dict[str, Any]:
     """What DeepSpeed is told, with what a person adds under machine.deepspeed.
 
@@ -74,7 +89,7 @@ def deepspeed_config(spec: TrainSpec) -> dict[str, Any]:
         "gradient_accumulation_steps": accumulation,
         # DeepSpeed clips at 1.0 unless it is told otherwise.
         "gradient_clipping": spec.train.largest_gradient_norm,
-        "zero_optimization": {"stage": spec.zero_stage},
+        "zero_optimization": _sharding(spec),
         "zero_allow_untested_optimizer": True,
         # With weights or moments in the memory of the host, too.
         "zero_force_ds_cpu_optimizer": False,

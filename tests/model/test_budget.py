@@ -43,6 +43,17 @@ def test_what_an_adapter_adds_is_what_is_trained(fields, adapter):
     assert beside.beside(config).parameters == trained
 
 
+def test_what_ranks_exchange_and_hold_whole_for_a_moment_is_counted():
+    config = shape(n_layers=8, d_model=512)
+    n = count(config, 300).total
+    layout = {"micro_batch": 2, "window_length": 64, "dtype": "bfloat16", "optimizer": "adamw", "ranks": 4}
+    on_cuda = memory(config, 300, zero_stage=3, **layout, on_cpu=False)
+    on_cpu = memory(config, 300, zero_stage=3, **layout)
+    # Two blocks of eight, and the embedding.
+    assert n / 4 < on_cuda.weights / 2 - n / 4 < n / 3
+    assert on_cuda.gradients - on_cpu.gradients == 2 * 2 * n
+
+
 def test_adapters_need_less_than_all_weights_and_more_than_none():
     config = shape(n_layers=8, d_model=512)
     layout = {"micro_batch": 2, "window_length": 64, "dtype": "bfloat16", "optimizer": "adamw", "ranks": 1}

@@ -9,6 +9,7 @@ import traceback
 from collections import Counter
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from model.adapters import LowRankAdapter
 from model.average import WeightAverage
 from model.batches import next_token_windows
 from model.best import forget_others, load_best
+from model.budget import count
 from model.checkpoint import Checkpoints, checkpoint_states, newest_checkpoint
 from model.config import ModelConfig, TrainConfig
 from model.deepspeed_engine import Learner, deepspeed_config
@@ -322,8 +324,16 @@ def test_a_step_that_is_not_finite_stops_the_training_or_is_skipped(
 
 def test_a_persons_deepspeed_settings_are_taken_and_contradict_nothing(tmp_path: Path):
     more = {"zero_optimization": {"overlap_comm": True}, "wall_clock_breakdown": False}
-    config = deepspeed_config(spec(tmp_path / "x", zero_stage=2, deepspeed=more))
-    assert config["zero_optimization"] == {"stage": 2, "overlap_comm": True}
+    made = spec(tmp_path / "x", zero_stage=2, deepspeed=more)
+    config = deepspeed_config(made)
+    # Buffers of the size of this model, and not of one with a billion weights; but for what a person says.
+    n_parameters = count(made.model, made.vocabulary_size).total
+    sizes = {"reduce_bucket_size": n_parameters}
+    assert config["zero_optimization"] == {"stage": 2, **sizes, "overlap_comm": True}
+    given = {"zero_optimization": {"reduce_bucket_size": 7, "stage3_max_live_parameters": 8}}
+    at_3 = deepspeed_config(spec(tmp_path / "y", zero_stage=3, deepspeed=given))["zero_optimization"]
+    assert at_3 == {"stage": 3, **given["zero_optimization"], "stage3_max_reuse_distance": ANY}
+    assert 0 < at_3["stage3_max_reuse_distance"] <= n_parameters
     assert config["wall_clock_breakdown"] is False
     for added, named in (
         ({"scheduler": {}}, r"deepspeed\.scheduler is unknown, or may change what is learnt"),

@@ -39,6 +39,16 @@ def store_may_be_silent() -> Iterator[None]:
             raise
 
 
+@contextmanager
+def news_may_be_lost() -> Iterator[None]:
+    """Pass over a file system that does not answer just now, or is full: what was to be written is only how far something is."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _SILENT | _FULL:
+            raise
+
+
 def insist(write: Callable[[], object]) -> None:
     """Write to a file system that may not answer just now, or be full: again and again for half a minute; then raise what it says."""
     deadline = time.monotonic() + STALE_SECONDS

@@ -17,6 +17,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +28,7 @@ from model.files import read_json, write_whole
 from tasks.engine import process
 from tasks.engine.code import import_from_here
 from tasks.engine.failures import describe
+from tasks.engine.leases import news_may_be_lost
 from tasks.engine.progress import progress
 
 RESULT, ERRORS, PROGRESS = "result.json", "error-*.json", "progress.json"
@@ -91,7 +93,8 @@ class Rank:
         self.phase, self.told_at = phase, time.monotonic()
         if self.work:
             told = {"host": socket.gethostname(), "phase": phase, "since_ns": time.time_ns()}
-            write_whole(self.work / PRESENCE.replace("*", str(self.number)), json.dumps(told))
+            with news_may_be_lost():
+                write_whole(self.work / PRESENCE.replace("*", str(self.number)), json.dumps(told))
 
     def progress(self, done: int, total: int, unit: str, note: str = "") -> None:
         """Say how far all of them are: the first one speaks, and of each it is seen that it moves."""
@@ -99,7 +102,8 @@ class Rank:
             progress(done, total, unit, note)
             return
         if self.number == 0:
-            write_whole(self.work / PROGRESS, json.dumps((done, total, unit, note)))
+            with news_may_be_lost():
+                write_whole(self.work / PROGRESS, json.dumps((done, total, unit, note)))
         if time.monotonic() - self.told_at > _NEWS_SECONDS:
             self.enter(self.phase)
 
@@ -153,7 +157,12 @@ def first_error(work: Path) -> tuple[Kind, str] | None:
     One that lost another rank says so, and speaks only if nobody has another reason; then the rank that ended without a
     word is named.
     """
-    errors = {path: error for path in work.glob(ERRORS) if (error := read_json(path))}
+    # Whose clock is ahead is not who failed first: that of the file system tells.
+    errors = {
+        path: (path.stat().st_mtime_ns, *error[1:])
+        for path in work.glob(ERRORS)
+        if (error := read_json(path))
+    }
     if not errors:
         return None
     path, (_, kind, sentence) = min(
@@ -170,9 +179,14 @@ def first_error(work: Path) -> tuple[Kind, str] | None:
 
 
 def presences(work: Path) -> dict[int, dict[str, Any]]:
-    """What each rank does, and where, as far as ranks said."""
-    told = {path: read_json(path) for path in work.glob(PRESENCE)}
-    return {int(path.stem.removeprefix("rank-")): seen for path, seen in told.items() if seen}
+    """What each rank does, and where, as far as ranks said; since when, by the clock of the file system they have in common."""
+    found = {}
+    for path in work.glob(PRESENCE):
+        with suppress(FileNotFoundError):
+            if seen := read_json(path):
+                since = {"since_ns": path.stat().st_mtime_ns}
+                found[int(path.stem.removeprefix("rank-"))] = {**seen, **since}
+    return found
 
 
 def where(rank: int, presence: dict[int, dict[str, Any]]) -> str:

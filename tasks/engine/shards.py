@@ -1,12 +1,13 @@
 """How a map stage is built: each missing shard by itself, here or by workers, then the list of all."""
 
+import os
 import shutil
 import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -137,6 +138,8 @@ def build_map(spec: Spec, building: Path, spec_path: Path | None, stage: Stage, 
     built = _build_shards(spec, spec_path, stage, missing[: spec.first_shards])
     if spec.first_shards is not None:
         return built
+    with suppress(FileNotFoundError):
+        os.listdir(store.root / "shards" / stage.name)  # NFS remembers for a while what was not there
     shards = [shard for key in spec.shard_keys if (shard := store.find("shards", stage.name, key))]
     if len(shards) != len(spec.shard_keys):
         raise StageFailed("a finished shard was removed from the store meanwhile", retryable=True)

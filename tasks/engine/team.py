@@ -38,6 +38,7 @@ TEAM_FOLDER = "team-"
 WAITING = "teams"
 """Folder of a store with the teams that wait for a computer on which `scratchlm join` runs."""
 POLL_SECONDS, _STOP_SECONDS = 0.5, 15.0
+_LOOPBACK = "127."
 _JOIN_SECONDS, _CLAIM_SECONDS, _OFFER_SECONDS = 7 * 24 * 3600, 300.0, 15.0
 
 
@@ -110,7 +111,7 @@ def _meet(team: Team, index: int) -> tuple[str, bool]:
     """HOST:PORT at which the nodes meet, and whether that is here."""
     path = team.folder / MEETING
     if index == 0:
-        host = "127.0.0.1" if team.nodes == 1 else socket.gethostname()
+        host = "127.0.0.1" if team.nodes == 1 else _own_name()
         endpoint = f"{host}:{process.free_port()}"
         insist(lambda: write_whole(path, json.dumps(endpoint)))
         return endpoint, True
@@ -121,6 +122,34 @@ def _meet(team: Team, index: int) -> tuple[str, bool]:
             (team.folder / f"node-{index}").touch()
         time.sleep(POLL_SECONDS)
     return endpoint, False
+
+
+def _address_towards(host: str) -> str | None:
+    """The address with which this computer speaks to another one; None if that is not known. Nothing is sent."""
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
+        asked.connect((host, 9))
+        return str(asked.getsockname()[0])
+    return None
+
+
+def _own_name() -> str:
+    """Under which other computers reach this one: its name, or its address where its own name for itself is of the loopback."""
+    name = socket.gethostname()
+    try:
+        address = socket.gethostbyname(name)
+    except OSError:
+        address = _LOOPBACK
+    # An address of nobody (RFC 5737), to which the way to others leads.
+    return (_address_towards("198.51.100.1") or name) if address.startswith(_LOOPBACK) else name
+
+
+def _speak_from(address: str) -> None:
+    """Let gloo, by which ranks agree, use the interface with this address, and not the one that this computer's name stands for."""
+    import psutil
+
+    for name, addresses in psutil.net_if_addrs().items():
+        if address in [each.address for each in addresses]:
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
 
 
 def is_over(team: Team) -> bool:
@@ -166,6 +195,9 @@ def _run_torchrun(team: Team, index: int, presence: Path) -> int:
     from tasks.engine import ranks
 
     endpoint, is_here = _meet(team, index)
+    address = _address_towards(endpoint.rpartition(":")[0]) or socket.gethostname()
+    if team.nodes > 1:
+        _speak_from(address)
     arguments = [
         sys.executable,
         "-m",
@@ -178,7 +210,7 @@ def _run_torchrun(team: Team, index: int, presence: Path) -> int:
         f"--rdzv-endpoint={endpoint}",
         f"--rdzv-id={team.identity}",
         f"--rdzv-conf=is_host={str(is_here).lower()},join_timeout={_JOIN_SECONDS}",
-        f"--local-addr={socket.gethostname()}",
+        f"--local-addr={address}",
     ]
     launcher, touched = HereLauncher(arguments, team.device), time.monotonic()
     try:

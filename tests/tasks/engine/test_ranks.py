@@ -1,5 +1,6 @@
 """A job on ranks: where it runs, what is shared, and when a rank counts as hung."""
 
+import errno
 import gc
 import json
 import os
@@ -136,6 +137,26 @@ def test_a_rank_that_is_not_the_first_is_seen_to_move(tmp_path: Path, monkeypatc
     assert after["since_ns"] > before["since_ns"]
     assert after["phase"] == "step"
     assert not (tmp_path / "progress.json").exists()
+
+
+def test_news_that_cannot_be_written_end_no_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    rank = Rank(tmp_path)
+
+    def refuse(number: int) -> None:
+        def write(path: Path, text: str) -> None:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(ranks, "write_whole", write)
+
+    for number in (errno.EIO, errno.ENOSPC):
+        refuse(number)
+        rank.enter("step")
+        rank.progress(1, 2, "steps")
+    refuse(errno.EACCES)
+    with pytest.raises(PermissionError):
+        rank.enter("step")
 
 
 def test_a_job_finds_its_function():

@@ -175,8 +175,11 @@ def test_a_hanging_training_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     def hang_in_a_step(arguments: list[str], **options: Any) -> subprocess.Popen[bytes]:
         for rank in (0, 1):
-            seen = {"host": f"n{rank}", "phase": "step", "since_ns": 10 - rank}
-            (Path(arguments[-1]).parent / f"rank-{rank}.json").write_text(json.dumps(seen))
+            # The clock of the other computer is ahead, and its file the older one.
+            seen = {"host": f"n{rank}", "phase": "step", "since_ns": rank}
+            path = Path(arguments[-1]).parent / f"rank-{rank}.json"
+            path.write_text(json.dumps(seen))
+            os.utime(path, (1000 - rank, 1000 - rank))
         return hang(arguments, **options)
 
     real = subprocess.Popen

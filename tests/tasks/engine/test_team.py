@@ -8,6 +8,7 @@ import time
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
+from unittest.mock import Mock
 
 import pytest
 
@@ -313,6 +314,26 @@ def test_a_training_that_cannot_be_joined_is_told_once(
     with pytest.raises(KeyboardInterrupt):
         join(tmp_path)
     assert capsys.readouterr().err.count(why) == 1
+
+
+def test_a_name_that_stands_for_the_loopback_is_told_to_nobody(monkeypatch: pytest.MonkeyPatch):
+    """As on Debian, where /etc/hosts has 127.0.1.1 for the computer itself."""
+    monkeypatch.setattr(team.socket, "gethostname", lambda: "here")
+    monkeypatch.setattr(team.socket, "gethostbyname", lambda name: "127.0.1.1")
+    monkeypatch.setattr(team, "_address_towards", lambda host: "10.1.2.3")
+    assert team._own_name() == "10.1.2.3"
+    monkeypatch.setattr(team, "_address_towards", lambda host: None)
+    assert team._own_name() == "here"
+    monkeypatch.setattr(team.socket, "gethostbyname", lambda name: "10.1.2.3")
+    assert team._own_name() == "here"
+    names = {"lo": [Mock(address="127.0.0.1")], "eth7": [Mock(address="10.1.2.3")]}
+    monkeypatch.setattr("psutil.net_if_addrs", lambda: names)
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "")
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME")
+    team._speak_from("10.1.2.3")
+    assert os.environ["GLOO_SOCKET_IFNAME"] == "eth7"
+    team._speak_from("127.0.0.1")
+    assert os.environ["GLOO_SOCKET_IFNAME"] == "eth7"
 
 
 def test_a_job_that_is_suspended_is_not_lost_and_one_that_is_pending_not_waited_for(

@@ -22,7 +22,7 @@ serve: $(VENV)/.installed  ## Prefect server with UI, deployments of RECIPE and 
 	$(BIN)/scratchlm serve $(RECIPE)
 
 test: check  ## formatting, types, layers, and every test but those of clusters
-	$(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder --ignore tests/cluster
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder --ignore tests/cluster
 
 test-clusters: $(VENV)/.installed  ## the line on real Slurm and Ray clusters of several nodes, which lose some
 	$(BIN)/pytest tests/cluster

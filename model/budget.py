@@ -46,12 +46,12 @@ def count(config: ModelConfig, vocabulary_size: int) -> Parameters:
     )
 
 
-_LARGEST_BUCKET = 100_000_000
+_LARGEST_BUCKET, _FLAT_ELEMENTS = 100_000_000, 500_000_000
 
 
-def bucket_elements(config: ModelConfig, vocabulary_size: int) -> int:
+def bucket_elements(n_trained: int) -> int:
     """Gradients that ranks exchange together, at ZeRO stage 1 and above, and for which there is a buffer of that size."""
-    return min(count(config, vocabulary_size).total, _LARGEST_BUCKET)
+    return min(n_trained, _LARGEST_BUCKET)
 
 
 def live_elements(config: ModelConfig, vocabulary_size: int) -> int:
@@ -199,9 +199,12 @@ def memory(
     if zero_stage == 3 and ranks > 1:
         weights += s * live_elements(config, vocabulary_size)
     gradients = s * n if zero_stage < 2 else s * n // ranks
-    if zero_stage and ranks > 1 and not on_cpu:
+    if zero_stage == 1 and dtype == "bfloat16" and not on_cpu:
+        # What DeepSpeed makes flat of the sums, so many at a time whatever the ranks.
+        gradients += 4 * min(n, _FLAT_ELEMENTS)
+    elif zero_stage and ranks > 1 and not on_cpu:
         # The buffer and what is sent of it; of one that is not touched a CPU holds nothing.
-        gradients += 2 * s * bucket_elements(config, vocabulary_size)
+        gradients += 2 * s * bucket_elements(n)
     if dtype == "bfloat16":
         gradients += 4 * n if zero_stage == 1 else 4 * n // share
     with_muon = parameters.matrices if optimizer == "muon" else 0

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from model.budget import bucket_elements, live_elements
+from model.budget import bucket_elements, count, live_elements
 from model.errors import InputError
 from model.imports import uncollected, without
 from model.loss import token_nats
@@ -65,7 +65,8 @@ class Learner(nn.Module):
 
 def _sharding(spec: TrainSpec) -> dict[str, Any]:
     """Keys of ZeRO. Sizes of its buffers follow the model: by default they are those of one of a billion weights."""
-    bucket = bucket_elements(spec.model, spec.vocabulary_size)
+    n_weights = count(spec.model, spec.vocabulary_size).total
+    bucket = bucket_elements(spec.adapter.beside(spec.model).parameters if spec.adapter else n_weights)
     live = live_elements(spec.model, spec.vocabulary_size)
     sizes = {"reduce_bucket_size": bucket} if spec.zero_stage else {}
     if spec.zero_stage == 3:

@@ -50,7 +50,6 @@ _FOLLOWS = {
     "deepspeed": frozenset(
         {
             "bf16",
-            "communication_data_type",
             "data_types",
             "gradient_accumulation_steps",
             "gradient_clipping",

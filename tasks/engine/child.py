@@ -48,7 +48,7 @@ def build_spec(spec: Spec, building: Path, spec_path: Path | None = None) -> int
     """
     try:
         return _build_in(spec, building, spec_path)
-    except OSError as error:
+    except (OSError, StageFailed) as error:  # of a helper the latter
         if building.exists():
             raise
         raise StageFailed("the folder that it was built in was removed meanwhile", retryable=True) from error

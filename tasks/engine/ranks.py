@@ -159,7 +159,7 @@ def first_error(work: Path) -> tuple[Kind, str] | None:
     """
     # Whose clock is ahead is not who failed first: that of the file system tells.
     errors = {
-        path: (path.stat().st_mtime_ns, *error[1:])
+        path: (_written_at(path, error[0]), *error[1:])
         for path in work.glob(ERRORS)
         if (error := read_json(path))
     }
@@ -178,11 +178,18 @@ def first_error(work: Path) -> tuple[Kind, str] | None:
     return kind, sentence
 
 
+def _written_at(path: Path, told_ns: int) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return told_ns
+
+
 def presences(work: Path) -> dict[int, dict[str, Any]]:
     """What each rank does, and where, as far as ranks said; since when, by the clock of the file system they have in common."""
     found = {}
     for path in work.glob(PRESENCE):
-        with suppress(FileNotFoundError):
+        with suppress(OSError):
             if seen := read_json(path):
                 since = {"since_ns": path.stat().st_mtime_ns}
                 found[int(path.stem.removeprefix("rank-"))] = {**seen, **since}
@@ -234,8 +241,10 @@ def _do(job_path: Path) -> None:
         result = job.function(job.arguments, own)
     except Exception as error:
         told = (time.time_ns(), *explain_failure(error))
-        write_whole(job.work / ERRORS.replace("*", str(own.number)), json.dumps(told))
-        _leave_the_others(error)
+        try:
+            write_whole(job.work / ERRORS.replace("*", str(own.number)), json.dumps(told))
+        finally:
+            _leave_the_others(error)
         if isinstance(error, InputError | StageFailed):
             raise SystemExit(1) from None  # it is told, and no fault of the code
         raise

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from model.errors import InputError, StageFailed
+from model.files import write_whole
 from tasks.engine import worker
 from tasks.engine.clusters import CutOff, SlurmCluster
 from tasks.engine.failures import raise_described
@@ -357,9 +358,17 @@ def _run_array(
             time.sleep(_POLL_SECONDS)
     finally:
         cancel(array)
-        for log in folder.glob("*.log"):  # which Slurm writes as it comes
-            with suppress(OSError):
-                log.write_text(redact(log.read_text(errors="replace")))
+        _redact_logs(array, folder)
+
+
+def _redact_logs(array: str, folder: Path) -> None:
+    """Strike secrets out of what tasks printed, which Slurm writes as it comes, once none of them prints any more."""
+    deadline = time.monotonic() + _VISIBLE_SECONDS
+    while queue_of(array) != [] and time.monotonic() < deadline:
+        time.sleep(_POLL_SECONDS)
+    for log in folder.glob("*.log"):
+        with suppress(OSError):
+            write_whole(log, redact(log.read_text(errors="replace")))
 
 
 def examine_nodes(cluster: SlurmCluster, folder: Path) -> tuple[list[dict[str, Any]], list[str], list[str]]:

@@ -195,9 +195,11 @@ def _run_torchrun(team: Team, index: int, presence: Path) -> int:
     from tasks.engine import ranks
 
     endpoint, is_here = _meet(team, index)
-    address = _address_towards(endpoint.rpartition(":")[0]) or socket.gethostname()
-    if team.nodes > 1:
+    address = _address_towards(endpoint.rpartition(":")[0])
+    if team.nodes > 1 and address and not address.startswith(_LOOPBACK):
         _speak_from(address)
+    else:
+        address = socket.gethostname()
     arguments = [
         sys.executable,
         "-m",

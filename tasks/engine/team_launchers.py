@@ -21,6 +21,9 @@ from tasks.engine.team import (
     write_team,
 )
 
+_CANCEL_SECONDS = 3.0
+"""What is left for Slurm to cancel a job that was asked to end, and given more than its ranks take to save."""
+
 
 class _TeamLauncher:
     """What those have in common that run the nodes of a team."""
@@ -103,7 +106,7 @@ class SlurmLauncher(_TeamLauncher):
         """End the job."""
         from tasks.engine.slurm_cluster import cancel, queue_of
 
-        deadline = time.monotonic() + seconds / 2  # the other half is for Slurm to cancel it
+        deadline = time.monotonic() + seconds - _CANCEL_SECONDS
         try:
             insist((self.team.folder / STOP).touch)
             # One that is pending does not see it.

@@ -27,16 +27,17 @@ def _lacks_bfloat16() -> bool:
     return torch.cuda.get_device_capability()[0] < 8
 
 
-def fast_dtype(device: str) -> str:
+def fast_dtype(device: str, *, is_here: bool = True) -> str:
     """bfloat16 or float32, by what the hardware says of itself.
 
     Nothing is timed: on a busy minute a machine would find otherwise, and what is in the store would not be found again.
 
     Args:
         device: machine.device.
+        is_here: whether it is this computer that trains.
     """
     if device == "cuda" or (device == "auto" and has_cuda()):
-        return "float32" if _lacks_bfloat16() else "bfloat16"
+        return "float32" if is_here and _lacks_bfloat16() else "bfloat16"
     if not _CPU_FACTS.exists():
         return "float32"
     flags = next((line for line in _CPU_FACTS.read_text().splitlines() if line.startswith("flags")), "")
@@ -60,4 +61,12 @@ def with_dtype(values: Any, section: str) -> Any:
     )
     if not isinstance(own, dict) or own.get("dtype", "auto") != "auto":
         return values
-    return {**values, section: {**own, "dtype": fast_dtype(device)}}
+    is_here = _trains_here(machine if isinstance(machine, dict) else machine.model_dump())
+    return {**values, section: {**own, "dtype": fast_dtype(device, is_here=is_here)}}
+
+
+def _trains_here(machine: dict[str, Any]) -> bool:
+    """Whether no other computer trains, as far as a machine that is not checked yet tells."""
+    cluster = machine.get("cluster")
+    kind = cluster.get("kind") if isinstance(cluster, dict) else None
+    return machine.get("nodes", 0) in (0, 1) and kind in (None, "local")

@@ -337,6 +337,7 @@ def test_a_persons_deepspeed_settings_are_taken_and_contradict_nothing(tmp_path:
     assert config["wall_clock_breakdown"] is False
     for added, named in (
         ({"scheduler": {}}, r"deepspeed\.scheduler is unknown, or may change what is learnt"),
+        ({"communication_data_type": "bf16"}, r"communication_data_type is unknown, or may change"),
         ({"gradient_allreduce_op": "sum"}, r"gradient_allreduce_op is unknown, .*added is aio"),
         (
             {"zero_optimization": {"zero_quantized_gradients": True}},

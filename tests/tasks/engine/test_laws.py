@@ -5,9 +5,12 @@ import os
 import signal
 import subprocess
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
+from model.errors import StageFailed
+from tasks.engine import child
 from tests.conftest import Toy
 from tests.waiting import HANGING_SECONDS, assert_no_process_of, wait_until
 
@@ -137,6 +140,23 @@ def test_what_fails_in_a_helper_is_told_in_its_words(toy: Toy, tmp_path: Path):
     assert not answer["retryable"]
     assert "in double" in answer["log"]
     assert log.read_text().count("built") < 10
+
+
+@pytest.mark.parametrize(
+    "error", [FileNotFoundError("gone"), StageFailed("a helper found nothing", retryable=False)]
+)
+def test_a_build_whose_folder_another_computer_removed_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+):
+    def fails(*_: object) -> int:
+        raise error
+
+    monkeypatch.setattr(child, "_build_in", fails)
+    with pytest.raises(StageFailed, match="was removed meanwhile") as raised:
+        child.build_spec(Mock(), tmp_path / "gone")
+    assert raised.value.retryable
+    with pytest.raises(type(error), match=str(error)):
+        child.build_spec(Mock(), tmp_path)
 
 
 @pytest.mark.parametrize("damage", ["truncate", "delete", "manifest", "shard"])

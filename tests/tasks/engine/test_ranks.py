@@ -67,8 +67,12 @@ def test_a_rank_that_fails_in_a_group_tells_why_and_waits_for_nobody(
     left = []
 
     def leave(status: int) -> None:
-        left.append((status, json.loads((tmp_path / "error-0.json").read_text())[1:]))
+        path = tmp_path / "error-0.json"
+        left.append((status, json.loads(path.read_text())[1:] if path.exists() else None))
         raise SystemExit(status)
+
+    def is_full(path: Path, text: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
     monkeypatch.setattr(dist, "get_world_size", lambda: 2)
@@ -81,6 +85,12 @@ def test_a_rank_that_fails_in_a_group_tells_why_and_waits_for_nobody(
     with pytest.raises(SystemExit):
         ranks._do(tmp_path / "job.json")
     assert left == [(1, ["input", "rank 0 cannot do it"])]
+    (tmp_path / "error-0.json").unlink()
+    monkeypatch.setattr(ranks, "write_whole", is_full)
+    monkeypatch.setattr(Rank, "enter", lambda *_: None)
+    with pytest.raises(SystemExit):
+        ranks._do(tmp_path / "job.json")
+    assert left[1:] == [(1, None)]
 
 
 def leaves_things(arguments: dict[str, Any], rank: Rank) -> int:
@@ -157,6 +167,25 @@ def test_news_that_cannot_be_written_end_no_rank(tmp_path: Path, monkeypatch: py
     refuse(errno.EACCES)
     with pytest.raises(PermissionError):
         rank.enter("step")
+
+
+def test_a_store_that_falls_silent_while_ranks_are_looked_at_ends_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "rank-0.json").write_text(json.dumps({"host": "a", "phase": "step", "since_ns": 1}))
+    (tmp_path / "error-0.json").write_text(json.dumps([1, "stage", "why"]))
+
+    real = Path.stat
+
+    def is_silent(path: Path, **options: Any) -> os.stat_result:
+        if path.suffix == ".json":
+            raise OSError(errno.EIO, "Input/output error")
+        return real(path, **options)
+
+    monkeypatch.setattr(Path, "stat", is_silent)
+    assert ranks.presences(tmp_path) == {}
+    monkeypatch.setattr(ranks, "presences", lambda work: {})
+    assert ranks.first_error(tmp_path) == ("stage", "why")
 
 
 def test_a_job_finds_its_function():

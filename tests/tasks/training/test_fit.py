@@ -131,6 +131,10 @@ def test_auto_is_what_the_hardware_says_and_a_value_that_is_given_stays(
     assert fast_dtype("cuda") == "bfloat16"
     monkeypatch.setattr(precision, "_lacks_bfloat16", lambda: True)
     assert fast_dtype("cuda") == "float32"
+    # What this computer has says nothing of those that train.
+    for machine in ({"nodes": 2}, {"cluster": {"kind": "slurm"}}):
+        on_others = with_dtype({"machine": {"device": "cuda", **machine}}, "train_model")
+        assert on_others["train_model"] == {"dtype": "bfloat16"}
     monkeypatch.undo()
     monkeypatch.setattr(precision, "_CPU_FACTS", facts)
     monkeypatch.setattr(precision, "_DRIVERS", ())

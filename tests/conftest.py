@@ -30,6 +30,7 @@ for name, value in {
     "HF_HUB_OFFLINE": "1",
     "HF_DATASETS_OFFLINE": "1",
     "DS_ACCELERATOR": "cpu",
+    "GOMP_SPINCOUNT": "10000",  # as the product's own processes, which are not alone either
 }.items():
     os.environ.setdefault(name, value)
 

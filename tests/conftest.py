@@ -42,9 +42,12 @@ _FIRST = (
     "end_to_end/test_own_text.py",
     "end_to_end/test_serve.py",
     "end_to_end/test_finetune.py",
+    "tasks/engine/test_laws.py",
+    "tasks/text/test_hostile.py",
+    "test_readme.py",
 )
-"""The longest files. Several processes begin with one each, and of the first four one alone makes the line of all tests,
-for which others would have to wait."""
+"""The longest files, and long ones that would be last. Several processes begin with one each, and of the first four one alone makes
+the line of all tests, for which others would have to wait."""
 
 
 def pytest_sessionstart() -> None:

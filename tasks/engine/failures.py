@@ -1,6 +1,7 @@
 """How the end of a build by an error is told: as a sentence, and whether another attempt may help."""
 
 import errno
+import traceback
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
@@ -44,10 +45,20 @@ def describe(error: BaseException) -> dict[str, Any]:
     }
 
 
+def describe_with_traceback(error: BaseException) -> dict[str, Any]:
+    """The same of the error that is handled just now, and traceback, without secrets."""
+    return {**describe(error), "traceback": redact(traceback.format_exc())}
+
+
+def error_of(described: dict[str, Any], sentence: str) -> InputError | StageFailed:
+    """The error that `describe` told of, with this sentence."""
+    if described["kind"] == "input":
+        return InputError(sentence)
+    return StageFailed(sentence, retryable=described["retryable"])
+
+
 def raise_described(described: dict[str, Any], stage: str) -> None:
     """Raise what `describe` told of a shard of a stage, with its position and its node, and how it is built alone."""
     alone = f"`scratchlm task {stage} RECIPE --shard {described['position']}` builds it here"
     sentence = f"shard {described['position']} on {described['host']}: {described['error']} ({alone})"
-    if described["kind"] == "input":
-        raise InputError(sentence)
-    raise StageFailed(sentence, retryable=described["retryable"])
+    raise error_of(described, sentence)

@@ -30,22 +30,16 @@ _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 @contextmanager
-def store_may_be_silent() -> Iterator[None]:
-    """Pass over a file system that does not answer just now: nobody ends for that."""
+def store_may_be_silent(*, or_full: bool = False) -> Iterator[None]:
+    """Pass over a file system that does not answer just now: nobody ends for that.
+
+    Args:
+        or_full: or that has no room, where what is to be written is only how far something is.
+    """
     try:
         yield
     except OSError as error:
-        if error.errno not in _SILENT:
-            raise
-
-
-@contextmanager
-def news_may_be_lost() -> Iterator[None]:
-    """Pass over a file system that does not answer just now, or is full: what was to be written is only how far something is."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _SILENT | _FULL:
+        if error.errno not in (_SILENT | _FULL if or_full else _SILENT):
             raise
 
 

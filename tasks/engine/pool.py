@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import traceback
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -12,9 +11,8 @@ from queue import SimpleQueue
 from typing import Any
 
 from tasks.engine import process
-from tasks.engine.failures import describe
+from tasks.engine.failures import describe_with_traceback
 from tasks.engine.job import build_shard_of
-from tasks.engine.secrets import redact
 
 Told = bool | dict[str, Any]
 """Whether a helper built a shard that was not there, or how it failed, with the traceback."""
@@ -25,7 +23,7 @@ def _build(spec_path: Path, position: int) -> Told:
     try:
         return build_shard_of(spec_path, position)
     except Exception as error:
-        return {**describe(error), "traceback": redact(traceback.format_exc())}
+        return describe_with_traceback(error)
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from model.files import read_json, write_whole
 from tasks.engine import process
 from tasks.engine.code import import_from_here
 from tasks.engine.failures import describe
-from tasks.engine.leases import news_may_be_lost
+from tasks.engine.leases import store_may_be_silent
 from tasks.engine.progress import progress
 
 RESULT, ERRORS, PROGRESS = "result.json", "error-*.json", "progress.json"
@@ -93,7 +93,7 @@ class Rank:
         self.phase, self.told_at = phase, time.monotonic()
         if self.work:
             told = {"host": socket.gethostname(), "phase": phase, "since_ns": time.time_ns()}
-            with news_may_be_lost():
+            with store_may_be_silent(or_full=True):
                 write_whole(self.work / PRESENCE.replace("*", str(self.number)), json.dumps(told))
 
     def progress(self, done: int, total: int, unit: str, note: str = "") -> None:
@@ -102,7 +102,7 @@ class Rank:
             progress(done, total, unit, note)
             return
         if self.number == 0:
-            with news_may_be_lost():
+            with store_may_be_silent(or_full=True):
                 write_whole(self.work / PROGRESS, json.dumps((done, total, unit, note)))
         if time.monotonic() - self.told_at > _NEWS_SECONDS:
             self.enter(self.phase)

@@ -11,9 +11,10 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from queue import SimpleQueue
 
-from model.errors import InputError, StageFailed
+from model.errors import StageFailed
 from tasks.engine.call import Stopwatch, sum_metrics
 from tasks.engine.clusters import LocalCluster, RayCluster
+from tasks.engine.failures import error_of
 from tasks.engine.job import build_shard
 from tasks.engine.keys import digest
 from tasks.engine.manifest import OUT, Manifest, ShardRecord
@@ -47,11 +48,7 @@ def _result(job: "Future[Told]") -> bool:
     if isinstance(told, bool):
         return told
     print(told["traceback"], file=sys.stderr)
-    raise (
-        InputError(told["error"])
-        if told["kind"] == "input"
-        else StageFailed(told["error"], retryable=told["retryable"])
-    )
+    raise error_of(told, told["error"])
 
 
 def _build_here(spec: Spec, spec_path: Path | None, stage: Stage, positions: list[int]) -> Iterator[bool]:

@@ -15,7 +15,6 @@ import socket
 import sys
 import threading
 import time
-import traceback
 import uuid
 from contextlib import suppress
 from functools import cache
@@ -25,12 +24,11 @@ from typing import Any
 from model.errors import StageFailed
 from model.files import write_whole
 from tasks.engine import process
-from tasks.engine.failures import describe
+from tasks.engine.failures import describe_with_traceback
 from tasks.engine.job import build_shard, read_spec
 from tasks.engine.leases import TOUCH_SECONDS, is_held
 from tasks.engine.manifest import FORMAT_VERSION
 from tasks.engine.resolve import PYTHON, library_version
-from tasks.engine.secrets import redact
 from tasks.engine.spec import Spec
 from tasks.engine.stage import load_stage
 from tasks.engine.store import Store
@@ -90,7 +88,7 @@ def build_one(spec_path: Path, position: int) -> dict[str, Any]:
     except (SystemExit, KeyboardInterrupt):
         raise  # this worker is asked to end, and its shard is built elsewhere
     except BaseException as error:
-        return {**told, **describe(error), "traceback": redact(traceback.format_exc())}
+        return {**told, **describe_with_traceback(error)}
 
 
 _READERS = ('extra == "office"', 'extra == "s3"')

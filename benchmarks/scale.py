@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.duplicates import find_pairs
 from benchmarks.nothing import CountConfig, nothing, numbers
 from flows.pretrain import prepare_text
 from flows.recipe.read import load_machine
@@ -37,14 +38,13 @@ from flows.runs.plan import plan
 from tasks.engine.build import Outcome, look_up
 from tasks.engine.machine import Machine
 from tasks.engine.sources import SourceDigests
-from tasks.engine.stage import Artifact, Node, Piece
+from tasks.engine.stage import Artifact, Node
 from tasks.engine.store import Store, Stored
 from tasks.tables import write_arrays
 from tasks.text.deduplicate import DeduplicateConfig, deduplicate
-from tasks.text.find_duplicates import find_duplicates, list_buckets
 from tasks.text.pieces import list_pieces
 from tasks.text.selection import SELECTION, SELECTION_SCHEMA, TRAIN
-from tasks.text.signatures import ROWS, SIGNATURES, SIGNED, SIGNED_SCHEMA, MinhashConfig
+from tasks.text.signatures import ROWS, SIGNATURES, SIGNED, SIGNED_SCHEMA
 from tasks.text.sources import IngestConfig, Source
 from tasks.tokens.train_tokenizer import Sample
 
@@ -161,8 +161,12 @@ def memory(text: Path) -> None:
         print(f"{name}: {once / 1e6:.0f} MB once, {tenfold / 1e6:.0f} MB at ten times the text")
 
 
-def duplicates(n_documents: int) -> None:
-    """Seconds and peak memory of deduplicate, on random signatures of which one in twenty is repeated."""
+def duplicates(n_documents: int, copies: float) -> None:
+    """Seconds and peak memory of deduplicate, on random signatures of which one in twenty is repeated.
+
+    Args:
+        copies: share of the documents that have the text of another one, in copies of three on the average.
+    """
     generator = np.random.default_rng(0)
     with store_on_disk() as folder:
         per_shard, shards = 20_000, []
@@ -172,6 +176,9 @@ def duplicates(n_documents: int) -> None:
             repeated = generator.random(size) < 0.05
             signatures[repeated] = signatures[0]
             digests = generator.integers(0, 2**63, (2, size), np.uint64)
+            copied = np.flatnonzero(generator.random(size) < copies)
+            originals = generator.integers(0, max(1, len(copied) // 3), len(copied))
+            signatures[copied], digests[1, copied] = signatures[originals], digests[1, originals]
             shard = folder / "in" / f"{first:09d}"
             shard.mkdir(parents=True)
             np.save(shard / SIGNATURES, np.ascontiguousarray(signatures.T))
@@ -181,19 +188,16 @@ def duplicates(n_documents: int) -> None:
                 "source": ["text"] * size,
                 "digest": digests[0],
                 "text_digest": digests[1],
+                "is_code": [False] * size,
             }
             write_arrays(shard / SIGNED, columns, SIGNED_SCHEMA)
             shards.append(shard)
         (folder / "out").mkdir()
         before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
-        signed, parts = Artifact(folder / "in", tuple(shards)), []
-        for number, piece in enumerate(list_buckets(MinhashConfig(), SourceDigests()).each):
-            parts.append(folder / "pairs" / str(number))
-            parts[-1].mkdir(parents=True)
-            find_duplicates.fn(MinhashConfig(), signatures=signed, piece=Piece(piece), out=parts[-1])
+        copies, pairs = find_pairs(folder / "pairs", tuple(shards))
         found = time.perf_counter() - started
-        pairs = Artifact(folder / "pairs", tuple(parts))
-        figures = deduplicate.fn(DeduplicateConfig(), signatures=signed, pairs=pairs, out=folder / "out")
+        given = {"signatures": Artifact(folder / "in", tuple(shards)), "copies": copies, "pairs": pairs}
+        figures = deduplicate.fn(DeduplicateConfig(), **given, out=folder / "out")
         seconds, peak = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         print(
             f"{n_documents} documents in {len(shards)} shards: {found:.1f} s for all buckets, one after the other, and "
@@ -283,6 +287,7 @@ def main() -> None:
     for name in ("workers", "memory"):
         commands.add_parser(name).add_argument("text", type=Path)
     commands.add_parser("duplicates").add_argument("--documents", type=int, default=1_000_000)
+    commands.choices["duplicates"].add_argument("--copies", type=float, default=0.0, metavar="SHARE")
     given = options.parse_args()
     # Children and workers find the stages of nothing here.
     os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parents[1])
@@ -295,7 +300,7 @@ def main() -> None:
         case "memory":
             memory(given.text)
         case "duplicates":
-            duplicates(given.documents)
+            duplicates(given.documents, given.copies)
         case "list":
             list_files(given.files)
         case "sample":

@@ -12,6 +12,7 @@ from tasks.text.clean import clean
 from tasks.text.count_lines import CountLinesConfig, count_lines
 from tasks.text.decontaminate import decontaminate
 from tasks.text.deduplicate import DeduplicateConfig, deduplicate
+from tasks.text.find_copies import find_copies
 from tasks.text.find_duplicates import find_duplicates
 from tasks.text.find_repeated_lines import FindRepeatedLinesConfig, find_repeated_lines
 from tasks.text.ingest import ingest
@@ -33,6 +34,7 @@ class Text:
     repeated: Node | None
     cleaned: Node
     signatures: Node
+    copies: Node
     pairs: Node
     duplicates: Node
     index: Node
@@ -69,11 +71,12 @@ def prepare_text(recipe: Recipe, tokenizer: Node | None = None, former: Node | N
     signatures = minhash(recipe.minhash, documents=cleaned)
     sides = {"kept_ids": recipe.split.validation_ids, "kept_source": recipe.split.validation_source}
     how = DeduplicateConfig(seed=recipe.split.seed, **sides, **dict(recipe.deduplicate))
-    pairs = find_duplicates(recipe.minhash, signatures=signatures)
+    copies = find_copies(signatures=signatures)
+    pairs = find_duplicates(recipe.minhash, signatures=signatures, copies=copies)
     more = {"former": former} if former else {}
     if recipe.deduplicate.prefer_field:
         more["documents"] = cleaned
-    duplicates = deduplicate(how, signatures=signatures, pairs=pairs, **more)
+    duplicates = deduplicate(how, signatures=signatures, copies=copies, pairs=pairs, **more)
     index = index_benchmarks(IndexBenchmarksConfig.of(recipe.index_benchmarks, recipe.evaluate_model))
     contaminated = decontaminate(documents=cleaned, index=index)
     selection = split(recipe.split, documents=cleaned, duplicates=duplicates, contaminated=contaminated)
@@ -85,6 +88,7 @@ def prepare_text(recipe: Recipe, tokenizer: Node | None = None, former: Node | N
         repeated,
         cleaned,
         signatures,
+        copies,
         pairs,
         duplicates,
         index,

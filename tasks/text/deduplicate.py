@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterator
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,12 +12,12 @@ from pydantic import Field
 from model.base_config import Config
 from tasks.engine.progress import progress
 from tasks.engine.stage import Artifact, Metrics, stage
-from tasks.tables import Schema, read_table, write_arrays
+from tasks.tables import Schema, arrow_schema, read_table, write_arrays
 from tasks.text.documents import DOCUMENTS, text_digest
 from tasks.text.fields import field_of
 from tasks.text.groups import CLUSTERS, CLUSTERS_SCHEMA, GROUPS, GROUPS_SCHEMA, LISTED, draw
 from tasks.text.selection import SELECTION, SIDES, TRAIN, VALIDATION
-from tasks.text.signatures import ALIKE, NEAR, SIGNED
+from tasks.text.signatures import AGAIN, ALIKE, COPIES, NEAR, SIGNED, SIGNED_SCHEMA
 from tasks.text.verdicts import VERDICTS, VERDICTS_SCHEMA, dropped, kept
 
 _RANKS = (LISTED, VALIDATION, TRAIN, "")
@@ -95,24 +96,24 @@ class _Signed:
         """The numbers of the documents of a shard."""
         return range(self.bounds[shard], self.bounds[shard + 1])
 
-    def places(self, numbers: Any) -> Iterator[tuple[int, dict[int, int]]]:
-        """The shards that hold the documents with these numbers, sorted, and the row of each in its shard."""
+    def places(self, numbers: Any) -> Iterator[tuple[int, Any]]:
+        """The shards that hold the documents with these numbers, sorted, and the rows of these in each."""
         import numpy as np
 
         bounds = np.searchsorted(numbers, self.bounds)
         for shard in np.flatnonzero(np.diff(bounds)).tolist():
-            first = self.bounds[shard]
-            own = numbers[bounds[shard] : bounds[shard + 1]].tolist()
-            yield shard, {number: number - first for number in own}
+            yield shard, numbers[bounds[shard] : bounds[shard + 1]] - self.bounds[shard]
 
-    def at(self, numbers: Any) -> dict[int, dict[str, Any]]:
-        """The documents with these numbers, sorted."""
-        found: dict[int, dict[str, Any]] = {}
-        for shard, places in self.places(numbers):
-            table = read_table(self.shards[shard] / SIGNED).take(list(places.values()))
-            rows = zip(places, table.to_pylist(), self.ranks(table).tolist(), strict=True)
-            found.update((number, {**row, "rank": rank}) for number, row, rank in rows)
-        return found
+    def at(self, numbers: Any) -> Any:
+        """The documents with these numbers, sorted: a table of what was signed, and the rank of each."""
+        import pyarrow as pa
+
+        schema = arrow_schema(SIGNED_SCHEMA).append(pa.field("rank", pa.int8()))
+        found = [schema.empty_table()]
+        for shard, rows in self.places(numbers):
+            table = read_table(self.shards[shard] / SIGNED).take(rows)
+            found.append(table.append_column("rank", pa.array(self.ranks(table))))
+        return pa.concat_tables(found)
 
 
 def _set_sides(ranks: Any, known: dict[str, Any], digests: Any) -> None:
@@ -144,111 +145,151 @@ def _former_sides(former: Artifact | None) -> tuple[dict[str, Any], dict[str, An
     return of_texts, of_names
 
 
-def _values(
-    config: DeduplicateConfig, documents: Artifact | None, numbers: Any, signed: _Signed
-) -> dict[int, Any]:
+def _values(documents: Artifact, field: str, signed: _Signed, numbers: Any) -> list[Any]:
     """What the documents with these numbers, sorted, have in the field by which one of them stays."""
-    if config.prefer_field is None:
-        return {}
-    assert documents is not None, "a graph with prefer_field gives the documents"
-    column = "text" if config.prefer_field == "bytes" else "metadata"
-    values: dict[int, Any] = {}
-    for shard, places in signed.places(numbers):
-        cells = read_table(documents.shards[shard] / DOCUMENTS, [column]).column(column)
-        for number, row in places.items():
-            cell = cells[row].as_py()
-            values[number] = (
-                len(cell.encode()) if column == "text" else field_of(json.loads(cell), config.prefer_field)
-            )
+    column = "text" if field == "bytes" else "metadata"
+    values = []
+    for shard, rows in signed.places(numbers):
+        for cell in read_table(documents.shards[shard] / DOCUMENTS, [column]).column(column).take(rows):
+            told = cell.as_py()
+            values.append(len(told.encode()) if column == "text" else field_of(json.loads(told), field))
     return values
 
 
-def _in_order(
-    config: DeduplicateConfig, cluster: list[int], documents: dict[int, Any], values: dict[int, Any]
-) -> list[int]:
-    """The documents of a cluster, the one that stays first: by sides of an earlier run, sources, field, and a hash."""
-    ordered = sorted(cluster, key=lambda n: (documents[n]["digest"], documents[n]["id"]))
-    having = [n for n in ordered if values.get(n) not in (None, "")]
-    if having:
-        are_numbers = all(isinstance(values[n], int | float) for n in having)
-        having.sort(
-            key=lambda n: values[n] if are_numbers else str(values[n]), reverse=config.prefer == "largest"
+def _by_value(places: list[int], values: list[Any], config: SurvivorConfig) -> list[int]:
+    """Documents of a cluster, those first that have a value, as the recipe prefers them; else in the order in which they are."""
+    having = [place for place in places if values[place] not in (None, "")]
+    are_numbers = all(isinstance(values[place], int | float) for place in having)
+    having.sort(
+        key=lambda place: values[place] if are_numbers else str(values[place]),
+        reverse=config.prefer == "largest",
+    )
+    return having + [place for place in places if values[place] in (None, "")]
+
+
+def _joined(copies: Artifact, pairs: Artifact, kind: str) -> tuple[Any, Any]:
+    """Components over pairs of a kind and over copies: numbers of documents, sorted, and the label of each."""
+    import numpy as np
+
+    from tasks.text.equal_keys import components, with_copies
+
+    equal, again = np.load(copies.path / COPIES), np.load(copies.path / AGAIN)
+    is_again = np.isin(equal[:, 1], again)
+    parts = (np.load(part / kind) for part in pairs.shards)
+    return with_copies(*components(chain([equal[~is_again]], parts)), equal[is_again])
+
+
+class _Clusters:
+    """The documents that have near-duplicates, in arrays: sorted by number, and cluster by cluster.
+
+    Attributes:
+        numbers: of the documents, sorted; `documents` is a table of what was signed of them.
+        order: their places in `numbers`, cluster by cluster, in each the one that stays first.
+        begins, ends: where the cluster of each is in `order`.
+    """
+
+    def __init__(self, found: tuple[Any, Any], signed: _Signed, texts: Artifact | None) -> None:
+        import numpy as np
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        self.numbers, labels = found
+        config, self.documents = signed.config, signed.at(self.numbers)
+        self.ranks = self.documents.column("rank").to_numpy()
+        self.digests = self.documents.column("text_digest").to_numpy()
+        order = np.lexsort((self.documents.column("digest").to_numpy(), labels))
+        bounds = np.flatnonzero(np.diff(labels[order], prepend=-1, append=-1))
+        if config.prefer_field:
+            assert texts is not None, "a graph with prefer_field gives the documents"
+            values = _values(texts, config.prefer_field, signed, self.numbers)
+            for begin, end in pairwise(bounds.tolist()):
+                order[begin:end] = _by_value(order[begin:end].tolist(), values, config)
+        listed = pa.array(config.prefer_sources, pa.string())
+        sources = pc.index_in(self.documents.column("source"), listed)
+        sources = pc.fill_null(sources, len(listed)).to_numpy()
+        self.order = order[np.lexsort((sources[order], self.ranks[order], labels[order]))]
+        self.n_clusters = max(0, len(bounds) - 1)
+        self.begins, self.ends = np.empty_like(order), np.empty_like(order)
+        sizes = np.diff(bounds)
+        self.begins[self.order] = np.repeat(bounds[:-1], sizes)
+        self.ends[self.order] = np.repeat(bounds[1:], sizes)
+
+    def _id(self, place: int) -> str:
+        return self.documents.column("id")[place].as_py()
+
+    def _verdict(self, place: int, survivor: int) -> dict[str, Any] | None:
+        """The verdict on a document, if it is not plainly to keep."""
+        begin, end = int(self.begins[place]), int(self.ends[place])
+        if place != survivor:
+            if self.ranks[place] == 0:
+                return None
+            is_equal = self.digests[place] == self.digests[survivor]
+            reason, what = (
+                ("the same text", "the same text as") if is_equal else ("near-duplicate", "near-duplicate of")
+            )
+            detail = f"{what} {self._id(survivor)}, in a cluster of {end - begin}"
+            return dropped("deduplicate", reason, detail)
+        # Those that the recipe lists come first in a cluster, and stay.
+        begin += 1
+        while begin < end and self.ranks[self.order[begin]] == 0:
+            begin += 1
+        if begin == end:
+            return None
+        more = f" and {end - begin - 3} more" if end - begin > 3 else ""
+        others = ", ".join(map(self._id, self.order[begin : min(end, begin + 3)].tolist()))
+        return kept(f"stands for {others}{more}")
+
+    def rows(self, numbers: range) -> tuple[dict[int, dict[str, Any]], dict[int, dict[str, Any]]]:
+        """Verdicts that are not plainly to keep, and clusters, of the documents with these numbers."""
+        import numpy as np
+
+        verdicts, clusters = {}, {}
+        first, last = np.searchsorted(self.numbers, [numbers.start, numbers.stop]).tolist()
+        for place, number in zip(range(first, last), self.numbers[first:last].tolist(), strict=True):
+            survivor = int(self.order[self.begins[place]])
+            size = int(self.ends[place] - self.begins[place])
+            clusters[number] = {"cluster": self._id(survivor), "cluster_size": size}
+            verdict = self._verdict(place, survivor)
+            if verdict:
+                verdicts[number] = verdict
+        return verdicts, clusters
+
+
+class _Groups:
+    """The documents that are alike another one, sorted by number, and draw and rank of the group of each, in arrays."""
+
+    def __init__(self, found: tuple[Any, Any], signed: _Signed) -> None:
+        import numpy as np
+
+        self.numbers, labels = found
+        documents, n_groups = signed.at(self.numbers), int(labels.max(initial=-1)) + 1
+        digests = documents.column("text_digest").to_numpy()
+        draws = np.fromiter(
+            (draw(signed.config.seed, int(digest)) for digest in digests), np.uint64, len(digests)
         )
-        ordered = having + [n for n in ordered if values.get(n) in (None, "")]
-    places = {source: place for place, source in enumerate(config.prefer_sources)}
-    ordered.sort(key=lambda n: places.get(documents[n]["source"], len(places)))
-    return sorted(ordered, key=lambda n: documents[n]["rank"])
-
-
-_Clusters = list[list[int]]
-"""The documents of each cluster, by number, the one that stays first."""
-
-
-def _clusters_of(
-    components: tuple[Any, Any], signed: _Signed, texts: Artifact | None
-) -> tuple[_Clusters, dict[int, Any]]:
-    """The clusters of near-duplicates, and what was signed of their documents."""
-    numbers, labels = components
-    documents = signed.at(numbers)
-    members: dict[int, list[int]] = {}
-    for number, label in zip(numbers.tolist(), labels.tolist(), strict=True):
-        members.setdefault(label, []).append(number)
-    values = _values(signed.config, texts, numbers, signed)
-    return [_in_order(signed.config, cluster, documents, values) for cluster in members.values()], documents
-
-
-def _verdicts_on(clusters: _Clusters, documents: dict[int, Any]) -> dict[int, dict[str, Any]]:
-    """The verdicts that are not plainly to keep: on the documents of clusters, by number."""
-    verdicts = {}
-    for first, *rest in clusters:
-        survivor = documents[first]
-        others = [documents[number]["id"] for number in rest if documents[number]["rank"]]
-        if others:
-            more = f" and {len(others) - 3} more" if len(others) > 3 else ""
-            verdicts[first] = kept(f"stands for {', '.join(others[:3])}{more}")
-        for number in rest:
-            if documents[number]["rank"]:
-                is_equal = documents[number]["text_digest"] == survivor["text_digest"]
-                reason = "the same text" if is_equal else "near-duplicate"
-                what = "the same text as" if is_equal else "near-duplicate of"
-                detail = f"{what} {survivor['id']}, in a cluster of {len(rest) + 1}"
-                verdicts[number] = dropped("deduplicate", reason, detail)
-    return verdicts
-
-
-def _groups_of(groups: tuple[Any, Any], signed: _Signed, seed: int) -> dict[int, dict[str, Any]]:
-    """draw and held of the documents that are alike another one, by number."""
-    numbers, labels = (array.tolist() for array in groups)
-    documents = signed.at(groups[0])
-    draws: dict[int, int] = {}
-    ranks: dict[int, int] = {}
-    for number, label in zip(numbers, labels, strict=True):
-        own = draw(seed, documents[number]["text_digest"])
-        draws[label] = min(draws.get(label, own), own)
+        least_draws = np.full(n_groups, np.iinfo(np.uint64).max, np.uint64)
+        np.minimum.at(least_draws, labels, draws)
         # What is held out stays held out, whatever it turns out to be alike to.
-        ranks[label] = min(ranks.get(label, len(_RANKS)), documents[number]["rank"])
-    return {
-        number: {"draw": draws[label], "held": _RANKS[ranks[label]]}
-        for number, label in zip(numbers, labels, strict=True)
-    }
+        first_ranks = np.full(n_groups, len(_RANKS) - 1, np.int8)
+        np.minimum.at(first_ranks, labels, documents.column("rank").to_numpy())
+        self.draws, self.ranks = least_draws[labels], first_ranks[labels]
 
+    def set(self, draws: Any, ranks: Any, numbers: range) -> None:
+        """Give the documents with these numbers that are in a group its draw and rank."""
+        import numpy as np
 
-def _columns(row: dict[str, Any], numbers: range) -> dict[str, list[Any]]:
-    """Columns in which every row is this one."""
-    return {name: [value] * len(numbers) for name, value in row.items()}
+        first, last = np.searchsorted(self.numbers, [numbers.start, numbers.stop])
+        rows = self.numbers[first:last] - numbers.start
+        draws[rows], ranks[rows] = self.draws[first:last], self.ranks[first:last]
 
 
 def _write(
-    path: Path, columns: dict[str, Any], rows: dict[int, dict[str, Any]], numbers: range, schema: Schema
+    path: Path, usual: dict[str, Any], rows: dict[int, dict[str, Any]], numbers: range, schema: Schema
 ) -> None:
-    """Write a table of the documents with these numbers.
-
-    Args:
-        columns: of the usual rows.
-        rows: the others, by number, of all shards.
-    """
-    for number in rows.keys() & numbers:
-        for name, value in rows[number].items():
+    """Write a table of the documents with these numbers: the usual row, but where another one is given for a number."""
+    columns = {name: [value] * len(numbers) for name, value in usual.items()}
+    for number, row in rows.items():
+        for name, value in row.items():
             columns[name][number - numbers.start] = value
     write_arrays(path, columns, schema)
 
@@ -257,6 +298,7 @@ def _write(
 def deduplicate(
     config: DeduplicateConfig,
     signatures: Artifact,
+    copies: Artifact,
     pairs: Artifact,
     out: Path,
     former: Artifact | None = None,
@@ -271,40 +313,34 @@ def deduplicate(
     not the documents.
 
     Args:
+        copies: result of find_copies.
         pairs: result of find_duplicates.
         documents: what was signed, where a field of the metadata decides what stays.
         former: selection of an earlier run, whose sides its texts keep, also where somebody changed them since.
     """
     import numpy as np
 
-    from tasks.text.equal_keys import components
-
     signed = _Signed(config, signatures.shards, former)
-    n_shards = len(signatures.shards)
-    near = components(np.load(part / NEAR) for part in pairs.shards)
-    clusters, of_clusters = _clusters_of(near, signed, documents)
-    verdicts = _verdicts_on(clusters, of_clusters)
-    of_cluster = {
-        number: {"cluster": of_clusters[cluster[0]]["id"], "cluster_size": len(cluster)}
-        for cluster in clusters
-        for number in cluster
-    }
-    alone = {"cluster": None, "cluster_size": 1}
-    groups = _groups_of(components(np.load(part / ALIKE) for part in pairs.shards), signed, config.seed)
-    for shard in range(n_shards):
+    clusters = _Clusters(_joined(copies, pairs, NEAR), signed, documents)
+    groups = _Groups(_joined(copies, pairs, ALIKE), signed)
+    gone: Counter[str] = Counter()
+    for shard, folder in enumerate(signatures.shards):
         folder_of_shard, numbers = out / "shards" / f"{shard:05d}", signed.numbers(shard)
-        table = read_table(signatures.shards[shard] / SIGNED, ["id", "source", "text_digest"])
-        draws = [draw(config.seed, digest) for digest in table.column("text_digest").to_pylist()]
-        held = [_RANKS[rank] for rank in signed.ranks(table).tolist()]
-        usual = {"draw": np.array(draws, np.uint64), "held": held}
-        _write(folder_of_shard / VERDICTS, _columns(kept(), numbers), verdicts, numbers, VERDICTS_SCHEMA)
-        _write(folder_of_shard / GROUPS, usual, groups, numbers, GROUPS_SCHEMA)
-        _write(folder_of_shard / CLUSTERS, _columns(alone, numbers), of_cluster, numbers, CLUSTERS_SCHEMA)
-        progress(shard + 1, n_shards, "shards")
-    gone = Counter(verdict["reason"] for verdict in verdicts.values() if not verdict["kept"])
+        verdicts, of_cluster = clusters.rows(numbers)
+        gone.update(verdict["reason"] for verdict in verdicts.values() if not verdict["kept"])
+        _write(folder_of_shard / VERDICTS, kept(), verdicts, numbers, VERDICTS_SCHEMA)
+        alone = {"cluster": None, "cluster_size": 1}
+        _write(folder_of_shard / CLUSTERS, alone, of_cluster, numbers, CLUSTERS_SCHEMA)
+        table = read_table(folder / SIGNED, ["id", "source", "text_digest"])
+        digests, ranks = table.column("text_digest").to_pylist(), signed.ranks(table)
+        draws = np.array([draw(config.seed, digest) for digest in digests], np.uint64)
+        groups.set(draws, ranks, numbers)
+        held = [_RANKS[rank] for rank in ranks.tolist()]
+        write_arrays(folder_of_shard / GROUPS, {"draw": draws, "held": held}, GROUPS_SCHEMA)
+        progress(shard + 1, len(signatures.shards), "shards")
     return {
         "documents": signed.bounds[-1],
-        "clusters": len(clusters),
-        "removed": sum(gone.values()),
+        "clusters": clusters.n_clusters,
+        "removed": gone.total(),
         "same_text": gone["the same text"],
     }

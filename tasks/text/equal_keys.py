@@ -80,6 +80,30 @@ def pairs_of(numbers: np.ndarray, starts: np.ndarray) -> np.ndarray:
     return np.unique(np.concatenate((before, first)), axis=0) if len(later) else np.empty((0, 2), np.int64)
 
 
+def copies_of(numbers: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """The first document of each run, and each of the others. (others, 2), int64."""
+    later = np.flatnonzero(starts != np.arange(len(starts)))
+    return np.stack((numbers[starts[later]], numbers[later]), 1)
+
+
+def with_copies(members: np.ndarray, labels: np.ndarray, copies: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Components to which copies were added, each to that of the document it is a copy of, which may have had none.
+
+    Args:
+        members, labels: as of `components`.
+        copies: the document and the copy, int64 (copies, 2); no copy stands twice, or is among `members`.
+    """
+    alone = np.setdiff1d(copies[:, 0], members)
+    labels = np.concatenate((labels, len(np.unique(labels)) + np.arange(len(alone), dtype=labels.dtype)))
+    members = np.concatenate((members, alone))
+    order = np.argsort(members)
+    members, labels = members[order], labels[order]
+    of_copies = labels[np.searchsorted(members, copies[:, 0])]
+    members, labels = np.concatenate((members, copies[:, 1])), np.concatenate((labels, of_copies))
+    order = np.argsort(members)
+    return members[order], labels[order]
+
+
 def components(edges: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Numbers of the documents that have an edge, sorted, and the number of the component of each, counted from 0.
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from tasks.tables import count_rows, read_table
-from tasks.text.equal_keys import KeyRuns, pairs_of
+from tasks.text.equal_keys import KeyRuns, copies_of, pairs_of
 from tasks.text.signatures import ROWS, SIGNATURES, SIGNED, MinhashConfig
 
 _HASHES_OF_A_BAND, _LEAST_SHARE = 2, 0.2
@@ -42,9 +42,11 @@ class Signatures:
         numbers = self.firsts[shard] + np.load(self.shards[shard] / ROWS, mmap_mode="r").astype(np.int64)
         return np.load(self.shards[shard] / SIGNATURES, mmap_mode="r"), numbers
 
-    def digests(self, shard: int, column: str) -> np.ndarray:
-        """A digest of each document of a shard: `digest` of id and text, or `text_digest`."""
-        return read_table(self.shards[shard] / SIGNED, [column]).column(column).to_numpy()
+    def without(self, again: np.ndarray, shard: int) -> np.ndarray:
+        """Which documents of a shard that have a signature are not among those of `again`, sorted: their places among the signed."""
+        _, numbers = self.of(shard)
+        places = np.searchsorted(again, numbers).clip(max=max(0, len(again) - 1))
+        return np.flatnonzero(again[places] != numbers) if len(again) else np.arange(len(numbers))
 
     def at(self, numbers: np.ndarray, hashes: slice) -> np.ndarray:
         """Some hashes of documents that have a signature, uint32 (documents, hashes)."""
@@ -86,40 +88,57 @@ def _merged(pairs: Iterator[np.ndarray]) -> np.ndarray:
     return np.unique(np.concatenate([np.empty((0, 2), np.int64), *pairs]), axis=0)
 
 
-def pairs_of_texts(signatures: Signatures, folder: Path) -> np.ndarray:
-    """Pairs of documents with equal texts, by number, int64 (pairs, 2).
+def copies_among(signatures: Signatures, folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Documents whose text another one has, and those of them whose signature another one has too.
 
     Args:
         folder: an empty folder.
+
+    Returns:
+        The first of each, by digest, and the copy, in the order of the copies: by number, int64 (copies, 2); and numbers,
+        sorted: of copies that are signed by the same kind of words as one before them.
     """
     runs = KeyRuns(folder, 1, signatures.n_documents)
     for shard, first in enumerate(signatures.firsts.tolist()):
-        digests = signatures.digests(shard, "digest")
-        numbers = first + np.arange(len(digests), dtype=np.uint64)
-        runs.add(0, signatures.digests(shard, "text_digest"), digests, numbers)
-    return _merged(pairs_of(*run) for run in runs.runs(0))
+        of_shard = read_table(signatures.shards[shard] / SIGNED, ["text_digest", "digest", "is_code"])
+        texts, digests, are_code = (column.to_numpy() for column in of_shard.columns)
+        numbers = first + np.arange(len(of_shard), dtype=np.uint64)
+        runs.add(0, texts, digests, 2 * numbers + are_code)
+    copies, again = [np.empty((0, 2), np.int64)], [np.empty(0, np.int64)]
+    for twice, starts in runs.runs(0):
+        numbers, are_code = twice // 2, twice % 2
+        copies.append(copies_of(numbers, starts))
+        is_again = np.ones(len(numbers), bool)
+        is_again[np.unique(2 * starts + are_code, return_index=True)[1]] = False
+        again.append(numbers[is_again])
+    pairs = np.concatenate(copies)
+    return pairs[np.argsort(pairs[:, 1])], np.sort(np.concatenate(again))
 
 
 def pairs_of_bucket(
-    config: MinhashConfig, bucket: int, signatures: Signatures, folder: Path
+    config: MinhashConfig, bucket: int, signatures: Signatures, again: np.ndarray, folder: Path
 ) -> tuple[np.ndarray, np.ndarray]:
     """Pairs that share a bucket of hashes, and pairs that share a band of it and are alike; by number, int64 (pairs, 2).
 
     Memory follows the duplicates, not the documents.
 
     Args:
+        again: numbers of documents, sorted, that are left out, since another one has their signature.
         folder: an empty folder.
     """
     begin, length = bucket * config.hashes_per_bucket, config.hashes_per_bucket
     bands = range(begin, begin + length - _HASHES_OF_A_BAND + 1, _HASHES_OF_A_BAND)
     kinds = [(begin, length), *((first, _HASHES_OF_A_BAND) for first in bands)]
+    whole = slice(begin, begin + length)
     runs = KeyRuns(folder, len(kinds), signatures.n_documents)
     for shard, first in enumerate(signatures.firsts.tolist()):
         hashes, signed = signatures.of(shard)
-        digests = signatures.digests(shard, "digest")[signed - first]
+        places = signatures.without(again, shard)
+        hashes, signed = hashes[whole, places], signed[places]
+        digests = read_table(signatures.shards[shard] / SIGNED, ["digest"]).column("digest").to_numpy()
         for kind, (start, n_hashes) in enumerate(kinds):
-            runs.add(kind, _key(hashes[start : start + n_hashes]), digests, signed.astype(np.uint64))
-    whole = slice(begin, begin + length)
+            own = hashes[start - begin : start - begin + n_hashes]
+            runs.add(kind, _key(own), digests[signed - first], signed.astype(np.uint64))
     near = _merged(_checked(signatures, pairs_of(*run), whole, 1.0) for run in runs.runs(0))
     alike = _merged(
         _checked(signatures, pairs_of(*run), slice(None), _LEAST_SHARE)

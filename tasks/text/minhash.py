@@ -61,8 +61,9 @@ def minhash(config: MinhashConfig, documents: Shard, out: Path) -> Metrics:
             "source": source,
             "digest": document_digest(identifier, text),
             "text_digest": text_digest(text),
+            "is_code": is_code,
         }
-        for identifier, source, text in zip(ids, sources, texts, strict=True)
+        for identifier, source, text, is_code in zip(ids, sources, texts, are_code.tolist(), strict=True)
     ]
     write_table(out / SIGNED, described, SIGNED_SCHEMA)
     return {"documents": len(ids), "signed": len(rows)}

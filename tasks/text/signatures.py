@@ -7,12 +7,22 @@ from tasks.tables import Schema
 
 SIGNATURES, ROWS = "signatures.npy", "rows.npy"
 """The signatures of a shard, uint32 (hashes, signed documents), and which rows of its documents they are of, in order."""
+COPIES, AGAIN = "copies.npy", "again.npy"
+"""Documents whose text another one has, int64 (copies, 2), the first of them and the copy; and those among them whose signature
+another one has too, int64 (documents,)."""
 NEAR, ALIKE = "near.npy", "alike.npy"
 """Pairs of documents that are near-duplicates, and pairs that are alike, int64 (pairs, 2)."""
 SIGNED = "signed.parquet"
 """Beside the signatures: what was signed, a row for each row of the documents."""
 
-SIGNED_SCHEMA: Schema = {"id": "string", "source": "string", "digest": "uint64", "text_digest": "uint64"}
+SIGNED_SCHEMA: Schema = {
+    "id": "string",
+    "source": "string",
+    "digest": "uint64",
+    "text_digest": "uint64",
+    "is_code": "bool",
+}
+"""is_code: whether marks of punctuation were words of its signature."""
 
 
 class MinhashConfig(Config):

@@ -20,6 +20,7 @@ STAGES = [
     "ingest",
     "clean",
     "minhash",
+    "find_copies",
     "find_duplicates",
     "deduplicate",
     "index_benchmarks",

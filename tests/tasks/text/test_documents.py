@@ -24,11 +24,12 @@ from tasks.text.clean import CleanConfig, clean
 from tasks.text.decontaminate import decontaminate
 from tasks.text.deduplicate import DeduplicateConfig, deduplicate
 from tasks.text.documents import DOCUMENTS_SCHEMA
+from tasks.text.find_copies import find_copies
 from tasks.text.find_duplicates import find_duplicates, list_buckets
 from tasks.text.groups import draw
 from tasks.text.likeness import first_numbers
 from tasks.text.minhash import minhash
-from tasks.text.signatures import NEAR, ROWS, SIGNATURES, SIGNED, SIGNED_SCHEMA, MinhashConfig
+from tasks.text.signatures import COPIES, NEAR, ROWS, SIGNATURES, SIGNED, SIGNED_SCHEMA, MinhashConfig
 from tasks.text.split import SplitConfig, split
 from tasks.text.verdicts import VERDICTS_SCHEMA, kept
 
@@ -173,22 +174,22 @@ def sign(folder: Path, texts: dict[str, str]) -> Path:
     return out
 
 
-def find_pairs(out: Path, shards: list[Path]) -> Artifact:
-    """Result of find_duplicates."""
-    parts = []
+def find_pairs(out: Path, shards: list[Path]) -> dict[str, Artifact]:
+    """Results of find_copies and find_duplicates, as inputs of deduplicate beside the signatures."""
+    parts, signed, copies = [], Artifact(out, tuple(shards)), out / "copies"
+    copies.mkdir(parents=True)
+    find_copies.fn(signatures=signed, out=copies)
     for number, piece in enumerate(list_buckets(MinhashConfig(), SourceDigests()).each):
         parts.append(out / str(number))
-        parts[-1].mkdir(parents=True)
-        signed = Artifact(out, tuple(shards))
-        find_duplicates.fn(MinhashConfig(), signatures=signed, piece=Piece(piece), out=parts[-1])
-    return Artifact(out, tuple(parts))
+        parts[-1].mkdir()
+        given = {"signatures": signed, "copies": Artifact(copies), "piece": Piece(piece)}
+        find_duplicates.fn(MinhashConfig(), **given, out=parts[-1])
+    return {"signatures": signed, "copies": Artifact(copies), "pairs": Artifact(out, tuple(parts))}
 
 
 def removed(out: Path, shards: list[Path], **config) -> list[tuple[int, int]]:
     out.mkdir(parents=True)
-    pairs = find_pairs(out / "pairs", shards)
-    signatures = Artifact(out, tuple(shards))
-    deduplicate.fn(DeduplicateConfig(**config), signatures=signatures, pairs=pairs, out=out)
+    deduplicate.fn(DeduplicateConfig(**config), **find_pairs(out / "pairs", shards), out=out)
     return [
         (position, row)
         for position in range(len(shards))
@@ -301,15 +302,13 @@ def test_the_recipe_says_which_duplicate_stays(tmp_path: Path, prose: list[str])
     signed = tmp_path / "signed"
     signed.mkdir()
     minhash.fn(MinhashConfig(), documents=Shard(folder), out=signed)
-    pairs, signatures = find_pairs(tmp_path / "pairs", [signed]), Artifact(tmp_path, (signed,))
+    found = find_pairs(tmp_path / "pairs", [signed])
 
     def stays(name: str, **fields) -> str:
         out = tmp_path / name
         out.mkdir()
         texts = Artifact(folder, (folder,)) if "prefer_field" in fields else None
-        deduplicate.fn(
-            DeduplicateConfig(**fields), signatures=signatures, pairs=pairs, documents=texts, out=out
-        )
+        deduplicate.fn(DeduplicateConfig(**fields), **found, documents=texts, out=out)
         shard = out / "shards" / "00000"
         clusters = read_table(shard / "clusters.parquet").to_pylist()
         (survivor,) = {row["cluster"] for row in clusters}
@@ -377,21 +376,22 @@ def test_more_shards_than_files_that_may_be_open(tmp_path: Path):
         names = [f"t/{number}-{row}" for row in range(3)]
         write_arrays(
             shard / SIGNED,
-            {"id": names, "source": ["t"] * 3, "digest": digests[0], "text_digest": digests[1]},
+            {
+                "id": names,
+                "source": ["t"] * 3,
+                "digest": digests[0],
+                "text_digest": digests[1],
+                "is_code": [False] * 3,
+            },
             SIGNED_SCHEMA,
         )
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     opened = len(list(Path("/proc/self/fd").iterdir()))
     resource.setrlimit(resource.RLIMIT_NOFILE, (opened + 32, before[1]))
     try:
-        pairs = find_pairs(tmp_path / "pairs", shards)
+        found = find_pairs(tmp_path / "pairs", shards)
         (tmp_path / "out").mkdir()
-        metrics = deduplicate.fn(
-            DeduplicateConfig(),
-            signatures=Artifact(tmp_path, tuple(shards)),
-            pairs=pairs,
-            out=tmp_path / "out",
-        )
+        metrics = deduplicate.fn(DeduplicateConfig(), **found, out=tmp_path / "out")
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
     assert (metrics["clusters"], metrics["removed"]) == (1, 99)
@@ -409,11 +409,49 @@ def test_components_do_not_depend_on_parts(parts: list[list[tuple[int, int]]]):
     assert all(label[a] == label[b] for part in parts for a, b in part)
 
 
+@given(
+    st.lists(st.tuples(st.integers(0, 15), st.integers(0, 15)), max_size=12),
+    st.dictionaries(st.integers(16, 40), st.integers(0, 15)),
+)
+def test_copies_are_of_the_component_of_what_they_copy(pairs, copied):
+    edges = np.array(pairs, np.int64).reshape(-1, 2)
+    copies = np.array([(first, copy) for copy, first in sorted(copied.items())], np.int64).reshape(-1, 2)
+    members, labels = equal_keys.with_copies(*equal_keys.components([edges]), copies)
+    at_once, labels_at_once = equal_keys.components([np.concatenate((edges, copies))])
+    assert members.tolist() == at_once.tolist()
+    assert len(set(zip(labels.tolist(), labels_at_once.tolist(), strict=True))) == len(set(labels.tolist()))
+    assert len(set(labels.tolist())) == len(set(labels_at_once.tolist()))
+
+
+def test_of_copies_one_is_compared(tmp_path: Path, prose: list[str]):
+    """But each kind of signature: source code and prose with one text are signed by other words."""
+    code = Path(test_clean_gives_each_row_one_verdict.__code__.co_filename).read_text()[:6_000]
+    texts = {**{f"{i}": prose[0] for i in range(5)}, **{f"code{i}": code for i in range(4)}}
+    shards = []
+    for profile in ("plain", "code"):
+        shards.append(tmp_path / f"{profile}-signed")
+        rows = {f"{profile}{name}": text for name, text in texts.items()}
+        if profile == "code":
+            rows["near"] = with_noise(code, 0.002, 1)
+        minhash.fn(
+            MinhashConfig(),
+            documents=Shard(write_shard(tmp_path / profile, rows, profile=profile)),
+            out=shards[-1],
+        )
+    found = find_pairs(tmp_path / "pairs", shards)
+    assert len(np.load(found["copies"].path / COPIES)) == 9 + 7
+    compared = {tuple(pair) for part in found["pairs"].shards for pair in np.load(part / NEAR).tolist()}
+    assert len(compared) == 1
+    (cluster,) = [members for members in own_clusters(tmp_path / "again", shards) if len(members) == 9]
+    assert (1, 9) in cluster
+    assert len(removed(tmp_path / "out", shards)) == 9 + 8
+
+
 def own_clusters(folder: Path, shards: list[Path]) -> set[frozenset[tuple[int, int]]]:
     firsts, _ = first_numbers(tuple(shards))
-    numbers, labels = equal_keys.components(
-        [np.load(part / NEAR) for part in find_pairs(folder, shards).shards]
-    )
+    found = find_pairs(folder, shards)
+    near = [np.load(part / NEAR) for part in found["pairs"].shards]
+    numbers, labels = equal_keys.components([np.load(found["copies"].path / COPIES), *near])
     places = np.searchsorted(firsts, numbers, side="right") - 1
     clusters: dict[int, set[tuple[int, int]]] = {}
     for number, place, label in zip(numbers.tolist(), places.tolist(), labels.tolist(), strict=True):
@@ -565,9 +603,8 @@ def sides_of(
     minhash.fn(MinhashConfig(), documents=Shard(shard), out=folder / "signed")
     (folder / "duplicates").mkdir()
     how = DeduplicateConfig(kept_ids=config.validation_ids, seed=config.seed)
-    signed = Artifact(folder, (folder / "signed",))
-    pairs = find_pairs(folder / "pairs", [folder / "signed"])
-    deduplicate.fn(how, signatures=signed, pairs=pairs, out=folder / "duplicates", former=former)
+    found = find_pairs(folder / "pairs", [folder / "signed"])
+    deduplicate.fn(how, **found, out=folder / "duplicates", former=former)
     (folder / "clean").mkdir()
     write_table(folder / "clean" / "verdicts.parquet", [kept() for _ in texts], VERDICTS_SCHEMA)
     duplicates = Shard(folder / "duplicates" / "shards" / "00000")

@@ -23,6 +23,7 @@ from tasks.training.reference_log_probabilities import (
     ReferenceLogProbabilitiesConfig,
     reference_log_probabilities,
 )
+from tasks.training.settings import check_stage
 
 
 def graph(recipe: FinetuneRecipe, base: Base) -> list[Node]:
@@ -37,6 +38,13 @@ def graph(recipe: FinetuneRecipe, base: Base) -> list[Node]:
         evaluate_model(recipe.evaluate_model, model=nodes[-1]),
     ]
     return topological([base.exported, base.model, base.tokenizer, *nodes, *scores])
+
+
+def _check(recipe: FinetuneRecipe, base: Base, windows_per_row: int = 1) -> None:
+    """Refuse adapters that the base has no place for, and a ZeRO stage that is not for such a training."""
+    if recipe.finetune.adapter:
+        recipe.finetune.adapter.check_targets(base.shape)
+    check_stage(recipe.finetune.dtype, recipe.machine, windows_per_row, "finetune")
 
 
 _LONGEST_WINDOW = 4096
@@ -69,6 +77,7 @@ def _learn_text(recipe: FinetuneRecipe, base: Base) -> list[Node]:
             f"finetune.replay_weight is {weight}, and the text that the base was trained on is not in the store: set it to 0, "
             "or take a run of scratchlm as base"
         )
+    _check(recipe, base)
     context_length = _window_length(recipe, base)
     assert recipe.ingest is not None
     shared = Recipe.model_fields.keys() & FinetuneRecipe.model_fields.keys() - {
@@ -108,7 +117,9 @@ def _learn_answers(recipe: FinetuneRecipe, base: Base) -> list[Node]:
     """Conversations or preferences; the last node is the exported model."""
     assert recipe.read_conversations is not None
     kind = recipe.read_conversations.kind
-    context_length = _window_length(recipe, base, windows_per_row=2 if kind == "preferences" else 1)
+    windows_per_row = 2 if kind == "preferences" else 1
+    _check(recipe, base, windows_per_row)
+    context_length = _window_length(recipe, base, windows_per_row)
     # What is learnt, and what is held out.
     conversations = read_conversations(recipe.read_conversations)
     duplicates = deduplicate_conversations(documents=conversations)

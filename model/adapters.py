@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from model.base_config import Config
 from model.budget import Beside, matrix_shapes
 from model.config import ModelConfig
+from model.errors import InputError
 from model.quantized import NF4_BYTES, alone, holder
 
 if TYPE_CHECKING:
@@ -51,6 +52,18 @@ class LowRankAdapter(Config):
                 "dora trains the lengths of rows, and base nf4 rounds the rows: set kind to lora, or base to full"
             )
         return self
+
+    def check_targets(self, config: ModelConfig) -> None:
+        """Refuse a model in which there is nothing to put an adapter beside.
+
+        Raises:
+            InputError: naming field, value and mend.
+        """
+        there = matrix_shapes(config)
+        if not there.keys() & set(self.targets):
+            raise InputError(
+                f"finetune.adapter.targets ({', '.join(self.targets)}): the base has none of them; it has {', '.join(there)}"
+            )
 
     def beside(self, config: ModelConfig) -> Beside:
         """What it adds to a model that need not exist."""

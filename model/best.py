@@ -58,6 +58,6 @@ def load_best(work: Path, state: dict[str, Any]) -> dict[str, Tensor]:
     if not path.is_file() or sha256_of_file(path) != state["best_sha256"]:
         raise ResumeError(
             f"the best weights, of step {state['best_steps']}, are damaged or gone ({path}): remove the folder {work} to "
-            "train again, or set train_model.keep to last"
+            "train again, or set keep to last"
         )
     return load_file(path)

@@ -13,10 +13,10 @@ from model.weights import build_model, parameter_shapes, read_weights
 
 
 def whole_model(spec: TrainSpec, *, is_trained: bool = False) -> Transformer:
-    """The model as it begins, adapters and all, float32 on the CPU.
+    """The model as it begins, adapters and all, on the CPU; float32 but for what is frozen.
 
     Args:
-        is_trained: whether it is to be trained: frozen matrices are then held as the adapter says.
+        is_trained: whether it is to be trained: what is frozen is then held as the adapter and the dtype say.
     """
     hold = spec.adapter.holder(spec.train.dtype, spec.machine.device) if spec.adapter and is_trained else None
     if spec.start:
@@ -27,6 +27,11 @@ def whole_model(spec: TrainSpec, *, is_trained: bool = False) -> Transformer:
     model = build_model(spec.model, spec.vocabulary_size, weights, hold)
     if spec.adapter:
         spec.adapter.add_to(model, spec.train.seed)
+    if spec.adapter and is_trained and spec.train.dtype == "bfloat16":
+        # The engine would round them too, but only where they are trained, which has no room for them as they were.
+        for weight in model.parameters():
+            if not weight.requires_grad and weight.is_floating_point():
+                weight.data = weight.data.bfloat16()
     return model
 
 

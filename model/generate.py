@@ -1,6 +1,6 @@
 """Generation: sampling with a key/value cache, several prompts at once, and text as it comes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -43,6 +43,10 @@ class Sampling(Config):
     seed: int = Field(0, ge=0, lt=2**63, description="Seed of the choice.")
 
 
+_LEAST_TEMPERATURE = 1e-6
+"""Below it the likeliest token is chosen in any case, and logits would become infinite."""
+
+
 def filter_logits(logits: Tensor, seen: Tensor, sampling: Sampling) -> Tensor:
     """Logits (V,) of one position, with what may not be chosen at minus infinity.
 
@@ -61,7 +65,7 @@ def filter_logits(logits: Tensor, seen: Tensor, sampling: Sampling) -> Tensor:
         )
     if sampling.temperature == 0:
         return logits
-    logits = logits / sampling.temperature
+    logits = logits / max(sampling.temperature, _LEAST_TEMPERATURE)
     if 0 < sampling.top_k < len(logits):
         logits = logits.masked_fill(logits < logits.topk(sampling.top_k).values[-1], -torch.inf)
     if sampling.top_p < 1:
@@ -118,7 +122,7 @@ def generate(
     """The next token of every prompt, again and again; None for a prompt that has ended.
 
     A row ends after an id of `ends`, which it yields, or after `max_tokens`. What a row
-    chooses does not depend on the other rows. When the context is full, the older half of
+    chooses does not depend on the other rows. When its own context is full, the older half of
     it is forgotten.
 
     Args:
@@ -133,6 +137,7 @@ def generate(
         torch.Generator().manual_seed((sampling.seed + i * 0x9E3779B9) % 2**63) for i in range(len(rows))
     ]
     alive = [True] * len(rows)
+    forgotten = [0] * len(rows)
     capacity = min(context_length, max(map(len, rows)) + sampling.max_tokens)
     batch = _Batch(model, rows, capacity)
     for n_written in range(1, sampling.max_tokens + 1):
@@ -153,8 +158,13 @@ def generate(
         if n_written == sampling.max_tokens or not any(alive):
             return
         if batch.caches[0].length >= capacity:
-            kept = [row[-(context_length // 2) :] for row in rows]
-            batch = _Batch(model, kept, context_length)
+            # Full for the longest row, which may have ended; each forgets when it is full itself.
+            for i, row in enumerate(rows):
+                if not alive[i]:
+                    forgotten[i] = len(row) - 1
+                elif len(row) - forgotten[i] > context_length:
+                    forgotten[i] = len(row) - context_length // 2
+            batch = _Batch(model, [row[n:] for n, row in zip(forgotten, rows, strict=True)], context_length)
             capacity = context_length
         else:
             batch.step([0 if token is None else token for token in new])
@@ -226,9 +236,15 @@ def complete(
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
     ends: frozenset[int],
+    on_token: Callable[[], None] = lambda: None,
 ) -> list[str]:
-    """The whole text that goes on from every prompt; see `generate_text`."""
+    """The whole text that goes on from every prompt; see `generate_text`.
+
+    Args:
+        on_token: called after each token of all of them.
+    """
     texts = [""] * len(prompts)
     for pieces in generate_text(model, tokenizer, prompts, sampling, ends):
         texts = [text + piece for text, piece in zip(texts, pieces, strict=True)]
+        on_token()
     return texts

@@ -133,7 +133,9 @@ class TrainingMachine(Config):
     """Where the model is trained."""
 
     ranks: int = Field(
-        0, ge=0, description="Training processes; 0 takes one for each accelerator, or one on a CPU."
+        0,
+        ge=0,
+        description="Training processes; 0 takes one for each accelerator, but no more than can share a batch, or one on a CPU.",
     )
     threads: int = Field(0, ge=0, description="CPU threads of each rank; 0 shares the cores among the ranks.")
     device: Literal["auto", "cpu", "cuda"] = Field(

@@ -425,8 +425,8 @@ def seconds_between_saves(machine: TrainingMachine, save_seconds: float) -> floa
 def _diverged(loss: float, norm: float, step: int, config: TrainConfig) -> Diverged:
     what = f"the loss is {loss}" if not math.isfinite(loss) else f"the norm of the gradient is {norm}"
     return Diverged(
-        f"{what} at step {step}: lower train_model.learning_rate (now {config.learning_rate}) "
-        f"or train_model.muon_learning_rate (now {config.muon_learning_rate})"
+        f"{what} at step {step}: lower learning_rate (now {config.learning_rate}) "
+        f"or muon_learning_rate (now {config.muon_learning_rate})"
     )
 
 

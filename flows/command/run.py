@@ -52,7 +52,7 @@ from model.imports import uncollected
 from tasks.benchmarks.items import prepare_benchmarks
 from tasks.engine.stage import Node
 from tasks.evaluation.evaluate_model import EvaluateModelConfig
-from tasks.training.settings import TrainModelConfig, check_machine
+from tasks.training.settings import TrainModelConfig, check_machine, machine_of_training
 
 app = make_app()
 
@@ -121,9 +121,8 @@ def _run_recipe(
             highlight=False,
         )
         if "train_model" in waiting and isinstance(recipe, Recipe):
-            check_machine(
-                TrainModelConfig(model=recipe.model, train=recipe.train_model), place.machine.training()
-            )
+            training = TrainModelConfig(model=recipe.model, train=recipe.train_model)
+            check_machine(training, machine_of_training(training, place.machine))
             check_memory(recipe, place)
         foretold = foresee(recipe, nodes, rows, place, console)
         for line in forecast_lines(rows, foretold) if foretold else ():

@@ -22,6 +22,7 @@ from model.errors import InputError
 from model.machine import TrainingMachine
 from tasks.engine.on_ranks import has_ranks_elsewhere
 from tasks.training.fit import lay_out_training, memory_of_rank
+from tasks.training.settings import TrainModelConfig, check_machine, machine_of_training
 
 
 @dataclass(frozen=True)
@@ -105,10 +106,11 @@ def estimate(
     if hardware:
         kind, ranks = hardware
         machine = machine.model_copy(update={"device": "cuda", "ranks": ranks})
+        check_machine(TrainModelConfig(model=recipe.model, train=train), machine)
         device = kind.name
         memory_bytes: float | None = kind.bytes
     else:
-        machine = recipe.machine.training()
+        machine = machine_of_training(TrainModelConfig(model=recipe.model, train=train), recipe.machine)
         ranks, device, memory_bytes = (
             machine.ranks,
             machine.device,

@@ -201,6 +201,12 @@ def _items(recipe: Recipe, limit: int | None) -> int:
     return sum(min(count, limit) if limit else count for count in stock + own)
 
 
+def _was_resumed(store: Store, entry: dict[str, Any]) -> bool:
+    """Whether the seconds of a training are those of its last attempt only."""
+    stored = store.find_whole("artifacts", entry["stage"], entry["key"])
+    return bool(stored and stored.manifest.metrics.get("resumed_from_step"))
+
+
 def _corrections(store: Store) -> dict[str, float]:
     """By stage, how much longer than forecast it took when it was last built on this computer."""
     factors: dict[str, float] = {}
@@ -211,7 +217,8 @@ def _corrections(store: Store) -> dict[str, float]:
         for stage, entry in run.record["stages"].items():
             # What was foretold by rates; what was corrected, or told by an earlier run, says nothing of the rates.
             seconds = told.get("by_rates", {}).get(stage)
-            if seconds and not entry["cached"] and not entry["shards"]["reused"]:
+            is_whole = not entry["cached"] and not entry["shards"]["reused"]
+            if seconds and is_whole and not _was_resumed(store, entry):
                 factors.setdefault(stage, min(5.0, max(0.2, entry["seconds"] / seconds)))
     return factors
 

@@ -146,7 +146,9 @@ def _predict(
         train = node.config.train
         tokens = train.n_steps * train.tokens_per_batch
         flops = tokens * flops_per_token(node.config.model, metrics["vocabulary_size"])
-        return manifest.seconds - metrics["step_seconds"] + flops / metrics["flops_per_second"]
+        # Of a training that was resumed the seconds are those of its last attempt, and the steps those of all.
+        beside_steps = max(0.0, manifest.seconds - metrics["step_seconds"])
+        return beside_steps + flops / metrics["flops_per_second"]
     shards = len(manifest.shards or ())
     if total and shards:
         return _shard_seconds(last, store) * (total - (ready or 0)) / shards

@@ -92,7 +92,7 @@ def comparison_rows(comparison: dict[str, Any]) -> list[Row]:
             "champion": _number(of.get("champion"), form),
             "challenger": _number(of.get("challenger"), form),
             "difference": _number(of["difference"], f"+{form}"),
-            "95% interval": _interval(of["interval"], f"+{form}") if "interval" in of else "",
+            "95% interval": _interval(of["interval"], f"+{form}") if of.get("interval") else "",
             "units or items": count,
         }
 

@@ -1,5 +1,6 @@
 """The benchmarks: lm-eval tasks by name, and where their items come from."""
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable
@@ -168,6 +169,11 @@ def check_tasks(benchmarks: Benchmarks) -> dict[str, dict[str, Any]]:
     for task in benchmarks.tasks:
         if task not in index:
             raise _unknown(task, index, f"lm-eval {metadata.version('lm_eval')}")
+    taken = next((name for name in benchmarks.question_files if name in index), None)
+    if taken:
+        raise InputError(
+            f"evaluate_model.questions: lm-eval has a benchmark {taken!r}: give the file another name"
+        )
     return index
 
 
@@ -268,7 +274,8 @@ def _write_question_task(name: str, path: Path, folder: Path) -> dict[str, Any]:
     lines = [line for line in _question_lines(path) if line.strip()]
     wanted = ("question", "choices", "answer")
     rows = [{field: json.loads(line)[field] for field in wanted} for line in lines]
-    copied = folder / f"{name}.json"
+    # datasets would take some names of files for patterns.
+    copied = folder / f"questions-{hashlib.sha256(name.encode()).hexdigest()[:16]}.json"
     copied.write_text("".join(json.dumps(row) + "\n" for row in rows))
     task = {
         "task": name,

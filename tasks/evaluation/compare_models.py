@@ -77,7 +77,8 @@ def compare_held_out(old: Any, new: Any) -> dict[str, Any]:
     Args:
         old, new: arrays (units, 3) of nats of the champion, nats of the challenger, and bytes.
 
-    Documents, or blocks of text, are the unit of the paired bootstrap; old and new text count the same.
+    Documents, or blocks of text, are the unit of the paired bootstrap; old and new text count the same. Of fewer than two of
+    one kind there is no interval, and no difference of both.
     """
     import numpy as np
 
@@ -96,10 +97,12 @@ def compare_held_out(old: Any, new: Any) -> dict[str, Any]:
         differences[name] = {
             "units": len(rows),
             "bytes": int(rows[:, 2].sum()),
-            "champion": float(bits(rows, 0)),
-            "challenger": float(bits(rows, 1)),
-            "difference": float(difference(rows)),
+            "champion": float(bits(rows, 0)) if len(rows) else None,
+            "challenger": float(bits(rows, 1)) if len(rows) else None,
+            "difference": float(difference(rows)) if len(rows) else None,
         }
+    if min(len(old), len(new)) < 2:
+        return {**differences, "difference": None, "interval": None}
     differences["difference"] = (differences["old"]["difference"] + differences["new"]["difference"]) / 2
     differences["interval"] = bootstrap_interval((np.arange(len(old)), np.arange(len(new))), statistic)
     return differences

@@ -83,8 +83,13 @@ def _questions(documents: list[str], selection: list[str], limit: int) -> list[d
     return questions
 
 
-def _prompt_and_nats(loaded: Any, fast: Any, messages: list[Message], device: str) -> tuple[list[int], float]:
-    """Ids up to where the assistant answers, and the nats of the answer that is the last message."""
+def _prompt_and_nats(
+    loaded: Any, fast: Any, messages: list[Message], device: str
+) -> tuple[list[int], float] | None:
+    """Ids up to where the assistant answers, and the nats of the answer that is the last message.
+
+    None if the answer is longer than the context: part of it would be judged by nothing.
+    """
     import torch
 
     from model.batches import IGNORED
@@ -97,9 +102,12 @@ def _prompt_and_nats(loaded: Any, fast: Any, messages: list[Message], device: st
     )
     prompt = asked["input_ids"]
     assert prompt[: len(before)] == before
+    n_answered = len(ids) - len(prompt)
+    if n_answered > loaded.config.context_length:
+        return None
     tokens = torch.tensor([ids[-loaded.config.context_length - 1 :]], device=device)
     targets = tokens[:, 1:].clone()
-    targets[:, : tokens.shape[1] - 1 - (len(ids) - len(prompt))] = IGNORED
+    targets[:, : tokens.shape[1] - 1 - n_answered] = IGNORED
     with torch.no_grad():
         return prompt, -log_probabilities(loaded, tokens[:, :-1], targets).item()
 
@@ -143,13 +151,24 @@ def answer_as_rank(arguments: dict[str, Any], rank: Rank) -> Metrics:
         asked_of_all = _questions(arguments["documents"], arguments["selection"], config.limit)
         questions = share_of(asked_of_all, rank)
         rank.enter("step")
+        done = 0
+
+        def tell() -> None:
+            rank.progress(min(len(asked_of_all), rank.count * done), len(asked_of_all), "conversations")
+
         for start in range(0, len(questions), batch):
-            part = questions[start : start + batch]
-            asked = [_prompt_and_nats(loaded, fast, question["messages"], device) for question in part]
-            answers = complete(loaded, tokenizer, [prompt for prompt, _ in asked], sampling, ends)
-            for question, answer, (_, nats) in zip(part, answers, asked, strict=True):
+            asked: list[tuple[dict[str, Any], list[int], float]] = []
+            for question in questions[start : start + batch]:
+                found = _prompt_and_nats(loaded, fast, question["messages"], device)
+                if found:
+                    asked.append((question, *found))
+                tell()
+            prompts = [prompt for _, prompt, _ in asked]
+            answers = complete(loaded, tokenizer, prompts, sampling, ends, tell) if prompts else []
+            for (question, _, nats), answer in zip(asked, answers, strict=True):
                 rows.append(_answer_row(question, answer, nats))
-            rank.progress(min(len(asked_of_all), rank.count * len(rows)), len(asked_of_all), "conversations")
+            done = min(len(questions), start + batch)
+            tell()
         rows = gathered(rank, rows)
     if rank.number:
         return {}
@@ -158,7 +177,7 @@ def answer_as_rank(arguments: dict[str, Any], rank: Rank) -> Metrics:
     for name in dict.fromkeys(row["group"] for row in rows):
         correct = [row["correct"] for row in rows if row["group"] == name]
         groups[name] = {"conversations": len(correct), "correct": sum(correct) / len(correct)}
-    return {"conversations": len(rows), "groups": groups}
+    return {"conversations": len(rows), "too_long": len(asked_of_all) - len(rows), "groups": groups}
 
 
 @stage(
@@ -176,7 +195,7 @@ def evaluate_answers(
 ) -> Metrics:
     """Write answers.parquet: the greedy answer to each held-out conversation, is it the expected one, and the nats of that.
 
-    Ranks share the conversations.
+    Ranks share the conversations. Those whose expected answer is longer than the context of the model are left out, and counted.
 
     Args:
         model: a Hugging Face folder, such as export_model writes.

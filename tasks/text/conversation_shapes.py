@@ -30,10 +30,10 @@ def _refuse(reason: str) -> NoReturn:
 def _content(value: Any, position: int) -> str:
     """A message's text; OpenAI also has it in parts."""
     if isinstance(value, list):
-        kinds = {part.get("type") if isinstance(part, dict) else type(part).__name__ for part in value}
+        kinds = {str(part.get("type")) if isinstance(part, dict) else type(part).__name__ for part in value}
         if kinds - {"text"}:
             _refuse(
-                f"message {position} has a part of type {sorted(map(str, kinds - {'text'}))[0]!r}, and can have text only"
+                f"message {position} has a part of type {sorted(kinds - {'text'})[0]!r}, and can have text only"
             )
         value = "".join(str(part.get("text", "")) for part in value)
     if not isinstance(value, str):
@@ -49,7 +49,7 @@ def _messages(values: Any, role_field: str, content_field: str, roles: dict[str,
     messages = []
     for position, value in enumerate(values, 1):
         role = value.get(role_field)
-        if role not in roles:
+        if not isinstance(role, str) or role not in roles:
             _refuse(
                 f"message {position} has the role {role!r}, and can have {', '.join(dict.fromkeys(roles))}"
             )
@@ -113,7 +113,7 @@ def preference_of(value: Any) -> tuple[list[Message], list[Message]]:
             _refuse(f"{name} is {type(side).__name__}, not text or a list of messages")
         sides.append(_check(_messages([*before, *turns], "role", "content", {role: role for role in ROLES})))
     chosen, rejected = sides
-    if chosen == rejected:
+    if chosen[:-1] == rejected[:-1] and chosen[-1]["content"].strip() == rejected[-1]["content"].strip():
         _refuse("chosen and rejected are equal")
     if chosen[:-1] != rejected[:-1] or {chosen[-1]["role"], rejected[-1]["role"]} != {"assistant"}:
         _refuse("chosen and rejected do not differ in the assistant's last turn alone")

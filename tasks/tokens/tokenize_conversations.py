@@ -39,8 +39,8 @@ def _fit(config: TokenizeConversationsConfig, parts: Parts) -> Metrics:
         longest, n_tokens = max(too_long.items(), key=lambda item: item[1]) if too_long else ("", 0)
         raise InputError(
             f"{count} of {kept + count} conversations are longer than the context of {config.context_length} tokens "
-            f"(the longest is {longest} with {n_tokens}): shorten them, take a base with a longer context, "
-            f"or raise tokenize_conversations.max_too_long (now {config.max_too_long})"
+            f"(the longest is {longest} with {n_tokens}): shorten them, raise context_length as far as the base reads, or take one "
+            f"that reads more, or raise tokenize_conversations.max_too_long (now {config.max_too_long})"
         )
     for side in SIDES:
         if not metrics.get(side, {}).get("documents"):

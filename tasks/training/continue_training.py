@@ -125,10 +125,12 @@ def continue_training(
     train, adapter = config.train, None
     if config.finetune:
         adapter = config.finetune.adapter
-        train = steps_for(config.finetune, len(fresh) / (1 - config.replay_weight), length, model.d_model)
+        n_rows = len(fresh) / (1 - config.replay_weight)
+        train = steps_for(config.finetune, n_rows, length, model.d_model, most_rows=len(fresh))
     windows = model.model_copy(update={"context_length": length})
     settings = TrainModelConfig.model_validate({"model": windows, "train": train})
-    check_corpus(settings, shards)
+    section = "finetune" if config.finetune else "train_model"
+    check_corpus(settings, shards, section)
     metrics = train_on_ranks(
         settings,
         objective,
@@ -140,6 +142,7 @@ def continue_training(
         start=base.path,
         adapter=adapter,
         model_context_length=model.context_length,
+        section=section,
     )
     if adapter:
         describe_adapter(adapter, base.path, out)

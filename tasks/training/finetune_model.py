@@ -77,6 +77,7 @@ def finetune_model(
         start=base.path,
         adapter=chosen.adapter,
         model_context_length=shape.context_length,
+        section="finetune",
     )
     if chosen.adapter:
         describe_adapter(chosen.adapter, base.path, out)

@@ -101,7 +101,12 @@ def check_batch(config: FinetuneConfig, row_tokens: int) -> None:
 
 
 def steps_for(
-    config: FinetuneConfig, n_rows: float, row_tokens: int, d_model: int, keep: Keep = "best"
+    config: FinetuneConfig,
+    n_rows: float,
+    row_tokens: int,
+    d_model: int,
+    keep: Keep = "best",
+    most_rows: int | None = None,
 ) -> TrainConfig:
     """The trainer's configuration for a text of so many rows: its epochs, rounded to whole steps, and its rate.
 
@@ -110,13 +115,15 @@ def steps_for(
         row_tokens: tokens of a row: the context length, twice that for preferences.
         d_model: width of the base.
         keep: which weights are kept if the recipe leaves it open.
+        most_rows: of a batch whose size the recipe leaves open.
 
     Raises:
         InputError: if a batch is no whole number of rows.
     """
     check_batch(config, row_tokens)
     epochs = config.epochs or max(_EPOCHS, min(_MOST_EPOCHS, _STEPS / max(1.0, n_rows)))
-    fitting = max(1, min(_TOKENS_PER_BATCH // row_tokens, int(epochs * n_rows / _STEPS)))
+    fitting = min(_TOKENS_PER_BATCH // row_tokens, int(epochs * n_rows / _STEPS))
+    fitting = max(1, fitting if most_rows is None else min(fitting, most_rows))
     fitting = 2 ** (fitting.bit_length() - 1)  # so that two, four, eight ranks can share it
     rows_per_batch = config.tokens_per_batch // row_tokens if config.tokens_per_batch else fitting
     tokens_per_batch = rows_per_batch * row_tokens

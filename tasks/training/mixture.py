@@ -79,6 +79,8 @@ def windows_by_source(
     left = {name: size * config.max_epochs for name, size in sizes.items()} if config.max_epochs else {}
     phases = []
     for (where, weights), first, last in zip(config.each(), firsts, lasts, strict=True):
+        if first == last:  # a share of the training that is no whole step
+            continue
         empty = next((name for name, weight in weights.items() if weight and sizes.get(name, 0) < 1), None)
         if empty is not None:
             raise InputError(

@@ -11,6 +11,7 @@ from model.config import ModelConfig, TrainConfig
 from model.errors import InputError
 from model.machine import TrainingMachine
 from model.tokens import Tokens
+from tasks.engine.machine import Machine
 from tasks.training.mixture import MixtureConfig
 
 
@@ -31,11 +32,37 @@ class TrainModelConfig(Config):
         return self
 
 
-def check_machine(config: TrainModelConfig, machine: TrainingMachine, windows_per_row: int = 1) -> None:
+def machine_of_training(
+    config: TrainModelConfig, machine: Machine, windows_per_row: int = 1
+) -> TrainingMachine:
+    """The part of a machine that training processes need: of ranks that it leaves open, as many as can share a batch.
+
+    Raises:
+        InputError: if it asks for a device that is not there.
+    """
+    resolved = machine.training()
+    rows = config.train.tokens_per_batch // config.model.context_length // windows_per_row
+    sharing = [
+        ranks
+        for ranks in range(resolved.ranks, 0, -1)
+        if rows % ranks == 0 and ranks % max(1, machine.nodes) == 0
+    ]
+    if machine.ranks or not sharing:
+        return resolved
+    return resolved.model_copy(update={"ranks": sharing[0]})
+
+
+def check_machine(
+    config: TrainModelConfig,
+    machine: TrainingMachine,
+    windows_per_row: int = 1,
+    section: str = "train_model",
+) -> None:
     """Refuse a machine that cannot train this model.
 
     Args:
         windows_per_row: windows that stay together on a rank; two for preferences.
+        section: of the recipe that says how it is trained.
 
     Raises:
         InputError: naming field, value and mend.
@@ -43,24 +70,41 @@ def check_machine(config: TrainModelConfig, machine: TrainingMachine, windows_pe
     windows = config.train.tokens_per_batch // config.model.context_length
     if machine.ranks and windows % (machine.ranks * windows_per_row):
         raise InputError(
-            f"a batch of {windows} windows (train_model.tokens_per_batch {config.train.tokens_per_batch} / "
-            f"model.context_length {config.model.context_length}) cannot be shared by machine.ranks {machine.ranks}: "
+            f"a batch of {windows} windows ({section}.tokens_per_batch {config.train.tokens_per_batch} / "
+            f"context_length {config.model.context_length}) cannot be shared by machine.ranks {machine.ranks}: "
             f"take a multiple of {machine.ranks * windows_per_row * config.model.context_length} tokens, or other ranks"
         )
+    check_stage(config.train.dtype, machine, windows_per_row, section)
+
+
+def check_stage(
+    dtype: str, machine: TrainingMachine, windows_per_row: int = 1, section: str = "train_model"
+) -> None:
+    """Refuse a ZeRO stage that is not for such a training.
+
+    Args:
+        windows_per_row, section: as of `check_machine`.
+
+    Raises:
+        InputError: naming field, value and mend.
+    """
     if windows_per_row > 1 and machine.zero_stage == 3:
         raise InputError(
             "machine.zero_stage 3 is not for preferences: ranks would ask for the head as often as their own pairs are long; set "
             "machine.zero_stage to 2"
         )
-    if config.train.dtype == "bfloat16" and machine.zero_stage == 0:
+    if dtype == "bfloat16" and machine.zero_stage == 0:
         raise InputError(
-            "machine.zero_stage 0 has no float32 masters beside weights in bfloat16 (train_model.dtype): set machine.zero_stage to "
+            f"machine.zero_stage 0 has no float32 masters beside weights in bfloat16 ({section}.dtype): set machine.zero_stage to "
             "auto or 1, or dtype to float32"
         )
 
 
-def check_corpus(config: TrainModelConfig, shards: Sequence[Tokens]) -> None:
+def check_corpus(config: TrainModelConfig, shards: Sequence[Tokens], section: str = "train_model") -> None:
     """Refuse a text that does not fill one batch.
+
+    Args:
+        section: of the recipe that says how it is trained.
 
     Raises:
         InputError: naming field, value and mend.
@@ -69,6 +113,6 @@ def check_corpus(config: TrainModelConfig, shards: Sequence[Tokens]) -> None:
     if n_windows * config.model.context_length < config.train.tokens_per_batch:
         n_tokens = sum(shard.header.n_tokens for shard in shards)
         raise InputError(
-            f"the training text has {n_tokens} tokens, less than one batch of train_model.tokens_per_batch "
+            f"the training text has {n_tokens} tokens, less than one batch of {section}.tokens_per_batch "
             f"{config.train.tokens_per_batch}: add text or lower tokens_per_batch"
         )

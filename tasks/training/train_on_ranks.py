@@ -15,7 +15,7 @@ from tasks.engine.stage import Artifact, Metrics
 from tasks.text.selection import SIDES
 from tasks.training.fit import settled
 from tasks.training.rank import train_as_rank, train_here
-from tasks.training.settings import TrainModelConfig, check_machine
+from tasks.training.settings import TrainModelConfig, check_machine, machine_of_training
 
 
 def train_on_ranks(
@@ -30,6 +30,7 @@ def train_on_ranks(
     start: Path | None = None,
     adapter: Config | None = None,
     model_context_length: int | None = None,
+    section: str = "train_model",
 ) -> Metrics:
     """Write model.safetensors (float32), model.json, and figures/metrics.jsonl.
 
@@ -40,13 +41,14 @@ def train_on_ranks(
         start: folder of the model whose weights are the first ones; random ones if None.
         adapter: trained beside the frozen weights of `start`.
         model_context_length: context of the model that is written, if it is more than a training window.
+        section: of the recipe that says how it is trained.
 
     Raises:
         InputError: if text or machine do not fit the recipe, or the loss is not finite.
         StageFailed: if a training process died; another attempt goes on from its checkpoint.
     """
-    resolved = machine.training()
-    check_machine(config, resolved, objective.windows_per_row)
+    resolved = machine_of_training(config, machine, objective.windows_per_row)
+    check_machine(config, resolved, objective.windows_per_row, section)
     check_trackers(resolved.log_to)
     train_shards, validation_shards = ([path / f"{side}.arrow" for path in tokens.shards] for side in SIDES)
     window_length = config.model.context_length

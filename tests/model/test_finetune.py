@@ -20,6 +20,7 @@ from model.batches import IGNORED
 from model.config import ModelConfig, TrainConfig, flops_per_token
 from model.deepspeed_engine import Learner
 from model.errors import InputError
+from model.first_weights import FirstModel, whole_model
 from model.hugging_face import class_name, hugging_face_config, hugging_face_weights
 from model.loss import log_probabilities
 from model.machine import TrainingMachine
@@ -196,6 +197,22 @@ def spec(folder: Path, documents: list[Document], **fields) -> TrainSpec:
         "objective": ConversationObjective(),
     }
     return TrainSpec.model_validate({**values, **fields})
+
+
+def test_in_bfloat16_what_is_frozen_is_rounded_before_it_is_on_the_device(tmp_path: Path):
+    described = spec(tmp_path, talks(), adapter=LowRankAdapter(rank=4))
+    train = described.train.model_copy(update={"dtype": "bfloat16"})
+    first = FirstModel(described.model_copy(update={"train": train}))
+    dtypes = {weight.requires_grad: weight.dtype for weight in first.model.parameters()}
+    assert dtypes == {False: torch.bfloat16, True: torch.float32}
+    assert {value.dtype for value in whole_model(described).parameters()} == {torch.float32}
+
+
+def test_adapters_of_matrices_that_the_base_lacks_are_refused():
+    config = ModelConfig(**SMALL).model_copy(update={"feed_forward": "gelu"})
+    LowRankAdapter(targets=("gate_proj", "up_proj")).check_targets(config)
+    with pytest.raises(InputError, match=r"targets \(gate_proj\): the base has none of them; it has q_proj"):
+        LowRankAdapter(targets=("gate_proj",)).check_targets(config)
 
 
 def losses(folder: Path) -> list[float]:

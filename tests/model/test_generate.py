@@ -72,6 +72,22 @@ def test_a_full_context_forgets_and_goes_on(model):
     assert len(write(model, [[1] * length, [2]], Sampling(max_tokens=3 * length))[0]) == 3 * length
 
 
+@pytest.mark.parametrize("ends", [NEVER, frozenset(range(0, 50, 2))])
+def test_a_row_forgets_when_its_own_context_is_full(model, ends: frozenset[int]):
+    """Whoever else is written, and whether that one has ended."""
+    length, generator = model.config.context_length, torch.Generator().manual_seed(0)
+    sizes = [length - 6, length - 1, 3, length]
+    prompts = [torch.randint(50, (size,), generator=generator).tolist() for size in sizes]
+    sampling = Sampling(max_tokens=2 * length, temperature=0)
+    alone = [write(model, [prompt], sampling, ends)[0] for prompt in prompts]
+    assert write(model, prompts, sampling, ends) == alone
+
+
+def test_the_smallest_temperature_takes_the_likeliest(model):
+    coldest = Sampling(max_tokens=5, temperature=1e-320)
+    assert write(model, PROMPTS, coldest) == write(model, PROMPTS, Sampling(max_tokens=5, temperature=0))
+
+
 def test_rows_end_at_their_own_time(model):
     free = write(model, PROMPTS, GREEDY)
     ends = frozenset([free[0][2]])

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from flows.runs.champions import promote_model, read_champions, refuse_model, roll_back
+from flows.views.rows import comparison_rows
 from model.errors import InputError, StageFailed
 from tasks.engine.store import Store
 from tasks.evaluation.compare_models import compare_held_out, verdict
@@ -54,6 +55,17 @@ def test_too_little_text_is_no_reason_to_promote():
     better, reason = verdict(compare_held_out(rows(2.0, 1.0), rows(3.0, 1.0, n=19)), {}, 0.002)
     assert not better
     assert "19 documents or blocks of text" in reason
+
+
+@pytest.mark.parametrize("units", [0, 1])
+def test_no_text_to_speak_of_is_a_verdict_too(units: int):
+    held_out = compare_held_out(rows(0.7, 0.6, n=units), rows(0.7, 0.6))
+    assert held_out["interval"] is held_out["difference"] is None
+    better, reason = verdict(held_out, {}, 0.0)
+    assert not better
+    assert f"too little held-out text to judge: {units} documents" in reason
+    shown = comparison_rows({"held_out": held_out, "benchmarks": {}, "benchmarks_together": None})
+    assert [row["units or items"] for row in shown] == [str(units), "40", ""]
 
 
 def coins(rng: np.random.Generator, n_items: int, shift: float) -> tuple[dict[int, float], dict[int, float]]:

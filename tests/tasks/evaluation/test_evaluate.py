@@ -3,14 +3,18 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from model.errors import InputError, StageFailed
 from tasks.benchmarks.items import Benchmarks, check_tasks, fingerprint_benchmarks
 from tasks.engine.keys import digest
+from tasks.engine.ranks import Rank
 from tasks.engine.sources import SourceDigests
 from tasks.engine.stage import Artifact
+from tasks.evaluation.evaluate_held_out import _measure
 from tasks.evaluation.evaluate_model import EvaluateModelConfig, _item, _score, evaluate_model
 
 
@@ -92,12 +96,9 @@ OWN = [
 ]
 
 
-def test_questions_of_ones_own_are_measured_and_looked_for_in_the_text(tmp_path: Path):
-    """A tiny untrained model with a tokenizer of bytes; the figures are chance, the items are all there."""
-    import transformers
+def of_bytes() -> Any:
+    """A tokenizer of bytes."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    from tasks.engine.machine import Machine
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -107,13 +108,43 @@ def test_questions_of_ones_own_are_measured_and_looked_for_in_the_text(tmp_path:
         [],
         trainers.BpeTrainer(special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False),
     )
-    wrapped = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>")
+    return tokenizer
+
+
+def small() -> Any:
+    """A model that nobody trained, for `of_bytes`."""
+    import transformers
+
     config = transformers.LlamaConfig(
         vocab_size=257, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
     )
-    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
+    return transformers.LlamaForCausalLM(config)
+
+
+def test_a_base_whose_tokenizer_writes_accents_in_its_own_way_is_measured():
+    """On the text as that tokenizer has it."""
+    from tokenizers import normalizers
+
+    tokenizer, sizes = of_bytes(), np.array([0] + [1] * 256)
+    tokenizer.normalizer = normalizers.NFC()
+    texts = [("composed", "caf\u00e9"), ("decomposed", "cafe\u0301")]
+    composed, decomposed = _measure(small(), tokenizer, sizes, texts, 2, "cpu", Rank())
+    assert [row["bytes"] for row in (*composed, *decomposed)] == [5, 5]
+    assert composed[0]["nats"] == pytest.approx(decomposed[0]["nats"])
+
+
+def test_questions_of_ones_own_are_measured_and_looked_for_in_the_text(tmp_path: Path):
+    """A tiny untrained model with a tokenizer of bytes; the figures are chance, the items are all there."""
+    import transformers
+
+    from tasks.engine.machine import Machine
+
+    tokenizer = of_bytes()
+    wrapped = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>")
+    small().save_pretrained(tmp_path / "model")
     wrapped.save_pretrained(tmp_path / "model")
-    questions = write_questions(tmp_path / "baking.jsonl", [*OWN, ""])
+    # A name that is a pattern to some.
+    questions = write_questions(tmp_path / "[baking].jsonl", [*OWN, ""])
     benchmarks = EvaluateModelConfig(tasks=(), questions=(str(questions),))
     out = tmp_path / "out"
     out.mkdir()
@@ -124,13 +155,13 @@ def test_questions_of_ones_own_are_measured_and_looked_for_in_the_text(tmp_path:
         work=tmp_path / "work",
         machine=Machine(device="cpu", threads=1),
     )
-    assert metrics["benchmarks"]["baking"]["items"] == 2
-    assert metrics["benchmarks"]["baking"]["chance"] == pytest.approx((1 / 2 + 1 / 3) / 2)
+    assert metrics["benchmarks"]["[baking]"]["items"] == 2
+    assert metrics["benchmarks"]["[baking]"]["chance"] == pytest.approx((1 / 2 + 1 / 3) / 2)
 
     # Its name and content are in the key, where it lies is not.
     before = fingerprint_benchmarks(benchmarks, SourceDigests())
     (tmp_path / "moved").mkdir()
-    moved = write_questions(tmp_path / "moved" / "baking.jsonl", [*OWN, ""])
+    moved = write_questions(tmp_path / "moved" / "[baking].jsonl", [*OWN, ""])
     elsewhere = EvaluateModelConfig(tasks=(), questions=(str(moved),))
     assert fingerprint_benchmarks(elsewhere, SourceDigests()) == before
     assert digest(elsewhere) == digest(benchmarks)

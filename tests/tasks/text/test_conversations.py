@@ -1,20 +1,25 @@
 """Conversations: their shapes, the one template, what is trained, and what no message can forge."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.chat_template import encode_conversation, fast_tokenizer
+from model.config import ModelConfig
 from model.errors import InputError
 from model.objectives.masked_documents import documents_of
 from model.tokenizer import END_OF_TEXT, end_of_text_id, load_tokenizer
 from model.tokens import open_tokens
+from model.transformer import Transformer
 from tasks.engine.stage import Artifact, Parts, Shard
+from tasks.evaluation.evaluate_answers import _prompt_and_nats
 from tasks.tables import read_table, write_table
 from tasks.text.conversation_shapes import BadConversation, messages_of, preference_of
 from tasks.text.deduplicate_conversations import deduplicate_conversations
@@ -56,6 +61,8 @@ def test_an_instruction_with_input_and_system():
         ({"messages": [QUESTION, {"role": "system", "content": "x"}, ANSWER]}, "message 2 is of the system"),
         ({"messages": [{"role": "user", "content": None}, ANSWER]}, "the content of message 1 is NoneType"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}, ANSWER]}, "a part of type 'image'"),
+        ({"messages": [{"role": ["user"], "content": "x"}, ANSWER]}, r"message 1 has the role \['user'\]"),
+        ({"messages": [{"role": "user", "content": [{"type": ["text"]}]}, ANSWER]}, "a part of type"),
         ({"messages": "hello"}, "not a list of objects"),
         ({"text": "hello"}, "none of the fields messages, conversations"),
         (["hello"], "not an object"),
@@ -71,7 +78,7 @@ def test_preferences():
     assert chosen == [QUESTION, ANSWER]
     assert rejected[-1]["content"] == "She."
     with pytest.raises(BadConversation, match="are equal"):
-        preference_of({"prompt": "Who?", "chosen": "He.", "rejected": "He."})
+        preference_of({"prompt": "Who?", "chosen": "He.", "rejected": " He.\n"})
     with pytest.raises(BadConversation, match="last turn alone"):
         preference_of(
             {
@@ -91,6 +98,25 @@ pieces = st.text(max_size=20) | st.sampled_from(
 )
 content = st.lists(pieces, min_size=1, max_size=6).map("".join).filter(lambda text: text.strip())
 conversations = st.lists(st.tuples(st.sampled_from(["user", "assistant"]), content), min_size=1, max_size=5)
+
+
+def test_an_answer_is_judged_whole_or_not_at_all(fast):
+    """By a model to which every token is alike."""
+    config = ModelConfig(n_layers=1, d_model=16, n_heads=2, context_length=64)
+    model = Transformer(config, len(fast)).eval()
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+    for n_words in (1, 20, 200):
+        answer = {"role": "assistant", "content": "x y " * n_words}
+        ids, mask = encode_conversation(fast, [QUESTION, answer])
+        found = _prompt_and_nats(model, fast, [QUESTION, answer], "cpu")
+        if sum(mask) > config.context_length:
+            assert found is None
+        else:
+            assert found is not None
+            assert found[1] == pytest.approx(sum(mask) * math.log(len(fast)), rel=1e-5)
+            assert ids[: len(found[0])] == found[0]
+    assert found is None
 
 
 @settings(max_examples=150, deadline=None)

@@ -35,6 +35,13 @@ def test_epochs_are_those_asked_for(n_rows: int, row: int, epochs: float):
     assert abs(rows - asked) <= max(1.0, asked / 50)
 
 
+def test_a_batch_of_which_nothing_is_said_is_no_larger_than_the_new_text():
+    """Beside replayed rows, which are counted in an epoch."""
+    config = FinetuneConfig(epochs=60)
+    assert steps_for(config, 3 / 0.7, 64, 64).tokens_per_batch == 4 * 64
+    assert steps_for(config, 3 / 0.7, 64, 64, most_rows=3).tokens_per_batch == 2 * 64
+
+
 def test_a_batch_is_whole_rows():
     with pytest.raises(InputError, match=r"finetune.tokens_per_batch \(100\) must be a multiple of 64"):
         steps_for(FinetuneConfig(tokens_per_batch=100), 10, 64, 128)

@@ -42,6 +42,15 @@ def test_no_source_is_read_more_often_than_it_may(weights, sizes, n_steps: int, 
             assert ratio == pytest.approx(weights[one] / weights[other])
 
 
+@pytest.mark.parametrize("begin", [0.01, 0.99])
+def test_a_phase_of_no_whole_step_reads_nothing(begin: float):
+    phases = ({"from_fraction": begin, "weights": {"b": 1}},)
+    config = MixtureConfig(weights={"a": 1}, phases=phases, max_epochs=4)
+    sizes = {"a": 100.0, "b": 100.0}
+    read = epochs_by_source(windows_by_source(config, sizes, 20, 4), sizes, 80)
+    assert [own["windows"] for own in read.values()] == ([80, 0] if begin > 0.5 else [0, 80])
+
+
 def test_phases_begin_at_their_share_of_the_steps():
     config = MixtureConfig(
         weights={"web": 3, "books": 1}, phases=({"from_fraction": 0.8, "weights": {"books": 1}},)

@@ -94,9 +94,12 @@ def sorted_json(value: Any) -> str:
 
 
 def write_json_lines(path: Path, rows: Iterable[Any]) -> None:
-    """Write rows as lines of JSON with sorted keys."""
+    """Write rows as lines of JSON with sorted keys, one at a time; they may come from the file that this replaces."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(sorted_json(row) + "\n" for row in rows), "utf-8")
+    unfinished = path.with_name(f"{path.name}.part")
+    with unfinished.open("w", encoding="utf-8") as file:
+        file.writelines(sorted_json(row) + "\n" for row in rows)
+    unfinished.replace(path)
 
 
 def read_json_lines(path: Path) -> list[Any]:

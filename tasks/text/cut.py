@@ -64,9 +64,11 @@ def cut_text(file: Lines, how: str, cut_bytes: int, limit: int) -> Iterator[byte
     """
     piece, paragraph = bytearray(), _Paragraph()
     by_size = how in ("paragraphs", "lines")
-    largest = min(limit, 8 * cut_bytes) if by_size else limit
+    line_bytes = min(_LINE_BYTES, max(1, limit // 2))
+    largest = max(1, limit - line_bytes)
+    largest = min(largest, 8 * cut_bytes) if by_size else largest
     in_code = False
-    while line := file.readline(_LINE_BYTES):
+    while line := file.readline(line_bytes):
         in_code ^= line.lstrip().startswith((b"```", b"~~~"))
         if how == "pages" and (_is_mark(line) or b"\f" in line):
             first, *others = [b"", b""] if _is_mark(line) else line.split(b"\f")

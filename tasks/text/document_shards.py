@@ -1,8 +1,8 @@
 """Documents as shards: what every stage that reads from outside writes."""
 
 from collections import Counter
-from collections.abc import Sequence
-from itertools import chain
+from collections.abc import Iterator, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +144,26 @@ def _place(error: dict[str, Any]) -> str:
     return f"{where}: {error['error']}"
 
 
+def _rows_of(parts: Parts, name: str) -> Iterator[dict[str, Any]]:
+    """The rows of a file of each part, one part at a time."""
+    return (row for folder in parts.folders for row in read_json_lines(folder / name))
+
+
+def _left_out(config: IngestConfig, parts: Parts) -> Iterator[dict[str, Any]]:
+    """What is not read: of the listings, then of what was read."""
+    for source in config.sources:
+        for where, why in list_source(source).skipped:
+            yield {"source": source.name, "where": where, "why": why}
+    yield from _rows_of(parts, SKIPPED)
+
+
+def _counted(rows: Iterator[dict[str, Any]], reasons: Counter[str]) -> Iterator[dict[str, Any]]:
+    """The same rows, whose reasons are counted meanwhile."""
+    for row in rows:
+        reasons[row["why"]] += 1
+        yield row
+
+
 def finish_reading(config: IngestConfig, parts: Parts) -> Metrics:
     """Documents, bytes, errors by kind, how much is lost with them, and what is left out; lists all of it below figures/.
 
@@ -151,41 +171,33 @@ def finish_reading(config: IngestConfig, parts: Parts) -> Metrics:
         InputError: if nothing can be read, or more than `max_error_rate` cannot.
     """
     metrics = dict(parts.metrics)
-    errors = [row for folder in parts.folders for row in read_json_lines(folder / ERRORS)]
-    others = [row for folder in parts.folders for row in read_json_lines(folder / SKIPPED)]
-    skipped = [
-        *(
-            {"source": source.name, "where": where, "why": why}
-            for source in config.sources
-            for where, why in list_source(source).skipped
-        ),
-        *others,
-    ]
-    skipped.sort(key=lambda row: (row["source"], row["where"]))
-    write_json_lines(parts.out / ERRORS, errors)
-    write_json_lines(parts.out / SKIPPED, skipped)
+    n_errors, reasons = sum(metrics["errors"].values()), Counter[str]()
+    # One piece after another: of a crawl there may be more of them than documents.
+    write_json_lines(parts.out / ERRORS, _rows_of(parts, ERRORS))
+    write_json_lines(parts.out / SKIPPED, _counted(_left_out(config, parts), reasons))
     write_json_lines(parts.out / PIECES, parts.pieces or ())
-    left_out = dict(sorted(Counter(row["why"] for row in skipped).items()))
+    left_out = dict(sorted(reasons.items()))
     lost = metrics["lost_bytes"]
     share = lost / max(1, lost + metrics.pop("read_bytes"))
     total = metrics["documents"]
-    if errors and (not total or share > config.max_error_rate):
-        places = "".join(f"\n  {_place(error)}" for error in errors[:_MOST_PLACES])
+    if n_errors and (not total or share > config.max_error_rate):
+        first = islice(_rows_of(parts, ERRORS), _MOST_PLACES)
+        places = "".join(f"\n  {_place(error)}" for error in first)
         more = (
-            f"\n  and {len(errors) - _MOST_PLACES:,} more, all of them"
-            if len(errors) > _MOST_PLACES
+            f"\n  and {n_errors - _MOST_PLACES:,} more, all of them"
+            if n_errors > _MOST_PLACES
             else "\n  all of them are"
         )
         raise InputError(
-            f"{share:.1%} of the bytes cannot be used, in {len(errors)} places with {metrics['lost_rows']} rows: mend the text, "
+            f"{share:.1%} of the bytes cannot be used, in {n_errors} places with {metrics['lost_rows']} rows: mend the text, "
             f"or raise its max_error_rate (now {config.max_error_rate}){places}{more} in {parts.out / ERRORS}"
         )
     for name, counts in metrics["sources"].items():
         if total and counts["errors"] and not counts["documents"] and not counts.get("not taken"):
-            first = next(error for error in errors if error["source"] == name)
+            error = next(error for error in _rows_of(parts, ERRORS) if error["source"] == name)
             raise InputError(
                 f"nothing of the source {name!r} can be used, in {counts['errors']} places: mend it, or leave it out\n"
-                f"  {_place(first)}\n  all of them are in {parts.out / ERRORS}"
+                f"  {_place(error)}\n  all of them are in {parts.out / ERRORS}"
             )
     if not total:
         told = "; ".join(f"{count} {why}" for why, count in left_out.items())

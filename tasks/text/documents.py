@@ -1,10 +1,8 @@
 """documents.parquet: the documents of a shard. digests.parquet: a digest of the text of each."""
 
 import hashlib
-from collections.abc import Iterable
-from pathlib import Path
 
-from tasks.tables import Schema, read_column
+from tasks.tables import Schema
 
 DOCUMENTS = "documents.parquet"
 TEXT_DIGESTS = "digests.parquet"
@@ -31,8 +29,3 @@ def document_digest(identifier: str, text: str) -> int:
 def text_digest(text: str) -> int:
     """64 bits of BLAKE2b over a text: says whether it was read before, under whatever name."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
-
-
-def text_digests_of(shards: Iterable[Path]) -> set[int]:
-    """Digests of all texts that shards of documents hold."""
-    return {digest for shard in shards for digest in read_column(shard / TEXT_DIGESTS, "digest")}

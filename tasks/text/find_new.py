@@ -4,13 +4,13 @@ import json
 from pathlib import Path
 
 from tasks.engine.stage import Artifact, Metrics, stage
-from tasks.tables import read_column
-from tasks.text.documents import DOCUMENTS, TEXT_DIGESTS, text_digests_of
-from tasks.text.new_documents import NEW
+from tasks.tables import read_column, read_table
+from tasks.text.documents import DOCUMENTS, TEXT_DIGESTS
+from tasks.text.new_documents import NEW, text_digests_of
 from tasks.text.selection import SELECTION, SIDES
 
 
-@stage(libraries=("pyarrow",))
+@stage(libraries=("numpy", "pyarrow"))
 def find_new(documents: Artifact, selection: Artifact, former: Artifact, out: Path) -> Metrics:
     """Write train.json and validation.json: ids of the new documents on each side.
 
@@ -18,13 +18,15 @@ def find_new(documents: Artifact, selection: Artifact, former: Artifact, out: Pa
         documents, selection: results of ingest and split now.
         former: result of ingest then.
     """
+    import numpy as np
+    import pyarrow as pa
+
     known = text_digests_of(former.shards)
     unknown: set[str] = set()
     for shard in documents.shards:
-        digests, ids = read_column(shard / TEXT_DIGESTS, "digest"), read_column(shard / DOCUMENTS, "id")
-        unknown.update(
-            identifier for identifier, digest in zip(ids, digests, strict=True) if digest not in known
-        )
+        digests = read_table(shard / TEXT_DIGESTS).column("digest").to_numpy()
+        ids = read_table(shard / DOCUMENTS, ["id"]).column("id")
+        unknown.update(ids.filter(pa.array(~np.isin(digests, known))).to_pylist())
     new: dict[str, list[str]] = {side: [] for side in SIDES}
     for shard in selection.shards:
         ids, sides = read_column(shard / SELECTION, "id"), read_column(shard / SELECTION, "side")

@@ -1,5 +1,6 @@
 """Which files a source consists of, here or elsewhere, what is left out of it and why, and how large a shard should be."""
 
+import fnmatch
 import glob
 import importlib.util
 import os
@@ -123,8 +124,25 @@ def _glob_root(location: Path) -> Path:
     return Path(*location.parts[:magic]) if magic else Path(".")
 
 
+def _fits(names: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
+    """Whether the names on the way to a file are those of a glob, of which ** stands for any number of them."""
+    if not pattern or not names:
+        return not names and all(part == "**" for part in pattern)
+    if pattern[0] == "**":
+        return _fits(names, pattern[1:]) or _fits(names[1:], pattern)
+    return fnmatch.fnmatch(names[0], pattern[0]) and _fits(names[1:], pattern[1:])
+
+
 def _matches(root: Path, pattern: str, skip: Callable[[Path, str], None]) -> Iterator[Path]:
-    """Regular files below `root` that fit a glob."""
+    """Regular files below `root` that fit a glob; `**` follows no link in circles."""
+    before, stars, after = pattern.partition("**")
+    if stars:
+        parts = tuple(filter(None, (stars + after).split("/")))
+        for folder in sorted(glob.glob(str(Path(glob.escape(str(root))) / before))):
+            for path in walk(Path(folder), skip):
+                if _fits(path.relative_to(folder).parts, parts):
+                    yield path
+        return
     for match in sorted(
         Path(name) for name in glob.glob(str(Path(glob.escape(str(root))) / pattern), recursive=True)
     ):

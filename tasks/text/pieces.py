@@ -173,7 +173,8 @@ def _ranges(entry: Entry, path: Path, kind: Kind, range_bytes: int, facts: Facts
             lines = Lines(offset=offset, size=size, first_row=first_row)
             yield {"files": ((entry.name, size, sha256),), "lines": lines}
     elif kind.of == "parquet":
-        name = f"row groups {range_bytes}"
+        # The description of the columns is in the hash, in the words of this version.
+        name = f"row groups {range_bytes} pyarrow {version_of('pyarrow')}"
         told = facts.fact(path, name, lambda path: _ranges_of_row_groups(path, range_bytes))
         for values, sha256 in json.loads(told):
             part = RowGroups.model_validate(values)

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,6 +28,7 @@ from tasks.text.pieces import (
 from tasks.text.records import (
     EMPTY_FILE,
     TOO_LARGE,
+    UTF_16_MARKS,
     Convert,
     Reading,
     Record,
@@ -47,14 +49,19 @@ from tasks.text.row_files import (
 from tasks.text.sources import IngestConfig, Kind, Source, is_remote, kind_of, path_of_name
 
 
-def _decode(where: str, row: int | None, whole: bytes, size: int) -> Record:
-    """A document of text: UTF-8, or UTF-16 with a byte order mark."""
-    encoding = "utf-16" if whole[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+def _decode(where: str, row: int | None, whole: bytes, size: int, was: str | None = None) -> Record:
+    """A document of text: UTF-8, or UTF-16 with a byte order mark.
+
+    Args:
+        was: encoding of the file, if it is another one.
+    """
+    encoding = "utf-16" if whole[:2] in UTF_16_MARKS else "utf-8-sig"
     try:
         return Record(where, row, whole.decode(encoding), size=size)
     except UnicodeDecodeError as error:
         name = encoding.upper().removesuffix("-SIG")
-        return Record(where, row, error=f"not {name} at byte {error.start}", size=size)
+        fault = f"not {was.upper()}" if was else f"not {name} at byte {error.start}"
+        return Record(where, row, error=fault, size=size)
 
 
 def _read_text(source: Source, where: str, path: Path, kind: Kind, limit: int) -> Iterator[Record]:
@@ -64,8 +71,7 @@ def _read_text(source: Source, where: str, path: Path, kind: Kind, limit: int) -
     with raw, content:
         try:
             beginning = content.read(LARGE_BYTES + 1)
-            is_utf16 = beginning[:2] in (b"\xff\xfe", b"\xfe\xff")
-            if is_utf16:
+            if beginning[:2] in UTF_16_MARKS:
                 how = "none"
             if how == "auto":
                 is_large = len(beginning) > LARGE_BYTES
@@ -75,12 +81,12 @@ def _read_text(source: Source, where: str, path: Path, kind: Kind, limit: int) -
                 if len(whole) > limit:
                     yield Record(where, None, error=TOO_LARGE, size=reading.size)
                 else:
-                    yield _decode(where, None, whole, len(whole))
+                    yield _decode(where, None, whole, len(whole), source.encoding)
                 return
             for piece in cut_text(_Rest(beginning, content), how, source.cut_bytes, limit):
                 reading.row, reading.read = reading.row + 1, reading.read + len(piece)
                 if piece.strip():
-                    yield _decode(where, reading.row, piece, len(piece))
+                    yield _decode(where, reading.row, piece, len(piece), source.encoding)
         except reading_faults() as error:
             yield reading.broken(error, raw)
 
@@ -212,7 +218,7 @@ def read_dataset(source: Source, convert: Convert, limit: int) -> Iterator[Recor
     """Every record of a Hugging Face dataset.
 
     Raises:
-        InputError: if it cannot be opened.
+        InputError: if it cannot be opened, or a row is none.
     """
     try:
         rows = _open_dataset(source)
@@ -222,7 +228,22 @@ def read_dataset(source: Source, convert: Convert, limit: int) -> Iterator[Recor
             f"ingest.sources: the dataset of {source.name!r} ({source.path}, split {source.split!r}) "
             f"cannot be opened: {sentence}"
         ) from error
-    for row, value in enumerate(rows):
+    remaining = iter(rows)
+    for row in count():
+        if source.max_rows is not None and row >= source.max_rows:
+            return
+        try:
+            value = next(remaining)
+        except StopIteration:
+            return
+        except (
+            ValueError
+        ) as error:  # pyarrow's are ones, too; what the network says is none, and is tried again
+            sentence = " ".join(str(error).split())[:200]
+            raise InputError(
+                f"ingest.sources: the dataset of {source.name!r} ({source.path}, split {source.split!r}) cannot be read after row "
+                f"{row}: {sentence}. Of files that are given as a path what is bad is left out, and named"
+            ) from error
         size = sum(len(str(item)) for item in value.values()) if isinstance(value, dict) else 0
         yield kept_record(convert(source, source.split, row, value), size, limit)
 

@@ -49,6 +49,18 @@ Convert = Callable[[Source, str, int, Any], Record]
 """Source, file, row and value of a row -> the document that it holds."""
 
 
+_ID_FIELD = "id"
+"""Taken for the id of a row where the recipe does not say."""
+
+UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+
+
+class Unkept(str):
+    """Stands for a value of a row that has no form in Python, such as bytes that are not UTF-8 in a column of text."""
+
+    __slots__ = ()
+
+
 TEXT_FIELDS = ("text", "content", "body", "document", "article", "passage")
 """What the field with the text is called, where the recipe does not say; of several the first if it is `text`, else none."""
 
@@ -89,17 +101,23 @@ def from_mapping(source: Source, where: str, row: int, value: Any) -> Record:
     field = text_field_of(source, value)
     if field is None:
         return Record(where, row, error=no_text(source, value))
+    wanted = [name for name in (field, source.id_field) if name]
+    unkept = next((name for name in wanted if isinstance(value.get(name.partition(".")[0]), Unkept)), None)
+    if unkept:
+        return Record(where, row, error=f"field {unkept!r} has a value that cannot be read, or is not UTF-8")
     text = field_of(value, field)
     if not isinstance(text, str):
         return Record(where, row, error=f"field {field!r} is {type(text).__name__}, not text")
-    own_id = field_of(value, source.id_field)
-    metadata = _without(_without(value, field), source.id_field)
-    if own_id is not None and not isinstance(own_id, str | int):
-        return Record(
-            where,
-            row,
-            error=f"field {source.id_field!r} is {type(own_id).__name__}, not a name or number",
-        )
+    own_id, metadata = field_of(value, source.id_field), _without(value, field)
+    if isinstance(own_id, float) and own_id.is_integer():
+        own_id = int(own_id)  # a column of whole numbers of which one is missing
+    if isinstance(own_id, str | int) or own_id is None:
+        metadata = _without(metadata, source.id_field)
+    elif source.id_field == _ID_FIELD:
+        own_id = None  # nobody asked for it: it stays among the metadata
+    else:
+        sentence = f"field {source.id_field!r} is {type(own_id).__name__}, not a name or number: set id_field to another one"
+        return Record(where, row, error=sentence)
     identifier = None if own_id is None else str(own_id)
     taken = field if source.text_field is None and field != "text" else None
     return Record(where, row, text, identifier, metadata, text_field=taken)
@@ -174,11 +192,18 @@ class _Bz2(io.RawIOBase):
                 return len(block)
 
 
+_MARK = "scratchlm.mark"
+codecs.register_error(_MARK, lambda error: ("\udcff", error.end))  # type: ignore[attr-defined]
+
+
 class _AsUtf8(io.RawIOBase):
-    """What a file in another encoding says, in UTF-8: so that it may be cut wherever UTF-8 may."""
+    """What a file in another encoding says, in UTF-8: so that it may be cut wherever UTF-8 may.
+
+    What is not in that encoding becomes a byte that is not UTF-8: so it costs the row or the document in which it is, and no more.
+    """
 
     def __init__(self, content: BinaryIO, encoding: str) -> None:
-        self.content, self.decoder = content, codecs.getincrementaldecoder(encoding)()
+        self.content, self.decoder = content, codecs.getincrementaldecoder(encoding)(_MARK)
         self.ready, self.ended = b"", False
 
     def readable(self) -> bool:
@@ -238,7 +263,8 @@ class Reading:
     def broken(self, error: BaseException, raw: BinaryIO) -> Record:
         """The record of a fault in the middle."""
         rest = f" after row {self.row}" if self.row >= 0 else ""
-        what = f"not {error.encoding.upper()}" if isinstance(error, UnicodeDecodeError) else "unreadable"
+        what = "not in its encoding" if isinstance(error, UnicodeError) else "unreadable"
+        what = f"not {error.encoding.upper()}" if isinstance(error, UnicodeDecodeError) else what
         sentence = f"{what}{rest}: {type(error).__name__}"
         # What is left of a compressed file would have grown as what was read of it did.
         if self.is_range:
@@ -253,7 +279,7 @@ def reading_faults() -> tuple[type[BaseException], ...]:
     import pyarrow as pa
 
     # Not MemoryError: what a computer has too little memory for, another one may read.
-    return OSError, EOFError, zlib.error, UnicodeDecodeError, pa.ArrowException
+    return OSError, EOFError, zlib.error, UnicodeError, pa.ArrowException
 
 
 def read_whole(path: Path, compression: str, limit: int, encoding: str | None = None) -> bytes | None:

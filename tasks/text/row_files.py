@@ -1,6 +1,7 @@
 """Files of rows: JSON lines, JSON, tables and Parquet. Every row becomes a record, also one that cannot be read."""
 
 import csv
+import gzip
 import io
 import json
 from collections.abc import Iterator
@@ -14,9 +15,11 @@ from tasks.text.pieces import Lines, RowGroups
 from tasks.text.records import (
     EMPTY_FILE,
     TOO_LARGE,
+    UTF_16_MARKS,
     Convert,
     Reading,
     Record,
+    Unkept,
     from_mapping,
     kept_record,
     no_text,
@@ -57,6 +60,10 @@ def read_lines(
     with raw, lines:
         try:
             while line := lines.readline(limit + 1):
+                if reading.row < 0 and line[:2] in UTF_16_MARKS:
+                    sentence = "lines of JSON in UTF-16: set encoding to utf-16"
+                    yield Record(where, None, error=sentence, size=reading.size, rows=None)
+                    return
                 reading.row += 1
                 length = len(line)
                 while not line.endswith(b"\n") and (more := lines.readline(1 << 20)):
@@ -135,8 +142,8 @@ def _decoded(reading: Reading, lines: BinaryIO, limit: int) -> Iterator[str]:
 
     A file that begins with the mark of UTF-16 is in that, as spreadsheets write it.
     """
-    beginning = lines.peek(2)[:2] if isinstance(lines, io.BufferedReader) else b""
-    if beginning in (b"\xff\xfe", b"\xfe\xff"):
+    beginning = lines.peek(2)[:2] if isinstance(lines, io.BufferedReader | gzip.GzipFile) else b""
+    if beginning in UTF_16_MARKS:
         decoded = io.TextIOWrapper(lines, "utf-16", newline="\n")
         while text := decoded.readline(limit + 1):
             reading.read += 2 * len(text)
@@ -159,7 +166,7 @@ def read_json_rows(
     try:
         value = json.loads(whole)
     except (ValueError, RecursionError) as error:
-        sentence = f"not JSON in UTF-8 ({type(error).__name__})"
+        sentence = f"not JSON in {(source.encoding or 'utf-8').upper()} ({type(error).__name__})"
         yield Record(where, None, error=sentence, size=len(whole), rows=None)
         return
     own = None if convert is from_mapping else convert(source, where, 0, value)
@@ -194,7 +201,7 @@ def _row_of(batch: Any) -> dict[str, Any]:
             try:
                 (row[name],) = batch.column(name).to_pylist()
             except Exception:
-                row[name] = "(a value out of bounds, not kept)"
+                row[name] = Unkept("(a value out of bounds, not kept)")
         return row
 
 
@@ -204,7 +211,9 @@ def _parsed(source: Source, where: str, row: int, line: bytes, convert: Convert)
     except json.JSONDecodeError as error:
         return Record(where, row, error=f"not JSON at column {error.colno} ({error.msg})")
     except (ValueError, RecursionError) as error:
-        return Record(where, row, error=f"not JSON in UTF-8 ({type(error).__name__})")
+        return Record(
+            where, row, error=f"not JSON in {(source.encoding or 'utf-8').upper()} ({type(error).__name__})"
+        )
     return convert(source, where, row, value)
 
 
@@ -249,6 +258,11 @@ def read_parquet_rows(
     except faults as error:
         size = path.stat().st_size
         yield Record(where, None, error=f"unreadable: {type(error).__name__}", size=size, rows=None)
+        return
+    twice = next((name for name in schema.names if schema.names.count(name) > 1), None)
+    if twice is not None:
+        size = path.stat().st_size
+        yield Record(where, None, error=f"a table with two columns {twice!r}", size=size, rows=None)
         return
     if convert is from_mapping and text_field_of(source, schema.names) is None and not source.text_field:
         yield Record(where, None, error=f"a table with {no_text(source, schema.names)}", is_other=True)

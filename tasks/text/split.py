@@ -3,6 +3,7 @@
 A map, since `deduplicate` has decided what documents of different shards have to do with each other.
 """
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -53,9 +54,13 @@ class SplitConfig(Config):
             raise ValueError(f"validation_ids names {twice!r} twice: name it once")
         return self
 
+    @cached_property
+    def _listed_ids(self) -> frozenset[str]:
+        return frozenset(self.validation_ids)
+
     def is_listed(self, identifier: str, source: str) -> bool:
         """Whether the recipe itself names this document as held out."""
-        return identifier in self.validation_ids or source == self.validation_source
+        return identifier in self._listed_ids or source == self.validation_source
 
     def side(self, draw: int, held: str) -> str:
         """Side of a document that nothing drops and no list names; it depends on its group alone, see `tasks.text.groups`.

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 SPLIT_PATTERN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
-_UNBROKEN = re.compile(r"[^\W\d_]{1000,}|[^\w\s]{1000,}|\s{1000,}")
+_UNBROKEN = re.compile(r"[^\W\d_]{1000,}|(?:[^\w\s]|_){1000,}|\s{1000,}")
 """Runs of letters, of marks and of white space, which the pattern above leaves in one piece."""
 
 

@@ -1,6 +1,7 @@
 """Files as spreadsheets, browsers and databases write them: read, or said to be what they are, and never taken apart."""
 
 import datetime
+import gzip
 import json
 from pathlib import Path
 
@@ -8,7 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from model.errors import InputError
 from tasks.text.html import BadPage, text_of_page
+from tasks.text.listing import files_of
 from tasks.text.read_conversations import ReadConversationsConfig, read_conversations
 from tasks.text.sources import Source
 from tests.tasks.text.test_ingest import run
@@ -57,6 +60,113 @@ def test_a_column_that_python_cannot_show_costs_no_text(tmp_path: Path):
     found, _, errors = texts(tmp_path, "a.parquet", (tmp_path / "a.parquet").read_bytes())
     assert found == ["one", "two"]
     assert not errors
+
+
+@pytest.mark.parametrize("name", ["text", "id", "note"])
+def test_a_value_that_is_not_utf_8_becomes_no_text_and_no_id(tmp_path: Path, name: str):
+    """As Parquet files from elsewhere have them, which no reader checks."""
+    column = pa.array([b"one", b"a\xff\xffb", b"three"]).view(pa.string())
+    names = [each for each in ("text", "id", "note") if each != name]
+    table = pa.table({name: column, **{each: ["x", "y", "z"] for each in names}})
+    pq.write_table(table, tmp_path / "a.parquet")
+    found, metrics, errors = texts(tmp_path, "a.parquet", (tmp_path / "a.parquet").read_bytes())
+    if name == "note":
+        assert (found, errors) == (["x", "y", "z"], [])
+        return
+    assert found == (["one", "three"] if name == "text" else ["x", "z"])
+    assert errors[0]["error"] == f"field {name!r} has a value that cannot be read, or is not UTF-8"
+    assert metrics["lost_bytes"] > 0
+
+
+def test_a_wrong_byte_costs_its_row_or_its_document_in_any_encoding(tmp_path: Path):
+    rows = [f'{{"text": "Größe {i}"}}' for i in range(500)]
+    content = "\n".join(rows).encode("cp1252") + b'\n{"text": "\x81"}\n{"text": "last"}\n'
+    found, metrics, errors = texts(tmp_path, "a.jsonl", content, encoding="cp1252")
+    assert len(found) == 501
+    assert [error["error"] for error in errors] == ["the record has a lone surrogate, so it is not Unicode"]
+    (tmp_path / "in" / "a.jsonl").unlink()
+    size = 40_000
+    _, metrics, errors = texts(tmp_path, "b.txt", b"\x81" + b"y" * size, encoding="cp1252")
+    assert [error["error"] for error in errors] == ["not CP1252"]
+    assert metrics["lost_bytes"] > size
+
+
+def test_utf_16_is_read_or_named_whatever_it_is_packed_in(tmp_path: Path):
+    packed = gzip.compress("id,text\n1,eins\n".encode("utf-16"))
+    found, _, errors = texts(tmp_path, "a.csv.gz", packed)
+    assert (found, errors) == (["eins"], [])
+    (tmp_path / "in" / "a.csv.gz").unlink()
+    lines = '{"text": "eins"}\n{"text": "zwei"}\n'.encode("utf-16")
+    _, _, errors = texts(tmp_path, "a.jsonl", lines)
+    assert [error["error"] for error in errors] == ["lines of JSON in UTF-16: set encoding to utf-16"]
+    found, _, errors = texts(tmp_path, "a.jsonl", lines, encoding="utf-16")
+    assert found == ["eins", "zwei"]
+    # Beside it there is one in UTF-8.
+    assert [error["error"] for error in errors] == ["not in its encoding: UnicodeError"]
+
+
+def test_ids_that_nobody_asked_for_cost_no_document(tmp_path: Path):
+    rows = [{"text": "a", "id": 1.0}, {"text": "b", "id": {"$oid": "5"}}, {"text": "c", "id": 2.5}]
+    content = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    found, _, errors = texts(tmp_path, "a.jsonl", content)
+    assert (found, errors) == (["a", "b", "c"], [])
+    content = content.replace(b'"id"', b'"key"')
+    _, _, errors = texts(tmp_path, "a.jsonl", content, id_field="key")
+    assert [error["error"] for error in errors] == [
+        "field 'key' is dict, not a name or number: set id_field to another one",
+        "field 'key' is float, not a name or number: set id_field to another one",
+    ]
+
+
+def test_a_parquet_file_with_two_columns_of_one_name_is_an_error(tmp_path: Path):
+    table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    found, _, errors = texts(tmp_path, "a.parquet", (tmp_path / "a.parquet").read_bytes())
+    assert not found
+    assert errors[0]["error"] == "a table with two columns 'text'"
+
+
+def test_a_dataset_is_read_as_far_as_is_asked_for_and_its_bad_rows_are_told(tmp_path: Path):
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    lines = [json.dumps({"text": f"number {i}"}) for i in range(50)]
+    (folder / "train.jsonl").write_text("\n".join(lines))
+    rows, _, _ = run(tmp_path / "out", Source(path=f"dataset:{folder}", max_rows=5))
+    assert [row["text"] for row in rows] == [f"number {i}" for i in range(5)]
+    # More than pyarrow reads at once, so that the beginning is read before the fault is found.
+    long = [json.dumps({"text": f"{i} {PROSE}"}) for i in range(40_000)]
+    (folder / "train.jsonl").write_text("\n".join([*long, "{oops", *lines]))
+    with pytest.raises(
+        InputError, match=r"cannot be read after row [1-9]\d+: .*Of files that are given as a path"
+    ):
+        run(tmp_path / "again", Source(path=f"dataset:{folder}"))
+
+
+def test_no_document_that_a_text_is_cut_into_is_larger_than_it_may_be(tmp_path: Path):
+    content = ("word " * 20_000 + "\n\n").encode() * 3
+    (tmp_path / "a.txt").write_bytes(content)
+    rows, _, errors = run(
+        tmp_path / "out", Source(path=str(tmp_path / "a.txt"), cut="paragraphs"), max_document_bytes=10_000
+    )
+    assert max(len(row["text"]) for row in rows) <= 10_000
+    assert sum(row["text"].count("word") for row in rows) == 60_000
+    assert not errors
+
+
+def test_a_pattern_of_any_folders_follows_no_link_in_circles(tmp_path: Path):
+    for name in ("a.txt", "deep/er/b.txt", "deep/c.md", ".hidden/d.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    for name in ("self", "deep/up"):
+        (tmp_path / name).symlink_to(tmp_path)
+    for pattern, names in (
+        ("**/*.txt", {"a.txt", "deep/er/b.txt"}),
+        ("deep/**/b.txt", {"deep/er/b.txt"}),
+        ("**", {"a.txt", "deep/er/b.txt", "deep/c.md"}),
+    ):
+        listed = files_of(Source(path=f"{tmp_path}/{pattern}"))
+        found = {path.relative_to(tmp_path).as_posix() for path in listed.paths}
+        assert found == names
 
 
 def test_a_table_of_numbers_beside_text_is_left_out_whatever_its_format(tmp_path: Path):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,7 +13,13 @@ from model.tokenizer import END_OF_TEXT, end_of_text_id, load_tokenizer
 from model.tokens import open_tokens
 from tasks.engine.stage import Artifact, Shard
 from tasks.tokens.tokenize import tokenize
-from tasks.tokens.train_tokenizer import Sample, TrainTokenizerConfig, train_tokenizer
+from tasks.tokens.train_tokenizer import (
+    SPLIT_PATTERN,
+    Sample,
+    TrainTokenizerConfig,
+    _learnable,
+    train_tokenizer,
+)
 from tests.tasks.conftest import write
 
 
@@ -143,3 +150,10 @@ def test_a_small_text_gives_a_small_vocabulary(tmp_path: Path):
         out=tmp_path / "out",
     )
     assert 257 < metrics["vocabulary_size"] < 270
+
+
+@pytest.mark.parametrize("run", ["a", "_", "-", "_-", "=_", "é", " ", "\n", "_a"])
+def test_nothing_that_a_vocabulary_is_learnt_from_is_one_long_piece(run: str):
+    """Time to learn grows with the square of the longest."""
+    parts = _learnable(f"before {run * 40_000} after")
+    assert max(len(piece) for part in parts for piece in regex.findall(SPLIT_PATTERN, part)) < 1_010

@@ -1,4 +1,4 @@
-"""Speed and memory of each stage on one shard of text: python benchmarks/stages.py FILE.jsonl.gz --megabytes 64.
+"""Speed and memory of each stage on one shard of text: python -m benchmarks.stages FILE.jsonl.gz --megabytes 64.
 
 Each stage runs alone in a process of its own, on a shard of so many MB that is cut from the texts of the file. Prints a table
 in Markdown: MB of text for each CPU second, peak memory, what it reads and writes, and in how many files; the encoder alone stands
@@ -13,23 +13,25 @@ import resource
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.duplicates import find_pairs
 from tasks.benchmarks.index_benchmarks import IndexBenchmarksConfig, index_benchmarks
 from tasks.engine.sources import SourceDigests
 from tasks.engine.stage import Artifact, Piece, Shard
-from tasks.tables import read_column, write_table
+from tasks.tables import read_column
 from tasks.text.clean import CleanConfig, clean
 from tasks.text.decontaminate import decontaminate
+from tasks.text.deduplicate import DeduplicateConfig, deduplicate
 from tasks.text.documents import DOCUMENTS
 from tasks.text.ingest import ingest
 from tasks.text.minhash import minhash
 from tasks.text.pieces import list_pieces
-from tasks.text.selection import SELECTION, SELECTION_SCHEMA, TRAIN
 from tasks.text.signatures import MinhashConfig
 from tasks.text.sources import IngestConfig, Source
-from tasks.text.split import selection_row
+from tasks.text.split import SplitConfig, split
 from tasks.tokens.tokenize import tokenize
 from tasks.tokens.train_tokenizer import TrainTokenizerConfig, train_tokenizer
 
@@ -79,12 +81,6 @@ def write_source(path: Path, source: Path, megabytes: float) -> None:
             total, number = total + len(text.encode()), number + 1
 
 
-def _all_for_training(cleaned: Path, out: Path) -> None:
-    ids, texts = (read_column(cleaned / DOCUMENTS, column) for column in ("id", "text"))
-    sides = [selection_row(*row, TRAIN) for row in zip(ids, texts, strict=True)]
-    write_table(out / SELECTION, sides, SELECTION_SCHEMA)
-
-
 def _encode_only(tokenizer: Path, cleaned: Path) -> None:
     import fastokens
 
@@ -94,6 +90,54 @@ def _encode_only(tokenizer: Path, cleaned: Path) -> None:
     fastokens.Tokenizer.from_file(str(tokenizer / TOKENIZER)).encode_batch_flat(
         texts, split_special_tokens=True
     )
+
+
+def measure_text(folder: Path, config: IngestConfig, megabytes: float) -> Path:
+    """Measure the stages that make text of what is read; returns the cleaned shard, beside which its sides are."""
+    (piece,) = list_pieces(config, SourceDigests()).each
+    read, cleaned, signed, clear = (folder / name for name in ("read", "clean", "signed", "clear"))
+    read.mkdir()
+    run = partial(ingest.fn, config, Piece(piece), out=read)
+    alone("ingest", megabytes, run, (folder / "in",), (read,))
+    documents, kept = Shard(read / "shards" / "00000"), Shard(cleaned)
+    run = partial(clean.fn, CleanConfig(), documents=documents, out=cleaned)
+    alone("clean", megabytes, run, (documents.path,), (cleaned,))
+    run = partial(minhash.fn, MinhashConfig(), documents=kept, out=signed)
+    alone("minhash", megabytes, run, (cleaned,), (signed,))
+
+    # Over all shards, of which there is one here.
+    pairs, duplicates = folder / "pairs", folder / "duplicates"
+    duplicates.mkdir()
+    run = partial(find_pairs, pairs, (signed,))
+    alone("find_copies, and find_duplicates of all buckets", megabytes, run, (signed,), (pairs,))
+    found = {"copies": Artifact(pairs / "copies"), "signatures": Artifact(signed, (signed,))}
+    found["pairs"] = Artifact(pairs, tuple(sorted(pairs.glob("[0-9]*"))))
+    run = partial(deduplicate.fn, DeduplicateConfig(), **found, out=duplicates)
+    alone("deduplicate", megabytes, run, (signed, pairs), (duplicates,))
+
+    index = folder / "index"
+    index.mkdir()
+    items = IndexBenchmarksConfig(tasks=("arc_easy", "sciq", "hellaswag"))
+    alone(None, megabytes, partial(index_benchmarks.fn, items, out=index))
+    run = partial(decontaminate.fn, documents=kept, index=Artifact(index), out=clear)
+    alone("decontaminate", megabytes, run, (cleaned, index), (clear,))
+    verdicts = {"duplicates": Shard(duplicates / "shards" / "00000"), "contaminated": Shard(clear)}
+    run = partial(split.fn, SplitConfig(), documents=kept, **verdicts, out=folder / "sides")
+    alone("split", megabytes, run, (cleaned, duplicates, clear), (folder / "sides",))
+    return cleaned
+
+
+def measure_tokens(folder: Path, cleaned: Path, megabytes: float) -> None:
+    """Measure the encoding of a cleaned shard, beside the encoder alone."""
+    sides, learnt = folder / "sides", folder / "tokenizer"
+    how = TrainTokenizerConfig(vocabulary_size=8192, sample_bytes=5_000_000)
+    whole = {"documents": Artifact(cleaned, (cleaned,)), "selection": Artifact(folder, (sides,))}
+    alone(None, megabytes, partial(train_tokenizer.fn, how, **whole, out=learnt))
+    shards = {"documents": Shard(cleaned), "selection": Shard(sides)}
+    run = partial(tokenize.fn, **shards, tokenizer=Artifact(learnt), out=folder / "tokens")
+    own = alone("tokenize", megabytes, run, (cleaned, sides, learnt), (folder / "tokens",))
+    encoder = alone("the encoder alone", megabytes, partial(_encode_only, learnt, cleaned))
+    print(f"\ntokenize has {encoder / own:.0%} of the encoder's speed")
 
 
 def main() -> None:
@@ -106,76 +150,17 @@ def main() -> None:
     options.add_argument("--profile", default="plain")
     given = options.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+        folder, megabytes = Path(name), given.megabytes
         (folder / "in").mkdir()
-        megabytes = given.megabytes
-        alone(None, megabytes, lambda: write_source(folder / "in" / "a.jsonl", given.file, megabytes))
+        alone(None, megabytes, partial(write_source, folder / "in" / "a.jsonl", given.file, megabytes))
         source = Source(path=str(folder / "in"), profile=given.profile)
-        # One shard, whatever the text says of cuts.
-        config = IngestConfig(sources=(source,), shard_bytes=10**9)
-        (piece,) = list_pieces(config, SourceDigests()).each
         print(
             f"one shard of {megabytes:.0f} MB\n\n| stage | MB/CPU-s | peak memory, MB | MB read | MB written | files |"
         )
         print("|---|---|---|---|---|---|")
-        read = folder / "read"
-        read.mkdir()
-        alone(
-            "ingest",
-            megabytes,
-            lambda: ingest.fn(config, Piece(piece), out=read),
-            (folder / "in",),
-            (read,),
-        )
-        documents, cleaned = Shard(read / "shards" / "00000"), folder / "clean"
-        alone(
-            "clean",
-            megabytes,
-            lambda: clean.fn(CleanConfig(), documents=documents, out=cleaned),
-            (documents.path,),
-            (cleaned,),
-        )
-        kept = Shard(cleaned)
-        alone(
-            "minhash",
-            megabytes,
-            lambda: minhash.fn(MinhashConfig(), documents=kept, out=folder / "signed"),
-            (cleaned,),
-            (folder / "signed",),
-        )
-        index = folder / "index"
-        index.mkdir()
-        items = IndexBenchmarksConfig(tasks=("arc_easy", "sciq", "hellaswag"))
-        alone(None, megabytes, lambda: index_benchmarks.fn(items, out=index))
-        found = Artifact(index)
-        alone(
-            "decontaminate",
-            megabytes,
-            lambda: decontaminate.fn(documents=kept, index=found, out=folder / "clear"),
-            (cleaned, index),
-            (folder / "clear",),
-        )
-        alone(None, megabytes, lambda: _all_for_training(cleaned, folder / "sides"))
-        whole = Artifact(cleaned, (cleaned,)), Artifact(folder, (folder / "sides",))
-        learnt = folder / "tokenizer"
-        how = TrainTokenizerConfig(vocabulary_size=8192, sample_bytes=5_000_000)
-        alone(
-            None,
-            megabytes,
-            lambda: train_tokenizer.fn(how, documents=whole[0], selection=whole[1], out=learnt),
-        )
-        side = Shard(folder / "sides")
-        own = alone(
-            "tokenize",
-            megabytes,
-            lambda: tokenize.fn(
-                documents=kept, selection=side, tokenizer=Artifact(learnt), out=folder / "tokens"
-            ),
-            (cleaned, folder / "sides", learnt),
-            (folder / "tokens",),
-        )
-        encoder = alone("the encoder alone", megabytes, lambda: _encode_only(learnt, cleaned))
-        print(f"\ntokenize has {encoder / own:.0%} of the encoder's speed")
+        # One shard, whatever the text says of cuts.
+        cleaned = measure_text(folder, IngestConfig(sources=(source,), shard_bytes=10**9), megabytes)
+        measure_tokens(folder, cleaned, megabytes)
 
 
 if __name__ == "__main__":

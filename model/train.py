@@ -26,7 +26,7 @@ from model.budget import count
 from model.checkpoint import Checkpoints
 from model.config import TrainConfig
 from model.deepspeed_engine import Learner, process_group, start_engine
-from model.device import claim_device
+from model.device import check_documents_apart, claim_device
 from model.errors import InputError
 from model.feed import Batch, Feed
 from model.first_weights import FirstModel, whole_model
@@ -91,7 +91,9 @@ def train(
         TokensError: if the tokens are damaged or made by another tokenizer.
     """
     began = Attempts(spec.work, spec.work / METRICS) if os.environ["RANK"] == "0" else None
-    device = claim_device(spec.machine)
+    device = claim_device(spec.machine, spec.model.head_dim)
+    if spec.train.isolate_documents or spec.objective.isolate_documents:
+        check_documents_apart(device, spec.train.dtype)
     # Products of float32 matrices in TF32, ten times as fast on tensor cores; the weights stay float32.
     torch.set_float32_matmul_precision("high")
     with process_group(spec.machine.device), signals() as heard:

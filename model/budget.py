@@ -105,6 +105,8 @@ class Memory:
         head: logits of a chunk, their gradient, and the gradient of the head.
         step: what the optimizer needs while it moves the weights.
         copy: of weights and moments, while a checkpoint is written; on a CPU, where it lies beside everything else.
+        on_cpu: whether half of the last two finds its room where activations and head were: what an allocator was given for these is
+            often in pieces that are too small. Measured on CPUs; elsewhere all is added.
     """
 
     weights: int
@@ -114,11 +116,14 @@ class Memory:
     head: int
     step: int
     copy: int
+    on_cpu: bool
 
     @property
     def total(self) -> int:
-        """Their sum. Not all of it exists at once, but what an allocator was given for one it has seldom as one piece for another."""
-        return sum(vars(self).values())
+        """What all of it takes together."""
+        passes, moves = self.activations + self.head, self.step + self.copy
+        shared = min(passes, moves) // 2 if self.on_cpu else 0
+        return self.weights + self.gradients + self.optimizer + passes + moves - shared
 
 
 def _work_bytes_per_token(config: ModelConfig, s: int) -> int:
@@ -222,6 +227,8 @@ def memory(
     if beside and recompute != "full":
         layers += s * beside.kept_per_token
     again = own if recompute != "none" else 0
+    if recompute == "full" and on_cpu:
+        again += own  # of the block before, in pieces that fit nothing of this one
     ends = s * config.d_model + _norm_bytes(config, config.d_model, 1, s) + s * config.d_model
     activations = tokens * (layers + again + _work_bytes_per_token(config, s) + ends)
     rows = min(tokens, head_rows(vocabulary_size, "cpu" if on_cpu else "cuda"))
@@ -229,15 +236,18 @@ def memory(
     if not beside:
         head += 4 * vocabulary_size * config.d_model
     stack = _largest_stack(config) // share if with_muon else 0
+    # Without ZeRO gradients are flattened into one buffer; Newton-Schulz holds five times what it works on.
+    step = 5 * (4 if on_cpu else 2) * stack + (4 * n if zero_stage == 0 else 0)
+    copy = (moments + 4 * n + (4 * n if averaging else 0)) // share if on_cpu else 0
     return Memory(
         weights=weights,
         gradients=gradients,
         optimizer=kept // share,
         activations=activations,
         head=head,
-        # Without ZeRO gradients are flattened into one buffer; Newton-Schulz holds five times what it works on.
-        step=5 * (4 if on_cpu else 2) * stack + (4 * n if zero_stage == 0 else 0),
-        copy=(moments + 4 * n + (4 * n if averaging else 0)) // share if on_cpu else 0,
+        step=step,
+        copy=copy,
+        on_cpu=on_cpu,
     )
 
 

@@ -229,9 +229,9 @@ def test_every_kth_block_keeps_less_than_all_and_more_than_none_of_them():
     sizes = [laid_out(mode).memory.total for mode in ("full", 2, 3, 6, "none")]
     assert sizes == sorted(set(sizes))
     # It fits where it does, and not where all of the blocks would have to.
-    enough = 1.3 * sizes[1]
+    enough = 1.2 * sizes[1]
     assert laid_out(2, enough).fits
-    assert not laid_out("none", 1.3 * sizes[0]).fits
+    assert not laid_out("none", 1.2 * sizes[0]).fits
 
 
 def test_a_trial_is_of_the_machine_that_is_given():

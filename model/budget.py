@@ -119,11 +119,16 @@ class Memory:
     on_cpu: bool
 
     @property
+    def parts(self) -> dict[str, int]:
+        """Bytes by kind, of which `shared` are counted twice among the others, and so are negative."""
+        kinds = {name: value for name, value in vars(self).items() if name != "on_cpu"}
+        least = min(self.activations + self.head, self.step + self.copy)
+        return {**kinds, "shared": -(least // 2) if self.on_cpu else 0}
+
+    @property
     def total(self) -> int:
         """What all of it takes together."""
-        passes, moves = self.activations + self.head, self.step + self.copy
-        shared = min(passes, moves) // 2 if self.on_cpu else 0
-        return self.weights + self.gradients + self.optimizer + passes + moves - shared
+        return sum(self.parts.values())
 
 
 def _work_bytes_per_token(config: ModelConfig, s: int) -> int:

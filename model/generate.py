@@ -105,10 +105,40 @@ class _Batch:
         states = self.model.hidden_states(tokens, positions, mask, self.caches)[:, -1]
         return self.model.lm_head(states).float().cpu()
 
+    @property
+    def length(self) -> int:
+        """Tokens and padding of each row."""
+        return self.caches[0].length
+
+    def make_room(self, full: dict[int, list[int]], ended: list[int]) -> None:
+        """Take out of the caches what no row needs.
+
+        Args:
+            full: rows that forget what they have read, and these tokens of each, as many of each, which it reads instead.
+            ended: rows that need nothing any more.
+        """
+        length = self.length
+        self.padding[ended] = length - 1
+        if full:
+            rows, n_tokens = list(full), len(next(iter(full.values())))
+            read = _Batch(self.model, list(full.values()), n_tokens)
+            for cache, own in zip(self.caches, read.caches, strict=True):
+                for buffer, new in ((cache.keys, own.keys), (cache.values, own.values)):
+                    assert buffer is not None
+                    assert new is not None
+                    buffer[rows, :, length - n_tokens : length] = new
+            self.padding[rows] = length - n_tokens
+        unused = int(self.padding.min())
+        for cache in self.caches:
+            for buffer in (cache.keys, cache.values):
+                assert buffer is not None
+                buffer[:, :, : length - unused] = buffer[:, :, unused:length].clone()
+            cache.length = length - unused
+        self.padding -= unused
+
     def step(self, tokens: list[int]) -> None:
         """Append one token to every row."""
-        length = self.caches[0].length
-        mask = None
+        length, mask = self.length, None
         if self.padding.any():
             mask = (torch.arange(length + 1, device=self.device) >= self.padding[:, None])[:, None, None]
         positions = (length - self.padding)[:, None]
@@ -137,9 +167,9 @@ def generate(
         torch.Generator().manual_seed((sampling.seed + i * 0x9E3779B9) % 2**63) for i in range(len(rows))
     ]
     alive = [True] * len(rows)
-    forgotten = [0] * len(rows)
     capacity = min(context_length, max(map(len, rows)) + sampling.max_tokens)
     batch = _Batch(model, rows, capacity)
+    n_kept = max(1, context_length // 2 - 1)  # beside the newest token
     for n_written in range(1, sampling.max_tokens + 1):
         new: list[int | None] = []
         for i, row in enumerate(rows):
@@ -157,17 +187,16 @@ def generate(
         yield new
         if n_written == sampling.max_tokens or not any(alive):
             return
-        if batch.caches[0].length >= capacity:
+        if batch.length >= capacity:
             # Full for the longest row, which may have ended; each forgets when it is full itself.
-            for i, row in enumerate(rows):
-                if not alive[i]:
-                    forgotten[i] = len(row) - 1
-                elif len(row) - forgotten[i] > context_length:
-                    forgotten[i] = len(row) - context_length // 2
-            batch = _Batch(model, [row[n:] for n, row in zip(forgotten, rows, strict=True)], context_length)
-            capacity = context_length
-        else:
-            batch.step([0 if token is None else token for token in new])
+            sizes = (batch.length - batch.padding).tolist()
+            full = {
+                i: row[-n_kept - 1 : -1]
+                for i, row in enumerate(rows)
+                if alive[i] and sizes[i] >= context_length
+            }
+            batch.make_room(full, [i for i in range(len(rows)) if not alive[i]])
+        batch.step([0 if token is None else token for token in new])
 
 
 class _Stream:

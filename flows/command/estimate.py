@@ -78,7 +78,7 @@ def _print(found: Estimate, recipe: Recipe, console: Console) -> None:
         "layout": f"{found.ranks} x {found.device}, {found.dtype}: {plan.micro_batch} windows in a pass, ZeRO stage {plan.zero_stage}, "
         f"recomputed: {plan.recompute}",
         "memory": f"{_gigabytes(memory.total)}{has} a rank: "
-        + ", ".join(f"{name} {_gigabytes(value)}" for name, value in vars(memory).items() if value),
+        + ", ".join(f"{name} {_gigabytes(value)}" for name, value in memory.parts.items() if value),
     }
     if found.peak_bytes:
         rows["tried"] = f"{_gigabytes(found.peak_bytes)} at its peak, Python and libraries among them"

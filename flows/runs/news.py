@@ -11,7 +11,7 @@ from tasks.engine.store import Store
 from tasks.tables import read_json_lines
 from tasks.text.document_shards import PIECES
 from tasks.text.documents import text_digest
-from tasks.text.new_documents import is_among, text_digests_of
+from tasks.text.new_documents import are_among, text_digests_of
 from tasks.text.pieces import list_pieces
 from tasks.text.readers import unread_texts
 
@@ -46,7 +46,7 @@ def find_news(recipe: Recipe, champion: Run, store: Store, sources: SourceDigest
         known, found = text_digests_of(stored.shard_paths), set()
         for text in unread_texts(recipe.ingest, before, now):
             digest = text_digest(text)
-            if digest not in found and not is_among(known, digest):
+            if digest not in found and not are_among([digest], known)[0]:
                 found.add(digest)
                 n_documents, n_bytes = n_documents + 1, n_bytes + len(text.encode())
     return News(n_documents, n_bytes, age / timedelta(days=1))

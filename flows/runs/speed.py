@@ -20,7 +20,7 @@ from tasks.engine.on_ranks import has_ranks_elsewhere
 from tasks.engine.resolve import library_version
 from tasks.training.fit import LIBRARIES_BYTES, lay_out_training, memory_of_rank, want_of_memory
 from tasks.training.probe import probe_training
-from tasks.training.settings import TrainModelConfig
+from tasks.training.settings import TrainModelConfig, machine_of_training
 
 ASSUMED_SHARE_OF_PEAK = 0.4
 """Of the peak of a device that is not here. torchtitan reports 33 to 39% for 8 billion parameters on H100s; this project has not
@@ -132,6 +132,11 @@ def _laid_out(
     return lay_out_training(recipe.model, train, vocabulary_size, machine, memory_bytes), memory_bytes
 
 
+def _machine(recipe: Recipe, place: Place) -> TrainingMachine:
+    """The machine as its training will have it."""
+    return machine_of_training(TrainModelConfig(model=recipe.model, train=recipe.train_model), place.machine)
+
+
 def check_memory(recipe: Recipe, place: Place) -> None:
     """Refuse a training that needs far more memory than this computer has, if it is to do it.
 
@@ -139,7 +144,7 @@ def check_memory(recipe: Recipe, place: Place) -> None:
         InputError: with what it needs, and what there is.
     """
     if not has_ranks_elsewhere(place.machine):
-        size, machine = recipe.train_tokenizer.vocabulary_size, place.machine.training()
+        size, machine = recipe.train_tokenizer.vocabulary_size, _machine(recipe, place)
         if told := want_of_memory(*_laid_out(recipe, size, machine), machine):
             raise InputError(told)
 
@@ -166,10 +171,11 @@ def foresee_training(
         InputError: if the machine is impossible, or its only rank cannot train here.
     """
     train = recipe.train_model
-    machine: TrainingMachine = place.machine.training() if is_waiting else place.machine
+    machine: TrainingMachine = _machine(recipe, place) if is_waiting else place.machine
     ranks, nodes = max(1, machine.ranks), max(1, place.machine.nodes)
+    all_ranks = max(1, place.machine.training().ranks) if is_waiting else ranks
     # Computers that were joined by hand train, and read nothing else.
-    readers = max(1, ranks // nodes) if place.machine.is_local else ranks
+    readers = max(1, all_ranks // nodes) if place.machine.is_local else all_ranks
     layout, _ = _laid_out(recipe, vocabulary_size, machine, nodes)
     on_host = layout.memory.total if machine.device == "cpu" else 0.0
     one_rank_bytes = LIBRARIES_BYTES + on_host

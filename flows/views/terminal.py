@@ -403,6 +403,11 @@ def print_result(result: RunResult, console: Console) -> None:
     answers, held_out = result.metrics("compare_answers"), result.metrics("evaluate_held_out")
     if answers:
         console.print(rows_table(columns(answer_rows(answers["groups"]), *ANSWER_COLUMNS)))
+        asked = result.metrics("evaluate_answers")
+        if asked and asked["too_long"]:
+            console.print(
+                f"{asked['too_long']:,} held-out conversations were not asked: their answers are longer than the context"
+            )
     training = result.training
     seconds = (
         f"{training.stored.manifest.metrics['step_seconds']:.0f} seconds of training steps"

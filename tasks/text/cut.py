@@ -54,6 +54,11 @@ def _last_character(piece: bytearray) -> int:
     return max(1, end)
 
 
+def _end_of(piece: bytearray) -> int:
+    """Where a piece that is large enough may end: after a line, else after a word, else before its last character."""
+    return len(piece) if piece.endswith(b"\n") else piece.rfind(b" ") + 1 or _last_character(piece)
+
+
 def cut_text(file: Lines, how: str, cut_bytes: int, limit: int) -> Iterator[bytes]:
     """The documents of a file, one after the other; together they are the file, but for marks between pages.
 
@@ -64,11 +69,13 @@ def cut_text(file: Lines, how: str, cut_bytes: int, limit: int) -> Iterator[byte
     """
     piece, paragraph = bytearray(), _Paragraph()
     by_size = how in ("paragraphs", "lines")
-    line_bytes = min(_LINE_BYTES, max(1, limit // 2))
-    largest = max(1, limit - line_bytes)
-    largest = min(largest, 8 * cut_bytes) if by_size else largest
+    largest = min(limit, 8 * cut_bytes) if by_size else limit
     in_code = False
-    while line := file.readline(line_bytes):
+    while line := file.readline(min(_LINE_BYTES, limit)):
+        while piece and len(piece) + len(line) > limit:
+            end = _end_of(piece)
+            yield bytes(piece[:end])
+            piece = piece[end:]
         in_code ^= line.lstrip().startswith((b"```", b"~~~"))
         if how == "pages" and (_is_mark(line) or b"\f" in line):
             first, *others = [b"", b""] if _is_mark(line) else line.split(b"\f")
@@ -89,7 +96,7 @@ def cut_text(file: Lines, how: str, cut_bytes: int, limit: int) -> Iterator[byte
             piece = bytearray()
         elif len(piece) >= largest:
             # Text without blank lines, or without lines, ends where it must.
-            end = len(piece) if line.endswith(b"\n") else piece.rfind(b" ") + 1 or _last_character(piece)
+            end = _end_of(piece)
             yield bytes(piece[:end])
             piece = piece[end:]
         if is_end:

@@ -6,7 +6,7 @@ from pathlib import Path
 from tasks.engine.stage import Artifact, Metrics, stage
 from tasks.tables import read_column, read_table
 from tasks.text.documents import DOCUMENTS, TEXT_DIGESTS
-from tasks.text.new_documents import NEW, text_digests_of
+from tasks.text.new_documents import NEW, are_among, text_digests_of
 from tasks.text.selection import SELECTION, SIDES
 
 
@@ -18,7 +18,6 @@ def find_new(documents: Artifact, selection: Artifact, former: Artifact, out: Pa
         documents, selection: results of ingest and split now.
         former: result of ingest then.
     """
-    import numpy as np
     import pyarrow as pa
 
     known = text_digests_of(former.shards)
@@ -26,7 +25,7 @@ def find_new(documents: Artifact, selection: Artifact, former: Artifact, out: Pa
     for shard in documents.shards:
         digests = read_table(shard / TEXT_DIGESTS).column("digest").to_numpy()
         ids = read_table(shard / DOCUMENTS, ["id"]).column("id")
-        unknown.update(ids.filter(pa.array(~np.isin(digests, known))).to_pylist())
+        unknown.update(ids.filter(pa.array(~are_among(digests, known))).to_pylist())
     new: dict[str, list[str]] = {side: [] for side in SIDES}
     for shard in selection.shards:
         ids, sides = read_column(shard / SELECTION, "id"), read_column(shard / SELECTION, "side")

@@ -124,28 +124,58 @@ def _glob_root(location: Path) -> Path:
     return Path(*location.parts[:magic]) if magic else Path(".")
 
 
-def _fits(names: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
-    """Whether the names on the way to a file are those of a glob, of which ** stands for any number of them."""
-    if not pattern or not names:
-        return not names and all(part == "**" for part in pattern)
-    if pattern[0] == "**":
-        return _fits(names, pattern[1:]) or _fits(names[1:], pattern)
-    return fnmatch.fnmatch(names[0], pattern[0]) and _fits(names[1:], pattern[1:])
+_Folders = frozenset[tuple[int, int]]
+"""Folders, by device and inode."""
+
+
+def _is_hidden_from(name: str, pattern: str) -> bool:
+    """Whether a name is one that a pattern means only if it says so."""
+    return name.startswith(".") and not pattern.startswith(".")
+
+
+def _below_folder(folder: Path, parts: tuple[str, ...], above: _Folders) -> Iterator[Path]:
+    """What fits the parts of a glob below a folder; `**` enters no folder below itself again, through whatever link.
+
+    Args:
+        above: the folders on the way to this one.
+    """
+    first, *rest = parts
+    if first != "**":
+        try:
+            names = os.listdir(folder) if glob.has_magic(first) else [first]
+        except OSError:
+            return
+        for name in names:
+            path = folder / name
+            if name != first and (_is_hidden_from(name, first) or not fnmatch.fnmatch(name, first)):
+                continue
+            if rest:
+                yield from _below_folder(path, tuple(rest), above)
+            elif os.path.lexists(path):
+                yield path
+        return
+    try:
+        status = folder.stat()
+        folders = [entry.name for entry in os.scandir(folder) if entry.is_dir()]
+    except OSError:
+        return
+    here = (status.st_dev, status.st_ino)
+    if here in above:
+        return
+    yield from _below_folder(folder, tuple(rest) or ("*",), above)
+    for name in folders:
+        if not name.startswith("."):
+            yield from _below_folder(folder / name, parts, above | {here})
 
 
 def _matches(root: Path, pattern: str, skip: Callable[[Path, str], None]) -> Iterator[Path]:
-    """Regular files below `root` that fit a glob; `**` follows no link in circles."""
-    before, stars, after = pattern.partition("**")
-    if stars:
-        parts = tuple(filter(None, (stars + after).split("/")))
-        for folder in sorted(glob.glob(str(Path(glob.escape(str(root))) / before))):
-            for path in walk(Path(folder), skip):
-                if _fits(path.relative_to(folder).parts, parts):
-                    yield path
-        return
-    for match in sorted(
-        Path(name) for name in glob.glob(str(Path(glob.escape(str(root))) / pattern), recursive=True)
-    ):
+    """Regular files below `root` that fit a glob."""
+    parts = Path(pattern).parts
+    if "**" in parts:
+        found = set(_below_folder(root, parts, frozenset()))
+    else:
+        found = set(map(Path, glob.glob(str(Path(glob.escape(str(root))) / pattern))))
+    for match in sorted(found):
         if is_regular(match):
             yield match
         elif not match.is_dir():

@@ -18,9 +18,11 @@ def text_digests_of(shards: Iterable[Path]) -> Any:
     return np.unique(np.concatenate([np.empty(0, np.uint64), *parts]))
 
 
-def is_among(digests: Any, digest: int) -> bool:
-    """Whether a digest is one of those of `text_digests_of`."""
+def are_among(digests: Any, known: Any) -> Any:
+    """Which of some digests are among those of `text_digests_of`: bool (digests,)."""
     import numpy as np
 
-    place = int(np.searchsorted(digests, np.uint64(digest)))
-    return place < len(digests) and int(digests[place]) == digest
+    digests = np.asarray(digests, np.uint64)
+    if not len(known):
+        return np.zeros(len(digests), bool)
+    return known[np.searchsorted(known, digests).clip(max=len(known) - 1)] == digests

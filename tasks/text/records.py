@@ -94,6 +94,10 @@ def no_text(source: Source, names: Iterable[str]) -> str:
     return f"{wanted} with the text (its fields: {told}; say {which} in ingest.sources as text_field)"
 
 
+def _is_unkept(row: dict[str, Any], name: str) -> bool:
+    return isinstance(field_of(row, name), Unkept) or isinstance(row.get(name.partition(".")[0]), Unkept)
+
+
 def from_mapping(source: Source, where: str, row: int, value: Any) -> Record:
     """The document of a row with fields."""
     if not isinstance(value, dict):
@@ -102,14 +106,14 @@ def from_mapping(source: Source, where: str, row: int, value: Any) -> Record:
     if field is None:
         return Record(where, row, error=no_text(source, value))
     wanted = [name for name in (field, source.id_field) if name]
-    unkept = next((name for name in wanted if isinstance(value.get(name.partition(".")[0]), Unkept)), None)
+    unkept = next((name for name in wanted if _is_unkept(value, name)), None)
     if unkept:
         return Record(where, row, error=f"field {unkept!r} has a value that cannot be read, or is not UTF-8")
     text = field_of(value, field)
     if not isinstance(text, str):
         return Record(where, row, error=f"field {field!r} is {type(text).__name__}, not text")
     own_id, metadata = field_of(value, source.id_field), _without(value, field)
-    if isinstance(own_id, float) and own_id.is_integer():
+    if isinstance(own_id, float) and own_id.is_integer() and abs(own_id) < 2**53:
         own_id = int(own_id)  # a column of whole numbers of which one is missing
     if isinstance(own_id, str | int) or own_id is None:
         metadata = _without(metadata, source.id_field)

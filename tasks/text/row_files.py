@@ -217,6 +217,13 @@ def _parsed(source: Source, where: str, row: int, line: bytes, convert: Convert)
     return convert(source, where, row, value)
 
 
+def _twice(source: Source, names: list[str]) -> str | None:
+    """Which column of those that hold the text and the id there are two of."""
+    wanted = [name for name in (text_field_of(source, names), source.id_field) if name]
+    columns = {own for name in wanted for own in (name, name.partition(".")[0])}
+    return next((name for name in names if name in columns and names.count(name) > 1), None)
+
+
 def _delta_columns(file: Any) -> set[str]:
     """Columns of a Parquet file with an encoding by differences, which pyarrow cannot read as a dictionary."""
     groups = (file.metadata.row_group(number) for number in range(file.metadata.num_row_groups))
@@ -259,13 +266,12 @@ def read_parquet_rows(
         size = path.stat().st_size
         yield Record(where, None, error=f"unreadable: {type(error).__name__}", size=size, rows=None)
         return
-    twice = next((name for name in schema.names if schema.names.count(name) > 1), None)
-    if twice is not None:
-        size = path.stat().st_size
-        yield Record(where, None, error=f"a table with two columns {twice!r}", size=size, rows=None)
-        return
     if convert is from_mapping and text_field_of(source, schema.names) is None and not source.text_field:
         yield Record(where, None, error=f"a table with {no_text(source, schema.names)}", is_other=True)
+        return
+    if twice := _twice(source, schema.names):
+        size = path.stat().st_size
+        yield Record(where, None, error=f"a table with two columns {twice!r}", size=size, rows=None)
         return
     first = part.first_row if part else 0
     for group in range(part.first, part.end) if part else range(file.metadata.num_row_groups):
@@ -312,6 +318,9 @@ def read_arrow_rows(source: Source, where: str, path: Path, convert: Convert, li
             if convert is from_mapping and text_field_of(source, reader.schema.names) is None:
                 sentence = f"a table with {no_text(source, reader.schema.names)}"
                 yield Record(where, None, error=sentence, is_other=True)
+                return
+            if twice := _twice(source, reader.schema.names):
+                yield Record(where, None, error=f"a table with two columns {twice!r}", size=size, rows=None)
                 return
             for batch in batches:
                 batch.validate(full=True)

@@ -3,7 +3,6 @@
 A map, since `deduplicate` has decided what documents of different shards have to do with each other.
 """
 
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -53,14 +52,6 @@ class SplitConfig(Config):
             twice = next(name for name in self.validation_ids if self.validation_ids.count(name) > 1)
             raise ValueError(f"validation_ids names {twice!r} twice: name it once")
         return self
-
-    @cached_property
-    def _listed_ids(self) -> frozenset[str]:
-        return frozenset(self.validation_ids)
-
-    def is_listed(self, identifier: str, source: str) -> bool:
-        """Whether the recipe itself names this document as held out."""
-        return identifier in self._listed_ids or source == self.validation_source
 
     def side(self, draw: int, held: str) -> str:
         """Side of a document that nothing drops and no list names; it depends on its group alone, see `tasks.text.groups`.
@@ -125,6 +116,7 @@ def split(
         DROPPED: {},
     }
     groups = read_table(duplicates.path / GROUPS).to_pylist() if (duplicates.path / GROUPS).exists() else None
+    listed = frozenset(config.validation_ids)
     for row, document in enumerate(table.to_pylist()):
         identifier, source, text = document["id"], document["source"], document["text"]
         group: dict[str, Any] = (
@@ -132,9 +124,9 @@ def split(
         )
         reason = None
         against = next((verdict for column in verdicts if not (verdict := column[row])["kept"]), None)
-        if config.is_listed(identifier, source):
+        if identifier in listed or source == config.validation_source:
             side = VALIDATION
-            metrics["listed"] |= {identifier: 1} if identifier in config.validation_ids else {}
+            metrics["listed"] |= {identifier: 1} if identifier in listed else {}
         elif against or group["held"] == LISTED:
             side, reason = DROPPED, against["reason"] if against else "near held-out text"
             metrics[DROPPED][reason] = metrics[DROPPED].get(reason, 0) + 1

@@ -250,3 +250,12 @@ def test_a_size_is_its_shape_and_may_be_changed():
 def test_devices_are_known_by_the_names_that_they_have(name: str, kind: str | None):
     found = accelerator_named(name)
     assert (found.name if found else None) == kind
+
+
+@pytest.mark.parametrize("on_cpu", [True, False])
+def test_the_parts_of_what_is_foretold_are_bytes_and_come_to_all_of_it(on_cpu: bool):
+    how = {"dtype": "float32", "optimizer": "muon", "zero_stage": 0, "ranks": 1, "on_cpu": on_cpu}
+    found = memory(ModelConfig(), 8192, micro_batch=4, window_length=256, **how)
+    assert sum(found.parts.values()) == found.total
+    assert "on_cpu" not in found.parts
+    assert (found.parts["shared"] < 0) == on_cpu

@@ -3,6 +3,7 @@
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -134,6 +135,23 @@ def of_nodes(**machine: Any) -> dict[str, Any]:
         "model": {"n_layers": 8, "d_model": 512, "n_heads": 8, "context_length": 512},
         "machine": {"device": "cuda", "cluster": {"kind": "slurm", "partition": "gpu"}, **machine},
     }
+
+
+def test_a_training_is_foretold_on_the_ranks_that_it_will_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Where six windows are shared by three of five devices."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 5)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda _: SimpleNamespace(total_memory=80e9))
+    six = {"tokens": 6 * 4096, "tokens_per_batch": 6 * 256}
+    shape = {"n_layers": 1, "d_model": 32, "n_heads": 1, "context_length": 256}
+    open_ranks, three = (
+        foresee(tmp_path, train_model=six, model=shape, machine={"device": "cuda", **ranks})[2]
+        for ranks in ({}, {"ranks": 3})
+    )
+    assert open_ranks.step_seconds == three.step_seconds
+    assert open_ranks.memory_bytes == three.memory_bytes
 
 
 def test_a_training_elsewhere_is_not_tried_here_and_its_ranks_share_its_time(tmp_path: Path):

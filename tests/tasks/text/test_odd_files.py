@@ -78,6 +78,15 @@ def test_a_value_that_is_not_utf_8_becomes_no_text_and_no_id(tmp_path: Path, nam
     assert metrics["lost_bytes"] > 0
 
 
+def test_a_value_of_a_column_with_a_dot_in_its_name_becomes_no_text_either(tmp_path: Path):
+    column = pa.array([b"one", b"a\xff\xffb"]).view(pa.string())
+    pq.write_table(pa.table({"data.body": column, "note": ["x", "y"]}), tmp_path / "a.parquet")
+    content = (tmp_path / "a.parquet").read_bytes()
+    found, _, errors = texts(tmp_path, "a.parquet", content, text_field="data.body")
+    assert found == ["one"]
+    assert errors[0]["error"].startswith("field 'data.body' has a value that cannot be read")
+
+
 def test_a_wrong_byte_costs_its_row_or_its_document_in_any_encoding(tmp_path: Path):
     rows = [f'{{"text": "Größe {i}"}}' for i in range(500)]
     content = "\n".join(rows).encode("cp1252") + b'\n{"text": "\x81"}\n{"text": "last"}\n'
@@ -118,12 +127,21 @@ def test_ids_that_nobody_asked_for_cost_no_document(tmp_path: Path):
     ]
 
 
-def test_a_parquet_file_with_two_columns_of_one_name_is_an_error(tmp_path: Path):
-    table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
-    pq.write_table(table, tmp_path / "a.parquet")
-    found, _, errors = texts(tmp_path, "a.parquet", (tmp_path / "a.parquet").read_bytes())
-    assert not found
-    assert errors[0]["error"] == "a table with two columns 'text'"
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_two_columns_with_the_text_are_an_error_and_two_others_are_none(tmp_path: Path, kind: str):
+    for names, read in ((["text", "text"], False), (["text", "id", "id"], False), (["text", "n", "n"], True)):
+        table = pa.Table.from_arrays([pa.array([name]) for name in names], names=names)
+        path = tmp_path / f"a.{kind}"
+        if kind == "parquet":
+            pq.write_table(table, path)
+        else:
+            with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+                writer.write_table(table)
+        found, _, errors = texts(tmp_path, f"a.{kind}", path.read_bytes())
+        assert found == (["text"] if read else [])
+        assert [error["error"] for error in errors] == (
+            [] if read else [f"a table with two columns {names[1]!r}"]
+        )
 
 
 def test_a_dataset_is_read_as_far_as_is_asked_for_and_its_bad_rows_are_told(tmp_path: Path):
@@ -142,6 +160,18 @@ def test_a_dataset_is_read_as_far_as_is_asked_for_and_its_bad_rows_are_told(tmp_
         run(tmp_path / "again", Source(path=f"dataset:{folder}"))
 
 
+def test_pages_that_are_small_enough_are_not_cut(tmp_path: Path):
+    pages = [b"a" * 60_000, b"b" * 95_000, b"c" * 130_000]
+    (tmp_path / "a.txt").write_bytes(b"\f\n".join(pages))
+    source = Source(path=str(tmp_path / "a.txt"), cut="pages")
+    rows, _, errors = run(tmp_path / "out", source, max_document_bytes=100_000)
+    sizes = [len(row["text"].strip()) for row in rows]
+    assert sizes[:2] == [60_000, 95_000]
+    assert max(sizes) <= 100_000
+    assert sum(sizes) == 285_000
+    assert not errors
+
+
 def test_no_document_that_a_text_is_cut_into_is_larger_than_it_may_be(tmp_path: Path):
     content = ("word " * 20_000 + "\n\n").encode() * 3
     (tmp_path / "a.txt").write_bytes(content)
@@ -154,19 +184,28 @@ def test_no_document_that_a_text_is_cut_into_is_larger_than_it_may_be(tmp_path: 
 
 
 def test_a_pattern_of_any_folders_follows_no_link_in_circles(tmp_path: Path):
-    for name in ("a.txt", "deep/er/b.txt", "deep/c.md", ".hidden/d.txt"):
+    files = ("a.txt", "deep/er/b.txt", "deep/c.md", ".hidden/d.txt", "deep/.conf/e.txt", "data1.txt")
+    for name in files:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
-    for name in ("self", "deep/up"):
+    for name in ("self", "deep/up", "deep/back"):
         (tmp_path / name).symlink_to(tmp_path)
-    for pattern, names in (
-        ("**/*.txt", {"a.txt", "deep/er/b.txt"}),
-        ("deep/**/b.txt", {"deep/er/b.txt"}),
-        ("**", {"a.txt", "deep/er/b.txt", "deep/c.md"}),
-    ):
+    (tmp_path / "latest").symlink_to(tmp_path / "deep" / "er")
+    for pattern, names in {
+        "**/*.txt": {"a.txt", "data1.txt", "deep/er/b.txt", "latest/b.txt"},
+        "deep/**/b.txt": {"deep/er/b.txt"},
+        "**": {"a.txt", "data1.txt", "deep/er/b.txt", "deep/c.md", "latest/b.txt"},
+        "**/latest/*.txt": {"latest/b.txt"},
+        "deep/**/.conf/*.txt": {"deep/.conf/e.txt"},
+        "deep/*/**": {"deep/er/b.txt"},
+        "data**.txt": {"data1.txt"},
+    }.items():
         listed = files_of(Source(path=f"{tmp_path}/{pattern}"))
         found = {path.relative_to(tmp_path).as_posix() for path in listed.paths}
-        assert found == names
+        # Through a link that leads back up everything is there once more, and no more often.
+        assert {name for name in found if not {"up", "back", "self"} & set(name.split("/"))} == names, pattern
+        assert max(name.count("self") + name.count("up") + name.count("back") for name in found) <= 1, pattern
+        assert listed.skipped == (), pattern
 
 
 def test_a_table_of_numbers_beside_text_is_left_out_whatever_its_format(tmp_path: Path):

@@ -194,9 +194,9 @@ def duplicates(n_documents: int, copies: float) -> None:
             shards.append(shard)
         (folder / "out").mkdir()
         before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
-        copies, pairs = find_pairs(folder / "pairs", tuple(shards))
+        equal, pairs = find_pairs(folder / "pairs", tuple(shards))
         found = time.perf_counter() - started
-        given = {"signatures": Artifact(folder / "in", tuple(shards)), "copies": copies, "pairs": pairs}
+        given = {"signatures": Artifact(folder / "in", tuple(shards)), "copies": equal, "pairs": pairs}
         figures = deduplicate.fn(DeduplicateConfig(), **given, out=folder / "out")
         seconds, peak = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         print(

@@ -102,15 +102,16 @@ def estimate(
         tell: called before they are.
     """
     train, vocabulary_size = recipe.train_model, recipe.train_tokenizer.vocabulary_size
+    training = TrainModelConfig(model=recipe.model, train=train)
     machine: TrainingMachine = recipe.machine
     if hardware:
         kind, ranks = hardware
         machine = machine.model_copy(update={"device": "cuda", "ranks": ranks})
-        check_machine(TrainModelConfig(model=recipe.model, train=train), machine)
+        check_machine(training, machine)
         device = kind.name
         memory_bytes: float | None = kind.bytes
     else:
-        machine = machine_of_training(TrainModelConfig(model=recipe.model, train=train), recipe.machine)
+        machine = machine_of_training(training, recipe.machine)
         ranks, device, memory_bytes = (
             machine.ranks,
             machine.device,

@@ -202,7 +202,9 @@ def _items(recipe: Recipe, limit: int | None) -> int:
 
 
 def _was_resumed(store: Store, entry: dict[str, Any]) -> bool:
-    """Whether the seconds of a training are those of its last attempt only."""
+    """Whether it is a training whose seconds are those of its last attempt only."""
+    if entry["role"] != "train":
+        return False
     stored = store.find_whole("artifacts", entry["stage"], entry["key"])
     return bool(stored and stored.manifest.metrics.get("resumed_from_step"))
 
@@ -218,8 +220,8 @@ def _corrections(store: Store) -> dict[str, float]:
             # What was foretold by rates; what was corrected, or told by an earlier run, says nothing of the rates.
             seconds = told.get("by_rates", {}).get(stage)
             is_whole = not entry["cached"] and not entry["shards"]["reused"]
-            if seconds and is_whole and not _was_resumed(store, entry):
-                factors.setdefault(stage, min(5.0, max(0.2, entry["seconds"] / seconds)))
+            if stage not in factors and seconds and is_whole and not _was_resumed(store, entry):
+                factors[stage] = min(5.0, max(0.2, entry["seconds"] / seconds))
     return factors
 
 

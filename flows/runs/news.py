@@ -11,9 +11,10 @@ from tasks.engine.store import Store
 from tasks.tables import read_json_lines
 from tasks.text.document_shards import PIECES
 from tasks.text.documents import text_digest
-from tasks.text.new_documents import are_among, text_digests_of
+from tasks.text.new_documents import text_digests_of
 from tasks.text.pieces import list_pieces
 from tasks.text.readers import unread_texts
+from tasks.text.sorted_arrays import are_among
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from tasks.text.fields import field_of
 from tasks.text.groups import CLUSTERS, CLUSTERS_SCHEMA, GROUPS, GROUPS_SCHEMA, LISTED, draw
 from tasks.text.selection import SELECTION, SIDES, TRAIN, VALIDATION
 from tasks.text.signatures import AGAIN, ALIKE, COPIES, NEAR, SIGNED, SIGNED_SCHEMA
+from tasks.text.sorted_arrays import are_among
 from tasks.text.verdicts import VERDICTS, VERDICTS_SCHEMA, dropped, kept
 
 _RANKS = (LISTED, VALIDATION, TRAIN, "")
@@ -118,12 +119,9 @@ class _Signed:
 
 def _set_sides(ranks: Any, known: dict[str, Any], digests: Any) -> None:
     """Give those documents the rank of a side whose digest is a known one of it; of several sides the first."""
-    import numpy as np
 
     for side, digests_of_side in reversed(known.items()):
-        if len(digests_of_side):
-            places = np.searchsorted(digests_of_side, digests).clip(max=len(digests_of_side) - 1)
-            ranks[digests_of_side[places] == digests] = _RANKS.index(side)
+        ranks[are_among(digests, digests_of_side)] = _RANKS.index(side)
 
 
 def _former_sides(former: Artifact | None) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -167,14 +165,16 @@ def _by_value(places: list[int], values: list[Any], config: SurvivorConfig) -> l
     return having + [place for place in places if values[place] in (None, "")]
 
 
-def _joined(copies: Artifact, pairs: Artifact, kind: str) -> tuple[Any, Any]:
-    """Components over pairs of a kind and over copies: numbers of documents, sorted, and the label of each."""
+def _joined(equal: Any, is_again: Any, pairs: Artifact, kind: str) -> tuple[Any, Any]:
+    """Components over pairs of a kind and over copies: numbers of documents, sorted, and the label of each.
+
+    Args:
+        equal: copies, of which those that `is_again` says were compared by no signature of their own.
+    """
     import numpy as np
 
     from tasks.text.equal_keys import components, with_copies
 
-    equal, again = np.load(copies.path / COPIES), np.load(copies.path / AGAIN)
-    is_again = np.isin(equal[:, 1], again)
     parts = (np.load(part / kind) for part in pairs.shards)
     return with_copies(*components(chain([equal[~is_again]], parts)), equal[is_again])
 
@@ -321,8 +321,10 @@ def deduplicate(
     import numpy as np
 
     signed = _Signed(config, signatures.shards, former)
-    clusters = _Clusters(_joined(copies, pairs, NEAR), signed, documents)
-    groups = _Groups(_joined(copies, pairs, ALIKE), signed)
+    equal = np.load(copies.path / COPIES)
+    is_again = are_among(equal[:, 1], np.load(copies.path / AGAIN))
+    clusters = _Clusters(_joined(equal, is_again, pairs, NEAR), signed, documents)
+    groups = _Groups(_joined(equal, is_again, pairs, ALIKE), signed)
     gone: Counter[str] = Counter()
     for shard, folder in enumerate(signatures.shards):
         folder_of_shard, numbers = out / "shards" / f"{shard:05d}", signed.numbers(shard)

@@ -6,8 +6,9 @@ from pathlib import Path
 from tasks.engine.stage import Artifact, Metrics, stage
 from tasks.tables import read_column, read_table
 from tasks.text.documents import DOCUMENTS, TEXT_DIGESTS
-from tasks.text.new_documents import NEW, are_among, text_digests_of
+from tasks.text.new_documents import NEW, text_digests_of
 from tasks.text.selection import SELECTION, SIDES
+from tasks.text.sorted_arrays import are_among
 
 
 @stage(libraries=("numpy", "pyarrow"))

@@ -14,6 +14,7 @@ import numpy as np
 from tasks.tables import count_rows, read_table
 from tasks.text.equal_keys import KeyRuns, copies_of, pairs_of
 from tasks.text.signatures import ROWS, SIGNATURES, SIGNED, MinhashConfig
+from tasks.text.sorted_arrays import are_among
 
 _HASHES_OF_A_BAND, _LEAST_SHARE = 2, 0.2
 _HASHES_AT_ONCE = 16_000_000
@@ -41,12 +42,6 @@ class Signatures:
         """Hashes of a shard, uint32 (hashes, signed documents), and the numbers of their documents."""
         numbers = self.firsts[shard] + np.load(self.shards[shard] / ROWS, mmap_mode="r").astype(np.int64)
         return np.load(self.shards[shard] / SIGNATURES, mmap_mode="r"), numbers
-
-    def without(self, again: np.ndarray, shard: int) -> np.ndarray:
-        """Which documents of a shard that have a signature are not among those of `again`, sorted: their places among the signed."""
-        _, numbers = self.of(shard)
-        places = np.searchsorted(again, numbers).clip(max=max(0, len(again) - 1))
-        return np.flatnonzero(again[places] != numbers) if len(again) else np.arange(len(numbers))
 
     def at(self, numbers: np.ndarray, hashes: slice) -> np.ndarray:
         """Some hashes of documents that have a signature, uint32 (documents, hashes)."""
@@ -133,7 +128,7 @@ def pairs_of_bucket(
     runs = KeyRuns(folder, len(kinds), signatures.n_documents)
     for shard, first in enumerate(signatures.firsts.tolist()):
         hashes, signed = signatures.of(shard)
-        places = signatures.without(again, shard)
+        places = np.flatnonzero(~are_among(signed, again))
         hashes, signed = hashes[whole, places], signed[places]
         digests = read_table(signatures.shards[shard] / SIGNED, ["digest"]).column("digest").to_numpy()
         for kind, (start, n_hashes) in enumerate(kinds):

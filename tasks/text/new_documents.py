@@ -16,13 +16,3 @@ def text_digests_of(shards: Iterable[Path]) -> Any:
 
     parts = [read_table(shard / TEXT_DIGESTS).column("digest").to_numpy() for shard in shards]
     return np.unique(np.concatenate([np.empty(0, np.uint64), *parts]))
-
-
-def are_among(digests: Any, known: Any) -> Any:
-    """Which of some digests are among those of `text_digests_of`: bool (digests,)."""
-    import numpy as np
-
-    digests = np.asarray(digests, np.uint64)
-    if not len(known):
-        return np.zeros(len(digests), bool)
-    return known[np.searchsorted(known, digests).clip(max=len(known) - 1)] == digests

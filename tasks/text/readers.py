@@ -3,7 +3,7 @@
 import io
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from itertools import count
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -214,6 +214,25 @@ def _open_dataset(source: Source) -> Iterable[Any]:
     )
 
 
+def _values_of(source: Source, rows: Iterable[Any]) -> Iterator[Any]:
+    """The rows of a dataset, as many as are asked for.
+
+    Raises:
+        InputError: if one is none.
+    """
+    n_read = 0
+    try:
+        for value in islice(rows, source.max_rows):
+            yield value
+            n_read += 1
+    except ValueError as error:  # pyarrow's are ones, too; what the network says is none, and is tried again
+        sentence = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"ingest.sources: the dataset of {source.name!r} ({source.path}, split {source.split!r}) cannot be read after row "
+            f"{n_read}: {sentence}. Of files that are given as a path what is bad is left out, and named"
+        ) from error
+
+
 def read_dataset(source: Source, convert: Convert, limit: int) -> Iterator[Record]:
     """Every record of a Hugging Face dataset.
 
@@ -228,22 +247,7 @@ def read_dataset(source: Source, convert: Convert, limit: int) -> Iterator[Recor
             f"ingest.sources: the dataset of {source.name!r} ({source.path}, split {source.split!r}) "
             f"cannot be opened: {sentence}"
         ) from error
-    remaining = iter(rows)
-    for row in count():
-        if source.max_rows is not None and row >= source.max_rows:
-            return
-        try:
-            value = next(remaining)
-        except StopIteration:
-            return
-        except (
-            ValueError
-        ) as error:  # pyarrow's are ones, too; what the network says is none, and is tried again
-            sentence = " ".join(str(error).split())[:200]
-            raise InputError(
-                f"ingest.sources: the dataset of {source.name!r} ({source.path}, split {source.split!r}) cannot be read after row "
-                f"{row}: {sentence}. Of files that are given as a path what is bad is left out, and named"
-            ) from error
+    for row, value in enumerate(_values_of(source, rows)):
         size = sum(len(str(item)) for item in value.values()) if isinstance(value, dict) else 0
         yield kept_record(convert(source, source.split, row, value), size, limit)
 

@@ -196,8 +196,13 @@ class _Bz2(io.RawIOBase):
                 return len(block)
 
 
+def _marked(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeDecodeError)
+    return "\udcff", error.end
+
+
 _MARK = "scratchlm.mark"
-codecs.register_error(_MARK, lambda error: ("\udcff", error.end))  # type: ignore[attr-defined]
+codecs.register_error(_MARK, _marked)
 
 
 class _AsUtf8(io.RawIOBase):

@@ -155,6 +155,10 @@ def _decoded(reading: Reading, lines: BinaryIO, limit: int) -> Iterator[str]:
         yield line.decode(utf_8, "surrogateescape")
 
 
+def _no_json(source: Source, error: Exception) -> str:
+    return f"not JSON in {(source.encoding or 'utf-8').upper()} ({type(error).__name__})"
+
+
 def read_json_rows(
     source: Source, where: str, path: Path, kind: Kind, convert: Convert, limit: int
 ) -> Iterator[Record]:
@@ -166,8 +170,7 @@ def read_json_rows(
     try:
         value = json.loads(whole)
     except (ValueError, RecursionError) as error:
-        sentence = f"not JSON in {(source.encoding or 'utf-8').upper()} ({type(error).__name__})"
-        yield Record(where, None, error=sentence, size=len(whole), rows=None)
+        yield Record(where, None, error=_no_json(source, error), size=len(whole), rows=None)
         return
     own = None if convert is from_mapping else convert(source, where, 0, value)
     if isinstance(value, dict) and text_field_of(source, value) is None and (own is None or own.error):
@@ -211,9 +214,7 @@ def _parsed(source: Source, where: str, row: int, line: bytes, convert: Convert)
     except json.JSONDecodeError as error:
         return Record(where, row, error=f"not JSON at column {error.colno} ({error.msg})")
     except (ValueError, RecursionError) as error:
-        return Record(
-            where, row, error=f"not JSON in {(source.encoding or 'utf-8').upper()} ({type(error).__name__})"
-        )
+        return Record(where, row, error=_no_json(source, error))
     return convert(source, where, row, value)
 
 
